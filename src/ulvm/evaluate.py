@@ -1,0 +1,678 @@
+"""One evaluation path for any function that turns pictures into probabilities.
+
+Torch, ONNX Runtime or a lookup table: `evaluate` sees only `probability_of`, so every model is
+scored by the same lines. Scores are taken at the network's size, against masks resized to it.
+"""
+
+import csv
+import importlib.util
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from ulvm import metrics
+from ulvm.errors import InputError
+from ulvm.files import write_atomically
+from ulvm.metrics import BoolArray, Confusion, FloatArray, Interval, Scores
+
+ByteArray = npt.NDArray[np.uint8]
+
+# uint8 (batch, size, size, 3) → float32 (batch, classes, size, size), 0..1
+ProbabilityOf = Callable[[ByteArray], npt.NDArray[np.float32]]
+
+TRUTH_THRESHOLD = 128  # of the soft uint8 masks: 128 / 255 is the first value ≥ .5
+BOUNDARY_TOLERANCE = 2 / 256  # of the picture's side: 2 pixels at 256×256
+CALIBRATION_BINS = 15
+LEVEL = 0.95
+RESAMPLES = 2000
+BOOTSTRAP_SEED = 0
+SHEET_CASES_PER_SIDE = 8
+_NOT_STATED = "not stated"
+
+
+class Dataset(Protocol):
+    """Pictures and soft masks at one size, such as `ulvm.datasets.DecodedDataset`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def images(self) -> ByteArray:
+        """Pictures, uint8 (pairs, size, size, 3), RGB 0..255."""
+
+    @property
+    def masks(self) -> ByteArray:
+        """Masks, uint8 (pairs, size, size), 0..255, soft at the edges."""
+
+    def indices(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """The row of each id, in the order given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Counts and scores of one image, in pixels of the network's size.
+
+    Args:
+        id: Id of the image.
+        tp: True positive pixels; `fp`, `fn` and `tn` likewise.
+        dice: Dice coefficient, 1 if both masks are empty.
+        iou: Intersection over union, 1 if both masks are empty.
+        sensitivity: nan if the truth is empty.
+        specificity: nan if the truth fills the picture.
+        accuracy: Fraction of pixels predicted correctly.
+        true_area: True lesion as a fraction of the picture.
+        predicted_area: Predicted lesion as a fraction of the picture.
+        boundary_f1: See `boundary_scores`; None if boundaries were not scored.
+        hd95_px: See `boundary_scores`; None if boundaries were not scored.
+    """
+
+    id: str
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+    dice: float
+    iou: float
+    sensitivity: float
+    specificity: float
+    accuracy: float
+    true_area: float
+    predicted_area: float
+    boundary_f1: float | None
+    hd95_px: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundarySummary:
+    """Boundary scores over images: the tolerance of F1, its mean, the median of HD95."""
+
+    tolerance_px: float
+    f1_mean: float
+    hd95_median_px: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """How the predicted lesion probability of pixels compares with how often they are lesion.
+
+    Args:
+        pixels: Pixels per bin of predicted probability, (bins,), equal widths over 0..1.
+        probability: Mean predicted probability per bin, (bins,); nan in an empty bin.
+        frequency: Fraction of true lesion pixels per bin, (bins,); nan in an empty bin.
+    """
+
+    pixels: npt.NDArray[np.int64]
+    probability: FloatArray
+    frequency: FloatArray
+
+    @property
+    def expected_error(self) -> float:
+        """Mean over pixels of |probability - frequency| of their bin (ECE), 0..1."""
+        filled = self.pixels > 0
+        gap = np.abs(self.probability[filled] - self.frequency[filled])
+        return float(np.average(gap, weights=self.pixels[filled]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One evaluated picture with its masks, kept for the contact sheet."""
+
+    id: str
+    dice: float
+    image_rgb: ByteArray
+    mask: BoolArray
+    truth: BoolArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """Everything measured of one model on one list of images.
+
+    Args:
+        dataset: Name of the data set.
+        model: What was evaluated, for the reader.
+        split: Name of the split.
+        split_hash: Hash of its id lists.
+        part: Which of its lists, such as "test".
+        threshold: Probability from which a pixel is lesion; None for several classes (argmax).
+        size_hw: Height and width at which the masks were compared.
+        counts: Confusion counts, (images,), in the order of `cases`.
+        cases: One entry per image, in the order of the ids.
+        scores: Pooled and per-image scores.
+        intervals: 95 % bootstrap intervals over images, named as the scores are: "pooled.dsc",
+            "per_image.dsc", …, and "boundary.hd95_median_px".
+        boundary: Boundary scores; None if they were not asked for.
+        calibration: Of the foreground probability of every pixel.
+        examples: The images of lowest and highest Dice, from worst to best.
+    """
+
+    dataset: str
+    model: str
+    split: str
+    split_hash: str
+    part: str
+    threshold: float | None
+    size_hw: tuple[int, int]
+    counts: Confusion
+    cases: tuple[Case, ...]
+    scores: Scores
+    intervals: dict[str, Interval]
+    boundary: BoundarySummary | None
+    calibration: Calibration
+    examples: tuple[Example, ...] = field(repr=False)
+
+    def table(self) -> str:
+        """The scores as text that also says what was scored, where and how."""
+        rows = [("", "pooled over all pixels", "per image, mean ± sd")]
+        for name in metrics.PER_IMAGE_METRICS:
+            pooled = getattr(self.scores.pooled, name, None)
+            spread = getattr(self.scores.per_image, name)
+            rows.append(
+                (
+                    _ROW_TITLES[name],
+                    "" if pooled is None else f"{pooled:.4f} {self._range(f'pooled.{name}')}",
+                    f"{spread.mean:.4f} ± {spread.sd:.4f} {self._range(f'per_image.{name}')}",
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [*self._heading(), ""]
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines.append("")
+        if self.boundary is not None:
+            lines += [
+                f"HD95, median over images: {self.boundary.hd95_median_px:.2f} px"
+                f" {self._range('boundary.hd95_median_px', 2)}",
+                f"Boundary F1, mean over images: {self.boundary.f1_mean:.4f}"
+                f" (within {self.boundary.tolerance_px:g} px)",
+            ]
+        lines += [
+            f"Expected calibration error of pixels, {CALIBRATION_BINS} bins:"
+            f" {self.calibration.expected_error:.4f}",
+            f"[low, high]: {LEVEL:.0%} bootstrap intervals over images, {RESAMPLES} resamples,"
+            f" seed {BOOTSTRAP_SEED}",
+        ]
+        return "\n".join(lines)
+
+    def _heading(self) -> list[str]:
+        height, width = self.size_hw
+        decision = (
+            "lesion = any class above 0 by argmax"
+            if self.threshold is None
+            else f"lesion = probability {self.threshold:g} or more"
+        )
+        return [
+            f"model {self.model}",
+            f"dataset {self.dataset}, split {self.split} (hash {self.split_hash}),"
+            f" part {self.part}, n = {self.scores.images} images",
+            f"{decision}, compared at {height}x{width} px",
+        ]
+
+    def _range(self, name: str, digits: int = 4) -> str:
+        interval = self.intervals[name]
+        return f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the cases and pictures, ready for JSON; nan becomes None."""
+        result: dict[str, Any] = {
+            "dataset": self.dataset,
+            "model": self.model,
+            "split": {"name": self.split, "hash": self.split_hash, "part": self.part},
+            "images": self.scores.images,
+            "size_hw": list(self.size_hw),
+            "threshold": self.threshold,
+            "pooled": asdict(self.scores.pooled),
+            "per_image": asdict(self.scores.per_image),
+            "boundary": None if self.boundary is None else asdict(self.boundary),
+            "intervals": {name: asdict(limits) for name, limits in self.intervals.items()},
+            "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": BOOTSTRAP_SEED},
+            "calibration": {
+                "expected_error": self.calibration.expected_error,
+                "pixels": self.calibration.pixels.tolist(),
+                "probability": self.calibration.probability.tolist(),
+                "frequency": self.calibration.frequency.tolist(),
+            },
+        }
+        return _without_nan(result)  # type: ignore[no-any-return]
+
+    def contact_sheet(self) -> Image.Image:
+        """The worst and best images with both outlines; see `draw_contact_sheet`."""
+        return draw_contact_sheet(
+            np.stack([example.image_rgb for example in self.examples]),
+            np.stack([example.mask for example in self.examples]),
+            np.stack([example.truth for example in self.examples]),
+            [f"Dice {example.dice:.3f}  {example.id}" for example in self.examples],
+            heading=self._heading(),
+        )
+
+    def save(self, out_dir: Path | str) -> list[Path]:
+        """Writes `scores.json`, `cases.json`, `cases.csv` and `contact_sheet.png`.
+
+        Args:
+            out_dir: Folder to write into; it is made if needed, and older results are replaced.
+
+        Returns:
+            The four paths.
+
+        Raises:
+            InputError: The folder cannot be made or written to.
+        """
+        out_dir = Path(out_dir)
+        cases = _without_nan([asdict(case) for case in self.cases])
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(cases[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(cases)
+        sheet = io.BytesIO()
+        self.contact_sheet().save(sheet, format="PNG")
+        contents = {
+            "scores.json": _json(self.to_dict()),
+            "cases.json": _json(cases),
+            "cases.csv": table.getvalue().encode(),
+            "contact_sheet.png": sheet.getvalue(),
+        }
+        for name, content in contents.items():
+            write_atomically(out_dir / name, content)
+        return [out_dir / name for name in contents]
+
+
+_ROW_TITLES = {
+    "dsc": "DSC",
+    "iou": "IoU",
+    "se": "SE",
+    "sp": "SP",
+    "acc": "ACC",
+    "thresholded_jaccard": "IoU, < .65 as 0",
+}
+
+
+def evaluate(
+    probability_of: ProbabilityOf,
+    dataset: Dataset,
+    ids: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    batch_size: int = 32,
+    boundary: bool = True,
+    model: str = _NOT_STATED,
+    split: str = _NOT_STATED,
+    split_hash: str = _NOT_STATED,
+    part: str = _NOT_STATED,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Scores of a model on a list of images: counts, overlap, boundary distance, calibration.
+
+    Pictures pass in batches; only counts and the few pictures of the contact sheet are kept.
+    With several classes the lesion is every class above 0 by argmax, its probability is one minus
+    that of class 0, and `threshold` plays no part; the truth is always the foreground mask.
+
+    Args:
+        probability_of: Pictures uint8 (batch, size, size, 3) → probability float32
+            (batch, classes, size, size), 0..1, such as `Segmenter.probability`.
+        dataset: Pictures and soft masks; a mask pixel of 128 or more (≥ .5) is lesion.
+        ids: The images to score, each once.
+        threshold: Probability from which a pixel is lesion, between 0 and 1.
+        batch_size: Pictures per call of `probability_of`.
+        boundary: Whether to score boundaries, which needs scipy.
+        model: What is evaluated, for tables and files.
+        split: Name of the split, for tables and files.
+        split_hash: Hash of its id lists, for tables and files.
+        part: Which of its lists `ids` is, such as "test".
+        progress: Called after each batch with (images done, images in all).
+
+    Returns:
+        The evaluation, cases in the order of `ids`.
+
+    Raises:
+        InputError: No ids, repeated or unknown ids, a threshold or batch size out of range, an
+            answer of `probability_of` with another shape or outside 0..1, or scipy missing.
+    """
+    if not ids or len(set(ids)) != len(ids):
+        raise InputError(
+            f"{len(ids)} ids were given, {len(set(ids))} of them different",
+            "an evaluation needs at least one image and counts each once",
+            "pass every id of the split's part once",
+        )
+    if not 0 < threshold < 1:
+        raise InputError(
+            f"threshold is {threshold}", "a probability between 0 and 1 is needed", ".5 is usual"
+        )
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}", "at least 1 is needed", "32 is usual")
+    if boundary:
+        _require_scipy()
+
+    rows = dataset.indices(ids)
+    height, width = dataset.masks.shape[1:]
+    tolerance_px = BOUNDARY_TOLERANCE * height
+    count_parts: list[Confusion] = []
+    boundaries: list[tuple[float, float]] = []
+    bins = np.zeros((3, CALIBRATION_BINS))  # pixels, sum of probability, lesion pixels
+    examples: list[Example] = []
+    several_classes = False
+    for start in range(0, len(ids), batch_size):
+        batch = rows[start : start + batch_size]
+        batch_ids = ids[start : start + batch_size]
+        images, truths = dataset.images[batch], dataset.masks[batch] >= TRUTH_THRESHOLD
+        probability = probability_of(images)  # (batch, classes, height, width)
+        _check_probability(probability, (len(batch), height, width), batch_ids)
+        several_classes = probability.shape[1] > 1
+        if several_classes:
+            foreground, masks = 1 - probability[:, 0], probability.argmax(axis=1) > 0
+        else:
+            foreground, masks = probability[:, 0], probability[:, 0] >= threshold
+        counts = metrics.confusion(masks, truths)
+        count_parts.append(counts)
+        bins += _calibration_sums(foreground, truths)
+        if boundary:
+            boundaries += [
+                boundary_scores(mask, truth, tolerance_px)
+                for mask, truth in zip(masks, truths, strict=True)
+            ]
+        for i, d, *pictures in zip(
+            batch_ids, metrics.dice(counts), images, masks, truths, strict=True
+        ):
+            # Copies, as a view would keep its whole batch in memory.
+            image, mask, truth = (picture.copy() for picture in pictures)
+            examples.append(Example(id=i, dice=d, image_rgb=image, mask=mask, truth=truth))
+        examples = _worst_and_best(examples)
+        if progress is not None:
+            progress(start + len(batch), len(ids))
+
+    counts = sum(count_parts[1:], start=count_parts[0])
+    return Evaluation(
+        dataset=dataset.name,
+        model=model,
+        split=split,
+        split_hash=split_hash,
+        part=part,
+        threshold=None if several_classes else threshold,
+        size_hw=(height, width),
+        counts=counts,
+        cases=_cases(ids, counts, boundaries),
+        scores=metrics.scores(counts),
+        intervals=_intervals(counts, boundaries),
+        boundary=_summarise(boundaries, tolerance_px),
+        calibration=_calibration(bins),
+        examples=tuple(examples),
+    )
+
+
+def _require_scipy() -> None:
+    if importlib.util.find_spec("scipy") is None:
+        raise InputError(
+            "boundary scores were asked for and scipy is not installed",
+            "boundary distances need scipy; all other scores do without",
+            "pip install 'ultralight-vm-unet[eval]', or leave the boundary scores out",
+        )
+
+
+def _check_probability(
+    probability: npt.NDArray[np.float32], expected: tuple[int, int, int], ids: Sequence[str]
+) -> None:
+    batch, height, width = expected
+    classes = probability.shape[1] if probability.ndim == 4 else 0
+    if classes == 0 or probability.shape != (batch, classes, height, width):
+        raise InputError(
+            f"probability_of answered with shape {probability.shape}",
+            f"({batch}, classes, {height}, {width}) is expected for the data at this size",
+            "decode the data at the model's input size",
+        )
+    sound = ((probability >= 0) & (probability <= 1)).all(axis=(1, 2, 3))  # (batch,)
+    if not sound.all():
+        raise InputError(
+            f"probability_of answered outside 0..1 for image {ids[int(sound.argmin())]}",
+            "probabilities are expected, neither logits nor nan",
+            "apply the sigmoid (softmax for several classes), and check the weights for nan",
+        )
+
+
+def boundary_pixels(mask: BoolArray) -> BoolArray:
+    """The mask's pixels with a side neighbour outside it; outside the picture is outside.
+
+    Args:
+        mask: bool, (height, width).
+
+    Returns:
+        bool, (height, width).
+    """
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inside
+
+
+def boundary_scores(mask: BoolArray, truth: BoolArray, tolerance_px: float) -> tuple[float, float]:
+    """Boundary F1 and 95 % Hausdorff distance between two masks.
+
+    With both masks empty they agree: 1 and 0. With one empty: 0 and the picture's diagonal.
+
+    Args:
+        mask: Predicted lesion, bool, (height, width).
+        truth: True lesion, bool, (height, width).
+        tolerance_px: A boundary pixel is matched if the other boundary is this near, in pixels.
+
+    Returns:
+        F1 of matched boundary pixels, 0..1, and HD95 in pixels: the larger of the two 95th
+        percentiles of distance, from the predicted boundary to the true one and back.
+
+    Source: boundary F1 after Csurka et al., BMVC 2013; HD95 as in MONAI (others take one percentile
+    of both directions together).
+    """
+    from scipy import ndimage  # the one use of scipy, an optional dependency
+
+    if not mask.any() or not truth.any():
+        agree = bool(mask.any() == truth.any())
+        return (1.0, 0.0) if agree else (0.0, math.hypot(*mask.shape))
+    edges = np.stack([boundary_pixels(mask), boundary_pixels(truth)])  # (2, height, width)
+    # Outside the box around both boundaries there is nothing to measure.
+    box = ndimage.find_objects(edges.any(axis=0).astype(np.int8))[0]
+    mask_edge, truth_edge = edges[0][box], edges[1][box]
+    to_truth = ndimage.distance_transform_edt(~truth_edge)[mask_edge]  # (boundary pixels,)
+    to_mask = ndimage.distance_transform_edt(~mask_edge)[truth_edge]
+    precision, recall = np.mean(to_truth <= tolerance_px), np.mean(to_mask <= tolerance_px)
+    f1 = 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+    return float(f1), float(max(np.percentile(to_truth, 95), np.percentile(to_mask, 95)))
+
+
+def _calibration_sums(probability: npt.NDArray[np.float32], truths: BoolArray) -> FloatArray:
+    """Per bin: pixels, sum of probability, lesion pixels, (3, bins)."""
+    flat = probability.ravel()
+    bin_of = np.minimum((flat * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
+    return np.stack(
+        [
+            np.bincount(bin_of, weights, minlength=CALIBRATION_BINS)
+            for weights in (None, flat, truths.ravel())
+        ]
+    )
+
+
+def _calibration(sums: FloatArray) -> Calibration:
+    pixels, probability, lesion = sums
+    means = np.full((2, CALIBRATION_BINS), np.nan)
+    np.divide([probability, lesion], pixels, out=means, where=pixels > 0)
+    return Calibration(pixels=pixels.astype(np.int64), probability=means[0], frequency=means[1])
+
+
+def _worst_and_best(examples: list[Example]) -> list[Example]:
+    """At most the contact sheet's share of either end, from worst to best."""
+    examples = sorted(examples, key=lambda example: (example.dice, example.id))
+    surplus = len(examples) - 2 * SHEET_CASES_PER_SIDE
+    if surplus > 0:
+        del examples[SHEET_CASES_PER_SIDE : SHEET_CASES_PER_SIDE + surplus]
+    return examples
+
+
+def _cases(
+    ids: Sequence[str], counts: Confusion, boundaries: list[tuple[float, float]]
+) -> tuple[Case, ...]:
+    pixels = counts.tp + counts.fp + counts.fn + counts.tn
+    columns: dict[str, npt.NDArray[Any]] = {
+        "tp": counts.tp,
+        "fp": counts.fp,
+        "fn": counts.fn,
+        "tn": counts.tn,
+        "dice": metrics.dice(counts),
+        "iou": metrics.iou(counts),
+        "sensitivity": metrics.sensitivity(counts),
+        "specificity": metrics.specificity(counts),
+        "accuracy": metrics.accuracy(counts),
+        "true_area": (counts.tp + counts.fn) / pixels,
+        "predicted_area": (counts.tp + counts.fp) / pixels,
+    }
+    numbers = zip(*(column.tolist() for column in columns.values()), strict=True)
+    ends: Sequence[tuple[float | None, float | None]] = boundaries or [(None, None)] * len(ids)
+    return tuple(
+        Case(id=id_, **dict(zip(columns, row, strict=True)), boundary_f1=f1, hd95_px=hd95)
+        for id_, row, (f1, hd95) in zip(ids, numbers, ends, strict=True)
+    )
+
+
+def _intervals(counts: Confusion, boundaries: list[tuple[float, float]]) -> dict[str, Interval]:
+    def interval(sample: Any, statistic: Any) -> Interval:
+        return metrics.bootstrap_interval(
+            sample, statistic, resamples=RESAMPLES, level=LEVEL, seed=BOOTSTRAP_SEED
+        )
+
+    intervals = {
+        f"pooled.{name}": interval(counts, metrics.pooled(metric))
+        for name, metric in metrics.POOLED_METRICS.items()
+    }
+    for name, metric in metrics.PER_IMAGE_METRICS.items():
+        intervals[f"per_image.{name}"] = interval(counts, metrics.per_image_mean(metric))
+    if boundaries:
+        intervals["boundary.hd95_median_px"] = interval(
+            np.array(boundaries)[:, 1], lambda values: np.median(values, axis=-1)
+        )
+    return intervals
+
+
+def _summarise(
+    boundaries: list[tuple[float, float]], tolerance_px: float
+) -> BoundarySummary | None:
+    if not boundaries:
+        return None
+    f1, hd95 = np.array(boundaries).T
+    return BoundarySummary(
+        tolerance_px=tolerance_px, f1_mean=float(f1.mean()), hd95_median_px=float(np.median(hd95))
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """The same nested value with nan, which JSON does not have, as None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+# The contact sheet: two columns of tiles, sizes in pixels.
+_TILE, _GAP, _GUTTER, _MARGIN, _LABEL, _LINE = 256, 8, 32, 24, 26, 24
+_TILES_ACROSS = 2  # in either column
+_STROKE, _DASH = 3, 8
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_INK, _QUIET, _PAPER = (24, 24, 27), (110, 110, 118), (255, 255, 255)
+TRUTH_COLOUR = (0, 230, 90)
+PREDICTION_COLOUR = (255, 30, 220)
+
+
+def draw_contact_sheet(
+    images: ByteArray,
+    masks: BoolArray,
+    truths: BoolArray,
+    labels: Sequence[str],
+    *,
+    heading: Sequence[str] = (),
+) -> Image.Image:
+    """A sheet of pictures with both outlines: truth solid green, prediction dashed magenta.
+
+    Args:
+        images: From worst to best, uint8 (cases, height, width, 3), RGB; the first half is drawn
+            under "Worst", the rest under "Best" with the best first.
+        masks: Predicted lesions, bool, (cases, height, width).
+        truths: True lesions, bool, (cases, height, width).
+        labels: One line of text for each case; cut off where it is wider than the picture.
+        heading: Lines of text above the pictures.
+
+    Returns:
+        An RGB picture.
+    """
+    order = list(range(len(images)))
+    half = math.ceil(len(order) / 2)
+    columns = {"Worst": order[:half], "Best": order[half:][::-1]}
+    column_width = _TILES_ACROSS * (_TILE + _GAP) - _GAP
+    tiles_top = _MARGIN + _LINE * (len(heading) + 1) + 2 * _LINE
+    tiles_height = math.ceil(half / _TILES_ACROSS) * (_TILE + _LABEL + _GAP)
+    width = 2 * (_MARGIN + column_width) + _GUTTER
+    sheet = Image.new("RGB", (width, tiles_top + tiles_height + _LINE + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    text, title = ImageFont.load_default(size=16), ImageFont.load_default(size=22)
+
+    for line, words in enumerate(heading):
+        draw.text((_MARGIN, _MARGIN + line * _LINE), words, _INK, font=text)
+    _draw_legend(draw, (_MARGIN, _MARGIN + len(heading) * _LINE), text)
+    for column, (name, cases) in enumerate(columns.items()):
+        left = _MARGIN + column * (column_width + _GUTTER)
+        draw.text((left, tiles_top - _GAP), name, _INK, font=title, anchor="ls")
+        for position, case in enumerate(cases):
+            row, place = divmod(position, _TILES_ACROSS)
+            x = left + place * (_TILE + _GAP)
+            y = tiles_top + row * (_TILE + _LABEL + _GAP)
+            sheet.paste(_draw_tile(images[case], masks[case], truths[case]), (x, y))
+            draw.text((x, y + _TILE + 4), _shorten(labels[case], text), _INK, font=text)
+    draw.text((_MARGIN, sheet.height - _MARGIN), "Not a medical device.", _QUIET, text, "ls")
+    return sheet
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int], font: _Font) -> None:
+    x, y = corner
+    middle = y + 9
+    draw.line((x, middle, x + 40, middle), TRUTH_COLOUR, _STROKE)
+    draw.text((x + 48, y), "truth (solid)", _INK, font=font)
+    for start in range(x + 170, x + 210, 2 * _DASH):
+        draw.line((start, middle, start + _DASH, middle), PREDICTION_COLOUR, _STROKE)
+    draw.text((x + 218, y), "prediction (dashed)", _INK, font=font)
+
+
+def _draw_tile(image_rgb: ByteArray, mask: BoolArray, truth: BoolArray) -> Image.Image:
+    tile = np.asarray(Image.fromarray(image_rgb).resize((_TILE, _TILE), Image.Resampling.BICUBIC))
+    tile = tile.copy()
+    truth_line, _ = _outline(truth)
+    mask_line, dash = _outline(mask)
+    tile[truth_line] = TRUTH_COLOUR
+    tile[mask_line & dash] = PREDICTION_COLOUR
+    return Image.fromarray(tile)
+
+
+def _outline(mask: BoolArray) -> tuple[BoolArray, BoolArray]:
+    """The mask's outline at tile size, and where a dashed line is drawn, (tile, tile) each."""
+    large = Image.fromarray(mask).convert("L").resize((_TILE, _TILE), Image.Resampling.BILINEAR)
+    inside = np.asarray(large) >= 128
+    edge = np.zeros_like(inside)
+    for _ in range(_STROKE):
+        edge |= boundary_pixels(inside & ~edge)
+    # Dashes are cut along x where the outline runs sideways and along y where it runs upwards.
+    down, right = np.gradient(np.asarray(large.filter(ImageFilter.GaussianBlur(3)), np.float64))
+    y, x = np.indices(edge.shape)
+    dash = np.where(np.abs(down) > np.abs(right), x, y) // _DASH % 2 == 0
+    return edge, dash
+
+
+def _shorten(label: str, font: _Font) -> str:
+    if font.getlength(label) <= _TILE:
+        return label
+    while font.getlength(label + "…") > _TILE:
+        label = label[:-1]
+    return label + "…"

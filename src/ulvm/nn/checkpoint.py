@@ -1,0 +1,185 @@
+"""Weights on disk: safetensors with the run's spec inside, and the authors' checkpoint."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ulvm.errors import InputError
+from ulvm.files import write_atomically
+from ulvm.nn.model import UltraLightVMUNet
+from ulvm.spec import ModelSpec, RunSpec
+
+METADATA_KEY = "ulvm"  # JSON: {"format": 1, "run": RunSpec, and where the weights come from}
+_DEPTH = 6
+
+
+def save_weights(
+    path: Path, model: UltraLightVMUNet, run: RunSpec, provenance: dict[str, Any]
+) -> None:
+    """Write weights and spec as one safetensors file, in one step.
+
+    Args:
+        path: The file; its folder is made.
+        model: The network, on any device.
+        run: The resolved run that made it.
+        provenance: JSON values to keep beside it: scores, split hash, versions.
+    """
+    metadata = {METADATA_KEY: json.dumps({"format": 1, "run": run.to_dict(), **provenance})}
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, save(state, metadata))
+
+
+def load_weights(
+    path: Path, device: str = "cpu"
+) -> tuple[UltraLightVMUNet, RunSpec, dict[str, Any]]:
+    """Read what ``save_weights`` wrote.
+
+    Returns:
+        The network in evaluation mode, its run and the stored provenance.
+
+    Raises:
+        InputError: The file is missing, no safetensors file or not written by ulvm.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+        state = load_file(path, device=device)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist",
+            "accepted is a .safetensors file or a run folder of ulvm train",
+            "check the path",
+        ) from None
+    except safetensors.SafetensorError as problem:
+        raise InputError(
+            f"{path} cannot be read as safetensors ({problem})",
+            "accepted is a .safetensors file written by ulvm",
+            "for the authors' .pth use load_authors_checkpoint",
+        ) from None
+    if METADATA_KEY not in metadata:
+        raise InputError(
+            f"{path} holds no ulvm run",
+            "accepted is a .safetensors file written by ulvm",
+            "build UltraLightVMUNet yourself and load the tensors into it",
+        )
+    stored = json.loads(metadata[METADATA_KEY])
+    run = RunSpec.from_dict(stored.pop("run"))
+    model = UltraLightVMUNet(run.model)
+    model.load_state_dict(state)
+    return model.to(device).eval(), run, stored
+
+
+def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
+    """The paper's network with weights from the authors' ``.pth`` file.
+
+    Args:
+        path: A state dict saved by the released code, or a training checkpoint that holds one
+            under ``model_state_dict``; with or without ``module.`` prefixes and THOP's
+            ``total_ops`` / ``total_params`` entries.
+
+    Returns:
+        The network in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: The file is missing, not a weights file, or has other tensors.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist", "accepted is the authors' .pth file", "check the path"
+        ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as problem:
+        raise InputError(
+            f"{path} cannot be read as weights ({str(problem).splitlines()[0]})",
+            "accepted is a file of tensors only, saved by torch.save(model.state_dict(), …)",
+            "save the state dict of that object and try again",
+        ) from None
+    if isinstance(stored, Mapping) and "model_state_dict" in stored:
+        stored = stored["model_state_dict"]
+    if not isinstance(stored, Mapping):
+        raise InputError(
+            f"{path} holds a {type(stored).__name__}",
+            "accepted is a state dict, names → tensors",
+            "save model.state_dict()",
+        )
+    return model_from_authors(stored)
+
+
+def model_from_authors(state: Mapping[str, Tensor]) -> UltraLightVMUNet:
+    """The paper's network from tensors under the authors' names.
+
+    Raises:
+        InputError: Tensors are missing, left over or of other shapes.
+    """
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in state.items()
+        if not name.endswith(("total_ops", "total_params"))
+    }
+    table = authors_names(ModelSpec())
+    missing = sorted(set(table.values()) - set(tensors))
+    unknown = sorted(set(tensors) - set(table.values()))
+    if missing or unknown:
+        raise InputError(
+            f"the checkpoint lacks {missing[:3]} and has unknown {unknown[:3]}",
+            f"accepted are the {len(table)} tensors of the released UltraLight_VM_UNet",
+            "check that the file belongs to that model with the bridge",
+        )
+    model = UltraLightVMUNet()
+    try:
+        model.load_state_dict({ours: tensors[theirs] for ours, theirs in table.items()})
+    except RuntimeError as problem:
+        raise InputError(
+            f"the checkpoint has other shapes ({str(problem).splitlines()[1].strip()})",
+            "accepted are the widths 8, 16, 24, 32, 48, 64 with four branches",
+            "check the configuration that it was trained with",
+        ) from None
+    return model.eval()
+
+
+def authors_names(spec: ModelSpec) -> dict[str, str]:
+    """Our parameter name → the released code's, for every parameter of the network."""
+    pvm = {
+        "skip_scale": "skip_scale",
+        "norm.weight": "norm.weight",
+        "norm.bias": "norm.bias",
+        "mixer.in_proj.weight": "mamba.in_proj.weight",
+        "mixer.conv.weight": "mamba.conv1d.weight",
+        "mixer.conv.bias": "mamba.conv1d.bias",
+        "mixer.scan.x_proj.weight": "mamba.x_proj.weight",
+        "mixer.scan.dt_proj.weight": "mamba.dt_proj.weight",
+        "mixer.scan.dt_proj.bias": "mamba.dt_proj.bias",
+        "mixer.scan.A_log": "mamba.A_log",
+        "mixer.scan.D": "mamba.D",
+        "mixer.out_proj.weight": "mamba.out_proj.weight",
+        "project.weight": "proj.weight",
+        "project.bias": "proj.bias",
+    }
+    affine = {"weight": "weight", "bias": "bias"}
+    table: dict[str, str] = {}
+
+    def add(ours: str, theirs: str, leaves: Mapping[str, str]) -> None:
+        table.update({f"{ours}.{leaf}": f"{theirs}.{name}" for leaf, name in leaves.items()})
+
+    for part, kinds in (("encoder", spec.encoder), ("decoder", spec.decoder)):
+        for index, kind in enumerate(kinds):
+            leaves = pvm if kind == "pvm" else affine
+            add(f"{part}.{index}", f"{part}{index + 1}.0", leaves)
+    for index in range(_DEPTH - 1):
+        add(f"encoder_norms.{index}", f"ebn{index + 1}", affine)
+        add(f"decoder_norms.{index}", f"dbn{index + 1}", affine)
+        add(f"bridge.channel.heads.{index}", f"scab.catt.att{index + 1}", affine)
+    add("bridge.spatial.conv", "scab.satt.shared_conv2d.0", affine)
+    table["bridge.channel.conv.weight"] = "scab.catt.get_all_att.weight"
+    add("head", "final", affine)
+    return table

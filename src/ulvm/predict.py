@@ -1,0 +1,253 @@
+"""Files, folders, patterns and standard input → mask and overlay files, one result at a time."""
+
+import glob
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ulvm.errors import InputError
+from ulvm.image import (
+    SUFFIXES,
+    draw_overlay,
+    is_written_by_ulvm,
+    make_folder,
+    read_image,
+    write_png,
+)
+from ulvm.segmenter import Segmenter
+
+DEFAULT_OUT_DIR = "ulvm-output"
+STANDARD_INPUT = "-"
+MASK_ENDING = "_mask.png"
+OVERLAY_ENDING = "_overlay.png"
+MAX_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture to segment, or one argument that named none.
+
+    Args:
+        name: What to call it: its path, or ``-`` for standard input.
+        output: Where its results go within the output folder: path without ending.
+        error: Why the argument named no picture; None when it did.
+    """
+
+    name: str
+    output: Path
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of one source.
+
+    Args:
+        source: Its name.
+        summary: ``Segmentation.to_dict()``; empty after an error.
+        mask_path: The mask written: 0 and 255, or for several classes the labels.
+        overlay_path: The overlay written, if one was asked for.
+        error: What went wrong, in one sentence; None when all went well.
+    """
+
+    source: str
+    summary: dict[str, Any] = field(default_factory=dict)
+    mask_path: Path | None = None
+    overlay_path: Path | None = None
+    error: str | None = None
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Height and width of the picture in pixels; None after an error."""
+        if not self.summary:
+            return None
+        height, width = self.summary["size_hw"]
+        return height, width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the summary's, and paths as strings."""
+        return {
+            "source": self.source,
+            **self.summary,
+            "mask_path": self.mask_path and str(self.mask_path),
+            "overlay_path": self.overlay_path and str(self.overlay_path),
+            "error": self.error,
+        }
+
+
+def find_images(sources: Sequence[str]) -> list[Source]:
+    """The pictures that the arguments of a command line name, each once.
+
+    Folders are searched with their subfolders, for picture endings only; hidden files and
+    ``*_mask.png`` and ``*_overlay.png`` are passed over, in folders and in patterns.
+
+    Args:
+        sources: Files, folders, glob patterns that the shell left as they are, or ``-`` for
+            standard input.
+
+    Returns:
+        In the order of the arguments, sorted within one. An argument that names no picture
+        gives a source with an ``error``.
+    """
+    found: dict[str, Source] = {}
+    for argument in sources:
+        path = Path(argument)
+        if argument == STANDARD_INPUT:
+            expanded = [Source(STANDARD_INPUT, Path("stdin"))]
+        elif argument and path.is_dir():  # an empty argument is no folder, though Path says so
+            expanded = _search_folder(path)
+        elif glob.has_magic(argument) and not path.exists():
+            expanded = []
+            for match in sorted(Path(match) for match in glob.glob(argument, recursive=True)):  # noqa: PTH207 - pathlib has no glob of absolute patterns
+                if match.is_dir():
+                    expanded += _search_folder(match)
+                elif _is_picture_name(match.name):
+                    expanded.append(_file_source(match, match.parent))
+        else:
+            expanded = [_file_source(path, path.parent)] if argument else []
+        if not expanded:
+            expanded = [_nothing_found(argument)]
+        for source in expanded:
+            key = source.name if source.error else os.path.abspath(source.name)  # noqa: PTH100 - keeps symbolic links apart
+            found.setdefault(key, source)
+    return list(found.values())
+
+
+def predict_files(
+    segmenter: Segmenter,
+    sources: Sequence[Source],
+    *,
+    out_dir: str | os.PathLike[str] | None = None,
+    overlay: bool = True,
+    threshold: float | None = None,
+) -> Iterator[Prediction]:
+    """Segment pictures and write ``<stem>_mask.png`` and ``<stem>_overlay.png`` for each.
+
+    Folders below a given folder are kept. Where two pictures would share an output, later ones
+    get ``-2``, ``-3`` … in the order of ``sources``. Earlier outputs of ulvm are replaced; a
+    picture that was given, or a file that ulvm did not write, never is.
+
+    Args:
+        segmenter: The model.
+        sources: From ``find_images``.
+        out_dir: Output folder, made where missing; by default ``ulvm-output``.
+        overlay: Whether to write overlays.
+        threshold: As for ``Segmenter``.
+
+    Returns:
+        One result for each source, in order, as each is ready. A source that fails gives a
+        result with an ``error``; the others go on.
+
+    Raises:
+        InputError: The threshold is out of range or the output folder cannot be made.
+    """
+    segmenter.check_threshold(threshold)
+    folder = make_folder(DEFAULT_OUT_DIR if out_dir is None else out_dir)
+    originals = {Path(source.name).resolve() for source in sources}
+
+    def predict(source: Source, output: Path) -> Prediction:
+        if source.error:
+            return Prediction(source.name, error=source.error)
+        mask_path = folder / f"{output}{MASK_ENDING}"
+        overlay_path = folder / f"{output}{OVERLAY_ENDING}" if overlay else None
+        try:
+            for path in filter(None, (mask_path, overlay_path)):
+                _require_replaceable(path, originals)
+            image_rgb = read_image(
+                sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
+            )
+            segmentation = segmenter(image_rgb, threshold=threshold)
+            labels = segmentation.labels
+            write_png(mask_path, segmentation.mask if labels is None else labels)
+            if overlay_path:
+                write_png(overlay_path, draw_overlay(image_rgb, segmentation.mask))
+        except InputError as error:
+            return Prediction(source.name, error=str(error))
+        except MemoryError:
+            return Prediction(source.name, error=f"{source.name} does not fit into memory.")
+        return Prediction(source.name, segmentation.to_dict(), mask_path, overlay_path)
+
+    def stream() -> Iterator[Prediction]:
+        workers = min(MAX_WORKERS, os.cpu_count() or 1)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="ulvm-predict")
+        pending: deque[Future[Prediction]] = deque()
+        try:
+            for source, output in zip(sources, _unique_outputs(sources), strict=True):
+                pending.append(pool.submit(predict, source, output))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return stream()
+
+
+def _file_source(path: Path, folder: Path) -> Source:
+    return Source(str(path), path.relative_to(folder).with_suffix(""))
+
+
+def _search_folder(folder: Path) -> list[Source]:
+    """The pictures below a folder, sorted by path, and a failed source for each unreadable one."""
+    failed: list[OSError] = []
+    paths: list[Path] = []
+    for parent, subfolders, names in os.walk(folder, onerror=failed.append):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths += [Path(parent, name) for name in names if _is_picture_name(name)]
+    sources = [_file_source(path, folder) for path in sorted(paths)]
+    for error in failed:
+        message = InputError(
+            f"the folder {error.filename} cannot be read ({error.strerror})",
+            "accepted is a folder that you may read",
+            "check its permissions",
+        )
+        sources.append(Source(str(error.filename), Path(), str(message)))
+    return sources
+
+
+def _is_picture_name(name: str) -> bool:
+    return (
+        Path(name).suffix.lower() in SUFFIXES
+        and not name.startswith(".")
+        and not name.endswith((MASK_ENDING, OVERLAY_ENDING))
+    )
+
+
+def _nothing_found(argument: str) -> Source:
+    message = InputError(
+        f"{argument or 'an empty argument'} names no picture",
+        "accepted are files ending in " + ", ".join(sorted(SUFFIXES)),
+        "check the path",
+    )
+    return Source(argument, Path(), str(message))
+
+
+def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:
+    """The output of each source, with ``-2``, ``-3`` … where another one has it already."""
+    taken: set[str] = set()
+    last_number: dict[str, int] = {}
+    for source in sources:
+        output = source.output
+        if source.error is None:
+            # Without case, for Windows and macOS take A.png and a.png for one file.
+            first = str(source.output).casefold()
+            while str(output).casefold() in taken:
+                last_number[first] = last_number.get(first, 1) + 1
+                output = source.output.with_name(f"{source.output.name}-{last_number[first]}")
+            taken.add(str(output).casefold())
+        yield output
+
+
+def _require_replaceable(path: Path, originals: set[Path]) -> None:
+    if path.resolve() in originals or (path.exists() and not is_written_by_ulvm(path)):
+        raise InputError(
+            f"{path} is in the way of a result, and ulvm did not write it or was given it as input",
+            "accepted is an output folder without such files",
+            "choose another output folder",
+        )

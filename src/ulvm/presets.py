@@ -1,0 +1,114 @@
+"""The paper's runs and ablations as rows: change one by adding one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from ulvm.errors import InputError
+from ulvm.spec import DataSpec, ModelSpec, RunSpec, TrainSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named run with the figures that it is compared with.
+
+    Args:
+        run: The resolved run.
+        parameters: Exact count, asserted by a test.
+        published_dsc: Pooled Dice on ISIC 2017 that the paper prints, 0..1, if it prints one.
+        note: What the row varies.
+    """
+
+    run: RunSpec
+    parameters: int
+    published_dsc: float | None = None
+    note: str
+
+
+PAPER_TRAIN = TrainSpec()
+BEST_TRAIN = TrainSpec(
+    epochs=150,
+    batch_size=16,
+    learning_rate=3e-3,
+    schedule="one-cycle",
+    warmup_epochs=5,
+    augmentation="strong",
+    average_decay=0.998,
+)
+# What made the weights that the package ships: an hour and a half on one thread of a CPU.
+BUNDLED_TRAIN = TrainSpec(
+    epochs=50,
+    batch_size=8,
+    learning_rate=2e-3,
+    schedule="one-cycle",
+    warmup_epochs=2,
+    augmentation="strong",
+    average_decay=0.998,
+)
+
+_CONV_ENCODER = ("conv",) * 6
+_CONV_DECODER = ("conv",) * 5
+
+
+def _row(
+    note: str,
+    model: ModelSpec,
+    parameters: int,
+    published_dsc: float | None = None,
+    train: TrainSpec = PAPER_TRAIN,
+) -> Preset:
+    run = RunSpec(model=model, data=DataSpec(), train=train)
+    return Preset(run=run, parameters=parameters, published_dsc=published_dsc, note=note)
+
+
+PRESETS: dict[str, Preset] = {
+    # name: what varies, model, parameters, published DSC
+    "paper": _row("the paper's model and recipe", ModelSpec(), 49_457, 0.9091),
+    "best": _row(
+        "the same network, a stronger recipe", ModelSpec(init="mamba"), 49_457, train=BEST_TRAIN
+    ),
+    "bundled": _row(
+        "the shipped weights", ModelSpec(init="mamba"), 49_457, train=BUNDLED_TRAIN
+    ),
+    "branches-1": _row("one Mamba over all channels", ModelSpec(branches=1), 136_269, 0.9069),
+    "branches-2": _row("two branches", ModelSpec(branches=2), 69_589, 0.9073),
+    "branches-8": _row("eight branches", ModelSpec(branches=8), 42_737),
+    "bridge-none": _row("plain skips", ModelSpec(bridge="none"), 32_843, 0.9029),
+    "bridge-channel": _row("channel attention only", ModelSpec(bridge="channel"), 49_358),
+    "bridge-spatial": _row("spatial attention only", ModelSpec(bridge="spatial"), 32_942),
+    "conv-encoder": _row(
+        "3×3 convolutions for the encoder's PVM", ModelSpec(encoder=_CONV_ENCODER), 87_826
+    ),
+    "conv-decoder": _row(
+        "3×3 convolutions for the decoder's PVM", ModelSpec(decoder=_CONV_DECODER), 85_286
+    ),
+    "conv-both": _row(
+        "no PVM layer", ModelSpec(encoder=_CONV_ENCODER, decoder=_CONV_DECODER), 123_655
+    ),
+    "d-state-4": _row("state size", ModelSpec(d_state=4), 44_993),
+    "d-state-8": _row("state size", ModelSpec(d_state=8), 46_481),
+    "d-state-32": _row("state size", ModelSpec(d_state=32), 55_409),
+    "d-state-64": _row("state size", ModelSpec(d_state=64), 67_313),
+    "d-conv-2": _row("convolution width", ModelSpec(d_conv=2), 49_209),
+    "d-conv-3": _row("convolution width", ModelSpec(d_conv=3), 49_333),
+    "expand-1": _row("inner expansion", ModelSpec(expand=1), 43_799),
+    "expand-3": _row("inner expansion", ModelSpec(expand=3), 55_115),
+    "expand-4": _row("inner expansion", ModelSpec(expand=4), 60_773),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of this name.
+
+    Raises:
+        InputError: There is none; the message names the nearest.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    raise InputError(
+        f"no preset {name!r}",
+        "accepted are " + ", ".join(PRESETS),
+        f"did you mean {close[0]!r}?" if close else "choose one of these",
+    )

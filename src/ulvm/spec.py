@@ -1,0 +1,306 @@
+"""What a run is: frozen dataclasses, their checks, JSON and typed dotted overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from ulvm.errors import InputError
+
+Stage = Literal["conv", "pvm"]
+Mixer = Literal["mamba", "bidirectional", "ss2d"]
+Bridge = Literal["both", "spatial", "channel", "none"]
+Init = Literal["paper", "mamba"]
+DatasetName = Literal["isic2017", "isic2018", "ph2", "folder"]
+Augmentation = Literal["none", "paper", "strong"]
+Schedule = Literal["cosine-cycle", "one-cycle"]
+
+STAGES = 6
+DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples of it
+
+
+class _Spec:
+    """JSON and overrides, shared by the specs below."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the spec from plain JSON values.
+
+        Raises:
+            InputError: A field is unknown or has a value of another type.
+        """
+        hints = get_type_hints(cls)
+        for name in values:
+            _require_field(cls, name)
+        return cls(**{name: _typed(cls, name, hints[name], v) for name, v in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; ``from_dict`` gives an equal spec back."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
+        return plain
+
+    def override(self, assignments: Sequence[str]) -> Self:
+        """A copy with fields changed, as ``--set a.b=value`` does.
+
+        Args:
+            assignments: Strings ``field=value`` or ``part.field=value``; the value is JSON,
+                or a bare word for a string.
+
+        Raises:
+            InputError: No such field, or a value of another type.
+        """
+        spec = self
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            if not equals:
+                raise InputError(
+                    f"--set {assignment!r} has no '='",
+                    "accepted is field=value, such as train.epochs=100",
+                    "write the value after an equals sign",
+                )
+            spec = spec._replace(path.strip().split("."), text.strip())
+        return spec
+
+    def _replace(self, path: Sequence[str], text: str) -> Self:
+        name, *rest = path
+        _require_field(type(self), name)
+        current = getattr(self, name)
+        if rest:
+            if not isinstance(current, _Spec):
+                raise InputError(
+                    f"{name} in {type(self).__name__} has no parts",
+                    f"accepted is {name}=value",
+                    f"drop '.{'.'.join(rest)}'",
+                )
+            value: Any = current._replace(rest, text)
+        else:
+            value = _typed(
+                type(self), name, get_type_hints(type(self))[name], _parse(text), literal=text
+            )
+        return dataclasses.replace(self, **{name: value})  # type: ignore[type-var]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec(_Spec):
+    """The network. Defaults are the paper's model, 49,457 parameters.
+
+    Args:
+        in_channels: Channels of the input picture.
+        classes: 1 gives a sigmoid, more give a softmax over classes.
+        widths: Channels of the six stages.
+        encoder: ``conv`` (3×3) or ``pvm`` for encoder stages 1..6.
+        decoder: The same for decoder stages 1..5, deepest first.
+        branches: Groups that a PVM layer splits its channels into.
+        d_state, d_conv, expand: Mamba's state size, convolution width and inner expansion.
+        mixer: Sequence mixer inside a PVM layer.
+        bridge: Which attentions the skip bridge has.
+        init: ``paper`` is the released code's sweep over every layer; ``mamba`` keeps Mamba's
+            own initialisation of the step size (dt) and draws the rest as ``paper`` does.
+
+    Raises:
+        InputError: A value is out of range; the message says what is accepted.
+    """
+
+    in_channels: int = 3
+    classes: int = 1
+    widths: tuple[int, ...] = (8, 16, 24, 32, 48, 64)
+    encoder: tuple[Stage, ...] = ("conv", "conv", "conv", "pvm", "pvm", "pvm")
+    decoder: tuple[Stage, ...] = ("pvm", "pvm", "pvm", "conv", "conv")
+    branches: int = 4
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    mixer: Mixer = "mamba"
+    bridge: Bridge = "both"
+    init: Init = "paper"
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "classes", "branches", "d_state", "d_conv", "expand"):
+            _require_at_least(self, name, 1)
+        for name, length in (("widths", STAGES), ("encoder", STAGES), ("decoder", STAGES - 1)):
+            if len(getattr(self, name)) != length:
+                raise InputError(
+                    f"ModelSpec.{name} has {len(getattr(self, name))} entries",
+                    f"accepted are {length}, one for each stage",
+                    "give one entry a stage",
+                )
+        if bad := [width for width in self.widths if width < 4 or width % 4]:
+            raise InputError(
+                f"ModelSpec.widths holds {bad[0]}",
+                "accepted are multiples of 4, for GroupNorm has four groups",
+                "round it to a multiple of 4",
+            )
+        # A PVM stage splits its *input* channels.
+        inputs = (self.in_channels, *self.widths[:-1])
+        stages = [*zip(self.encoder, inputs, strict=True)]
+        stages += zip(self.decoder, self.widths[:0:-1], strict=True)
+        for stage, channels in stages:
+            if stage == "pvm" and channels % self.branches:
+                raise InputError(
+                    f"ModelSpec.branches={self.branches} does not divide a PVM stage's "
+                    f"{channels} input channels",
+                    "accepted is a divisor of each PVM stage's input channels",
+                    "change branches, widths or that stage to conv",
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSpec(_Spec):
+    """Which pictures, in which split, at which size.
+
+    Args:
+        dataset: Name of the data set.
+        split: Name of a committed split, or the path of a split file of one's own.
+        image_size: Height and width of the network's input in pixels, a multiple of 32.
+    """
+
+    dataset: DatasetName = "isic2017"
+    split: str = "paper-permutation"
+    image_size: int = 256
+
+    def __post_init__(self) -> None:
+        require_divisible((self.image_size, self.image_size), "DataSpec.image_size")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSpec(_Spec):
+    """The training recipe. Defaults are the authors' (released code).
+
+    Args:
+        epochs: Passes over the training part.
+        batch_size: Pictures per optimizer step.
+        learning_rate, min_learning_rate: Highest and lowest AdamW rate.
+        weight_decay: AdamW's decoupled decay.
+        schedule: ``cosine-cycle`` falls and rises every ``period_epochs`` (the authors');
+            ``one-cycle`` warms up linearly and falls once along a cosine.
+        period_epochs: Half a cosine cycle, in epochs (torch's ``T_max``).
+        warmup_epochs: Linear warm-up of ``one-cycle``.
+        augmentation: ``paper`` (quarter turns, flips, rotations), ``strong`` (affine and
+            colour as well) or ``none``.
+        average_decay: Decay of an exponential moving average of the weights, per step; the
+            average is validated and kept. 0 keeps the weights themselves.
+        seed: Seed of initialisation, order and augmentation.
+    """
+
+    epochs: int = 250
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-5
+    weight_decay: float = 1e-2
+    schedule: Schedule = "cosine-cycle"
+    period_epochs: int = 50
+    warmup_epochs: int = 0
+    augmentation: Augmentation = "paper"
+    average_decay: float = 0.0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "period_epochs"):
+            _require_at_least(self, name, 1)
+        for name in ("learning_rate", "min_learning_rate", "weight_decay", "warmup_epochs", "seed"):
+            _require_at_least(self, name, 0)
+        if not 0 <= self.average_decay < 1:
+            raise InputError(
+                f"TrainSpec.average_decay={self.average_decay} is out of range",
+                "accepted is 0 ≤ average_decay < 1",
+                "use .999, or 0 to keep the weights themselves",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec(_Spec):
+    """One run: model, data, training and the threshold of its masks.
+
+    Args:
+        threshold: A pixel is lesion where the probability is at least this, 0..1.
+    """
+
+    model: ModelSpec = dataclasses.field(default_factory=ModelSpec)
+    data: DataSpec = dataclasses.field(default_factory=DataSpec)
+    train: TrainSpec = dataclasses.field(default_factory=TrainSpec)
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise InputError(
+                f"RunSpec.threshold={self.threshold} is out of range",
+                "accepted is a number between 0 and 1",
+                "use 0.5, the paper's",
+            )
+
+
+def require_divisible(size_hw: tuple[int, int], where: str = "input size") -> None:
+    """Check that a picture of this size can be halved five times.
+
+    Raises:
+        InputError: Height or width is no multiple of 32; the message names the nearest sizes.
+    """
+    if all(side >= DOWNSAMPLING and side % DOWNSAMPLING == 0 for side in size_hw):
+        return
+    floors = [max(1, side // DOWNSAMPLING) * DOWNSAMPLING for side in size_hw]
+    ceilings = [max(1, -(-side // DOWNSAMPLING)) * DOWNSAMPLING for side in size_hw]
+    nearest = sorted({tuple(floors), tuple(ceilings)})
+    raise InputError(
+        f"{where} is {size_hw[0]}×{size_hw[1]}",
+        f"accepted are multiples of {DOWNSAMPLING} in height and width",
+        "the nearest are " + " and ".join(f"{h}×{w}" for h, w in nearest),
+    )
+
+
+def _require_at_least(spec: Any, name: str, least: int) -> None:
+    value = getattr(spec, name)
+    if value < least:
+        raise InputError(
+            f"{type(spec).__name__}.{name}={value} is too small",
+            f"accepted is {least} or more",
+            "raise it",
+        )
+
+
+def _require_field(cls: type, name: str) -> None:
+    names = [field.name for field in dataclasses.fields(cls)]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        raise InputError(
+            f"no field {name!r} in {cls.__name__}",
+            "accepted are " + ", ".join(names),
+            f"did you mean {close[0]!r}?" if close else "choose one of these",
+        )
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text.split(",") if "," in text else text
+
+
+def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None = None) -> Any:
+    """``value`` as the type that the annotation of ``cls.name`` asks for."""
+    origin = get_origin(hint)
+    accepted: str | None = None
+    if isinstance(hint, type) and issubclass(hint, _Spec):
+        if isinstance(value, Mapping):
+            return hint.from_dict(value)
+        accepted = f"the fields of {hint.__name__}"
+    elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        element = get_args(hint)[0]
+        return tuple(_typed(cls, name, element, each) for each in value)
+    elif origin is Literal:
+        if value in get_args(hint):
+            return value
+        accepted = "one of " + ", ".join(str(choice) for choice in get_args(hint))
+    elif hint is str:
+        return literal if literal is not None else str(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if accepted is None:
+        accepted = "a list, such as 8,16,24" if origin is tuple else f"of type {hint.__name__}"
+    raise InputError(
+        f"{cls.__name__}.{name}={value!r} does not fit", f"accepted is {accepted}", "change it"
+    )

@@ -1,0 +1,332 @@
+"""Which picture is in training, validation and test: committed id lists, their hash, own folds."""
+
+import difflib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ulvm.errors import InputError
+from ulvm.files import write_atomically
+
+PARTS = ("train", "validation", "test")
+
+# Sizes of the paper's cut of the official training part: train, validation, test.
+PAPER_SIZES = {"isic2017": (1250, 150, 600), "isic2018": (1815, 259, 520)}
+PAPER_SEED = 42
+
+_LISTS = resources.files("ulvm") / "split_lists"
+
+
+class HasPart(Protocol):
+    """Anything with an id and the part of the download it was found in, such as a `Pair`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def part(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """The ids of one data set in three parts that share none.
+
+    Args:
+        name: Name of the split, such as `paper-permutation`.
+        dataset: Name of the data set, such as `isic2017`.
+        parts: Ids of `train`, `validation` and `test`; a part left out is empty.
+        open_parts: Parts that stand for "every id of that official part", whose ids are known
+            only once the data is there; `resolve` fills them.
+
+    Raises:
+        InputError: An id is in two parts or twice in one, or a part has another name.
+    """
+
+    name: str
+    dataset: str
+    parts: Mapping[str, tuple[str, ...]]
+    open_parts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in [*self.parts, *self.open_parts]:
+            if part not in PARTS:
+                raise InputError(
+                    f"split '{self.name}' has a part '{part}'",
+                    f"the parts are {', '.join(PARTS)}",
+                    "rename the part",
+                )
+        parts = {part: tuple(self.parts.get(part, ())) for part in PARTS}
+        object.__setattr__(self, "parts", parts)
+        found_in: dict[str, list[str]] = {}
+        for part, ids in parts.items():
+            for id_ in ids:
+                found_in.setdefault(id_, []).append(part)
+        leaks = [f"{id_} ({', '.join(where)})" for id_, where in found_in.items() if where[1:]]
+        if leaks:
+            raise InputError(
+                f"split '{self.name}' has {len(leaks)} ids more than once: {name_some(leaks)}",
+                "an id is in one part once, or the scores are worth nothing",
+                "take each out of all parts but one",
+            )
+
+    @property
+    def sha256(self) -> str:
+        """64 hex digits over the data set's name and each part's ids, in any order."""
+        ids = {
+            part: None if part in self.open_parts else sorted(self.parts[part]) for part in PARTS
+        }
+        canonical = json.dumps(
+            {"dataset": self.dataset, "parts": ids}, sort_keys=True, separators=(",", ":")
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def hash(self) -> str:
+        """The first 12 hex digits of `sha256`."""
+        return self.sha256[:12]
+
+    def ids(self, part: str) -> tuple[str, ...]:
+        """The ids of a part that must have some.
+
+        Args:
+            part: `train`, `validation` or `test`.
+
+        Returns:
+            One id or more.
+
+        Raises:
+            InputError: There is no such part, it is empty, or its download isn't there.
+        """
+        if part not in PARTS:
+            raise InputError(
+                f"'{part}' is no part of a split", f"parts are {', '.join(PARTS)}", "choose one"
+            )
+        if part in self.open_parts:
+            raise InputError(
+                f"the {part} part of split '{self.name}' of {self.dataset} has no ids",
+                f"it is the official {part} part, found in the downloaded data",
+                f"put {self.dataset}'s official {part} images and ground truth beside the "
+                "training part",
+            )
+        if not self.parts[part]:
+            filled = [name for name in PARTS if self.parts[name]]
+            raise InputError(
+                f"the {part} part of split '{self.name}' of {self.dataset} is empty",
+                f"it has ids in {' and '.join(filled) or 'no part'}",
+                "choose another part or split",
+            )
+        return self.parts[part]
+
+    def resolve(self, pairs: Iterable[HasPart]) -> "Split":
+        """The split with its open parts filled from what was found.
+
+        Args:
+            pairs: What `datasets.find_pairs` gives.
+
+        Returns:
+            The same split; a part that isn't in the data stays open, and `ids` says so.
+        """
+        found: dict[str, list[str]] = {part: [] for part in self.open_parts}
+        for pair in pairs:
+            if pair.part in found:
+                found[pair.part].append(pair.id)
+        filled = {part: tuple(sorted(ids)) for part, ids in found.items() if ids}
+        still_open = tuple(part for part in self.open_parts if part not in filled)
+        return Split(self.name, self.dataset, {**self.parts, **filled}, still_open)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the split as JSON that `load_split` reads; the file appears whole or not at all."""
+        parts = {part: None if part in self.open_parts else self.parts[part] for part in PARTS}
+        text = json.dumps({"name": self.name, "dataset": self.dataset, "parts": parts}, indent=1)
+        write_atomically(path, f"{text}\n".encode())
+
+
+def build_split(dataset: str, name: str, ids: Iterable[str]) -> Split:
+    """The split `paper-permutation` or `sorted`, from the ids of the official training part.
+
+    The paper cut the training part in the order of a folder listing that was never published;
+    `paper-permutation` has the same sizes from a seeded permutation and `sorted` from id order.
+
+    Args:
+        dataset: `isic2017` or `isic2018`.
+        name: `paper-permutation` or `sorted`.
+        ids: Ids of the official training part, in any order.
+
+    Returns:
+        Parts in id order, of the paper's sizes.
+
+    Raises:
+        InputError: The number of ids isn't that of the official training part.
+
+    Source: sizes from the authors' code of UltraLight VM-UNet (arXiv 2403.20035).
+    """
+    ordered = sorted(ids)
+    sizes = PAPER_SIZES[dataset]
+    if len(ordered) != sum(sizes):
+        raise InputError(
+            f"{len(ordered)} ids for the training part of {dataset}",
+            f"the official part has {sum(sizes)}",
+            "give the ids of the whole official download",
+        )
+    if name == "paper-permutation":
+        order = np.random.default_rng(PAPER_SEED).permutation(len(ordered))
+        ordered = [ordered[index] for index in order]
+    train, validation, _ = sizes
+    cuts = ordered[:train], ordered[train : train + validation], ordered[train + validation :]
+    return Split(
+        name, dataset, {part: tuple(sorted(cut)) for part, cut in zip(PARTS, cuts, strict=True)}
+    )
+
+
+def available_splits(dataset: str) -> list[str]:
+    """Names of the committed splits of a data set; none for a folder of one's own."""
+    prefix, suffix = f"{dataset}-", ".json"
+    names = sorted(file.name for file in _LISTS.iterdir())
+    return [
+        name.removeprefix(prefix).removesuffix(suffix)
+        for name in names
+        if name.startswith(prefix) and name.endswith(suffix)
+    ]
+
+
+def load_split(dataset: str, name_or_path: str | os.PathLike[str]) -> Split:
+    """A committed split by name, or one of your own by the path of its JSON file.
+
+    Args:
+        dataset: `isic2017`, `isic2018`, `ph2` or `folder`.
+        name_or_path: A name that `available_splits` lists, or a path that ends in `.json`, whose
+            file holds `{"name", "dataset", "parts": {"train": [ids], …}}`.
+
+    Returns:
+        The split; `official` has open parts until `resolve` is called.
+
+    Raises:
+        InputError: No such split or file, or the file isn't a split of this data set.
+    """
+    given = os.fspath(name_or_path)
+    if given.endswith(".json"):
+        return _parse_split(dataset, Path(given))
+    known = available_splits(dataset)
+    if given not in known:
+        close = difflib.get_close_matches(given, known, n=1)
+        raise InputError(
+            f"no split '{given}' of {dataset}",
+            f"it has {', '.join(known)}" if known else "it has no committed splits",
+            f"did you mean '{close[0]}'" if close else "name the .json file of a split of your own",
+        )
+    return _load_committed(dataset, given)
+
+
+@functools.lru_cache(maxsize=16)
+def _load_committed(dataset: str, name: str) -> Split:
+    with resources.as_file(_LISTS / f"{dataset}-{name}.json") as path:
+        return _parse_split(dataset, path)
+
+
+def _parse_split(dataset: str, path: Path) -> Split:
+    form = 'a split is {"name": …, "dataset": …, "parts": {"train": [ids], …}}'
+    remedy = "write it with Split.save or correct it by hand"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"the split file {path} cannot be read ({error.strerror})", form, "check the path"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error})", form, remedy) from error
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if not isinstance(parts, dict) or not all(
+        ids is None or (isinstance(ids, list) and all(isinstance(id_, str) for id_ in ids))
+        for ids in parts.values()
+    ):
+        raise InputError(f"{path} holds no lists of ids under 'parts'", form, remedy)
+    if content.get("dataset", dataset) != dataset:
+        raise InputError(
+            f"{path} is a split of {content['dataset']}",
+            f"a split of {dataset} is needed",
+            "choose the data set that the ids are from",
+        )
+    return Split(
+        str(content.get("name", path.stem)),
+        dataset,
+        {part: tuple(ids) for part, ids in parts.items() if ids is not None},
+        tuple(part for part, ids in parts.items() if ids is None),
+    )
+
+
+def make_folds(
+    ids: Sequence[str],
+    *,
+    folds: int,
+    seed: int,
+    areas: Sequence[float] | None = None,
+    groups: Sequence[str] | None = None,
+    dataset: str = "folder",
+) -> list[Split]:
+    """Splits for cross-validation: each id is in the test part of exactly one of them.
+
+    Fold k is tested on part k of the ids, validated on the next part, trained on the others.
+
+    Args:
+        ids: Ids, each once.
+        folds: Number of splits, 3 or more.
+        seed: Seed of the shuffling.
+        areas: Lesion area of each id, in any unit; each fold then gets small and large lesions
+            alike (by quantiles).
+        groups: Group of each id, such as the patient; a group is never divided.
+        dataset: Name of the data set.
+
+    Returns:
+        One split per fold, named `fold1-of-5-seed42` and so on; `Split.save` writes them.
+
+    Raises:
+        InputError: Too few ids or groups for so many folds, lists of different length, an id
+            twice, or scikit-learn isn't installed.
+    """
+    try:
+        from sklearn.model_selection import StratifiedGroupKFold
+    except ImportError as error:
+        raise InputError(
+            "scikit-learn is not installed",
+            "folds are made with it",
+            "run pip install 'ultralight-vm-unet[eval]'",
+        ) from error
+    for name, values in [("areas", areas), ("groups", groups)]:
+        if values is not None and len(values) != len(ids):
+            raise InputError(
+                f"{len(values)} {name} for {len(ids)} ids", f"one of {name} per id", "match them"
+            )
+    grouping = np.unique(list(ids if groups is None else groups), return_inverse=True)[1]
+    units = int(grouping.max(initial=-1)) + 1
+    if not 3 <= folds <= units:
+        raise InputError(
+            f"{folds} folds of {units} {'ids' if groups is None else 'groups'}",
+            "folds are at least 3 (train, validation, test) and at most one per id or group",
+            "change the number of folds",
+        )
+    strata = np.zeros(len(ids), dtype=np.int64)
+    if areas is not None:
+        quantiles = min(5, len(ids) // folds)
+        strata = np.digitize(areas, np.quantile(areas, np.arange(1, quantiles) / quantiles))
+    folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    tests = [test for _, test in folder.split(strata, strata, grouping)]
+    splits = []
+    for fold in range(folds):
+        chosen = {"test": tests[fold], "validation": tests[(fold + 1) % folds]}
+        chosen["train"] = np.setdiff1d(np.arange(len(ids)), np.concatenate(list(chosen.values())))
+        parts = {part: tuple(sorted(ids[row] for row in rows)) for part, rows in chosen.items()}
+        splits.append(Split(f"fold{fold + 1}-of-{folds}-seed{seed}", dataset, parts))
+    return splits
+
+
+def name_some(names: Sequence[str], limit: int = 5) -> str:
+    """The first few names and how many more there are, for an error or a report."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,276 @@
+"""The segmenter against models small enough to work out by hand."""
+
+import dataclasses
+import importlib.resources
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from ulvm import segmenter as module
+from ulvm.errors import InputError
+from ulvm.image import resize
+from ulvm.segmenter import Segmentation, Segmenter, load
+from ulvm.spec import DataSpec, ModelSpec, RunSpec
+
+SIZE = 64
+RANDOM = np.random.default_rng(0)
+
+
+def write_model(
+    path: Path,
+    *,
+    classes: int = 1,
+    metadata: str | None = None,
+    spec: RunSpec | None = None,
+    input_name: str = "image_rgb",
+    channels: int = 3,
+) -> Path:
+    """One class: mean of the channels / 255. Three: a softmax over the channels / 25."""
+    picture = helper.make_tensor_value_info(
+        input_name, TensorProto.UINT8, ["batch", SIZE, SIZE, channels]
+    )
+    probability = helper.make_tensor_value_info(
+        "probability", TensorProto.FLOAT, ["batch", classes, SIZE, SIZE]
+    )
+    nodes = [
+        helper.make_node("Cast", [input_name], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Div", ["planes", "scale"], ["scaled"]),
+        helper.make_node("ReduceMean", ["scaled", "axes"], ["probability"], keepdims=1)
+        if classes == 1
+        else helper.make_node("Softmax", ["scaled"], ["probability"], axis=1),
+    ]
+    constants = [
+        numpy_helper.from_array(np.float32(255 if classes == 1 else 25), "scale"),
+        numpy_helper.from_array(np.array([1]), "axes"),
+    ]
+    graph = helper.make_graph(nodes, "oracle", [picture], [probability], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    if metadata is None:
+        run = spec or RunSpec(
+            model=ModelSpec(classes=classes), data=DataSpec(image_size=SIZE), threshold=0.4
+        )
+        metadata = json.dumps({"format": 1, "run": run.to_dict(), "git": "abc", "seeds": [1, 2]})
+    if metadata:
+        helper.set_model_props(model, {"ulvm": metadata})
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path) -> Segmenter:
+    return load(write_model(tmp_path / "model.onnx"), threads=1)
+
+
+@pytest.fixture
+def three_classes(tmp_path: Path) -> Segmenter:
+    return load(write_model(tmp_path / "three.onnx", classes=3), threads=1)
+
+
+def enlarge(small: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    return np.asarray(
+        Image.fromarray(small.astype(np.float32)).resize(size_hw[::-1], Image.Resampling.BILINEAR)
+    )
+
+
+def test_load_reads_spec_and_provenance(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.onnx")
+    for model in (path, str(path)):
+        segmenter = load(model)
+        assert segmenter.spec.threshold == 0.4
+        assert segmenter.size_hw == (SIZE, SIZE)
+        assert segmenter.provenance == {"git": "abc", "seeds": [1, 2]}
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (90, 130), (20, 33), (1, 1), (1, 5000), (5000, 3)])
+def test_one_class_at_any_size(segmenter: Segmenter, size_hw: tuple[int, int]) -> None:
+    image = RANDOM.integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    segmentation = segmenter(image, threshold=0.5)
+    expected = enlarge(resize(image, (SIZE, SIZE)).mean(axis=2) / 255, size_hw)
+    assert segmentation.probability.dtype == np.float32
+    np.testing.assert_allclose(segmentation.probability, expected, atol=1e-4)
+    assert segmentation.mask.dtype == np.bool_
+    np.testing.assert_array_equal(segmentation.mask, segmentation.probability >= np.float32(0.5))
+    assert segmentation.size_hw == size_hw
+    assert segmentation.labels is None
+    assert segmentation.threshold == 0.5
+
+
+def square_picture() -> np.ndarray:
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    image[10:30, 40:60] = 204  # probability .8
+    return image
+
+
+def test_summary_of_a_square_worked_by_hand(segmenter: Segmenter) -> None:
+    segmentation = segmenter(square_picture())
+    assert segmentation.threshold == 0.4  # the model's own
+    assert segmentation.area_pixels == 400
+    assert segmentation.area_fraction == 400 / 4096
+    assert segmentation.bounding_box_xyxy == (40, 10, 60, 30)
+    assert segmentation.mean_probability_inside == pytest.approx(0.8)
+    assert 0 < segmentation.latency_ms < 10_000
+    assert json.loads(json.dumps(segmentation.to_dict())) == {
+        "size_hw": [64, 64],
+        "threshold": 0.4,
+        "area_pixels": 400,
+        "area_fraction": 400 / 4096,
+        "bounding_box_xyxy": [40, 10, 60, 30],
+        "mean_probability_inside": segmentation.mean_probability_inside,
+        "latency_ms": segmentation.latency_ms,
+    }
+
+
+def test_threshold_is_inclusive(segmenter: Segmenter) -> None:
+    image = np.full((SIZE, SIZE, 3), 51, np.uint8)
+    at = float(segmenter(image).probability[0, 0])
+    assert at == pytest.approx(0.2)
+    assert segmenter(image, threshold=at).mask.all()
+    assert not segmenter(image, threshold=at + 1e-4).mask.any()
+
+
+def test_empty_mask(segmenter: Segmenter) -> None:
+    segmentation = segmenter(np.zeros((50, 40, 3), np.uint8))
+    assert segmentation.area_fraction == 0
+    assert segmentation.bounding_box_xyxy is None
+    assert segmentation.mean_probability_inside is None
+    plain = json.loads(json.dumps(segmentation.to_dict(), allow_nan=False))
+    assert plain["bounding_box_xyxy"] is None
+
+
+def test_several_classes(three_classes: Segmenter) -> None:
+    image = RANDOM.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    segmentation = three_classes(image)
+    exponentials = np.exp(image / 25.0)
+    expected = exponentials / exponentials.sum(axis=2, keepdims=True)
+    assert segmentation.probability.shape == (3, SIZE, SIZE)
+    np.testing.assert_allclose(segmentation.probability, expected.transpose(2, 0, 1), atol=1e-5)
+    assert segmentation.labels is not None
+    assert segmentation.labels.dtype == np.uint8
+    np.testing.assert_array_equal(segmentation.labels, segmentation.probability.argmax(axis=0))
+    np.testing.assert_array_equal(segmentation.mask, segmentation.labels != 0)
+    inside = expected[segmentation.mask][:, 1:].sum(axis=1).mean()
+    assert segmentation.mean_probability_inside == pytest.approx(inside, abs=1e-5)
+    assert segmentation.threshold is None
+    with pytest.raises(InputError, match="3 classes"):
+        three_classes(image, threshold=0.5)
+    assert three_classes(RANDOM.integers(0, 256, (9, 31, 3), dtype=np.uint8)).labels.shape == (
+        9,
+        31,
+    )  # type: ignore[union-attr]
+
+
+def test_probability_of_a_batch(segmenter: Segmenter) -> None:
+    batch = RANDOM.integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    probability = segmenter.probability(batch)
+    assert probability.dtype == np.float32
+    np.testing.assert_allclose(probability, batch.mean(axis=3)[:, None] / 255, atol=1e-6)
+    reversed_channels = segmenter.probability(batch[..., ::-1])  # no contiguous memory
+    np.testing.assert_allclose(reversed_channels, probability, atol=1e-6)
+    for wrong in (batch[0], batch.astype(np.float32), batch[:, 1:]):
+        with pytest.raises(InputError, match=r"accepted is uint8 \(batch, 64, 64, 3\)"):
+            segmenter.probability(wrong)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((5, 6), np.uint8), "uint8 (5, 6) np.repeat(image[..., None], 3, axis=2)"),
+        (np.zeros((5, 6, 1), np.uint8), "(5, 6, 1) np.repeat(image, 3, axis=2)"),
+        (np.zeros((5, 6, 4), np.uint8), "(5, 6, 4) image[..., :3]"),
+        (np.zeros((3, 5, 6), np.uint8), "(3, 5, 6) transpose(1, 2, 0)"),
+        (np.zeros((2, 5, 6, 3), np.uint8), "(2, 5, 6, 3) one picture at a time"),
+        (np.zeros((5, 6, 2), np.uint8), "(5, 6, 2) three channels"),
+        (np.zeros((0, 6, 3), np.uint8), "(0, 6, 3) at least one pixel"),
+        (np.zeros(7, np.uint8), "(7,) read_image"),
+        (np.zeros((5, 6, 3), np.float32), "float32 (5, 6, 3) .round().astype(np.uint8)"),
+        (np.zeros((5, 6, 3), np.uint16), "uint16 (5, 6, 3) .astype(np.uint8)"),
+        (Image.new("RGB", (4, 4)), "Image np.asarray(image.convert('RGB'))"),
+        ("photo.jpg", "str read_image"),
+    ],
+)
+def test_refused_pictures(segmenter: Segmenter, image: Any, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        segmenter(image)
+    given, _, remedy = words.rpartition(") ") if ") " in words else words.partition(" ")
+    assert given.strip() in caught.value.given
+    assert remedy in caught.value.remedy
+    assert "uint8 (height, width, 3)" in caught.value.accepted
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.1, 50, float("nan")])
+def test_refused_thresholds(segmenter: Segmenter, threshold: float) -> None:
+    with pytest.raises(InputError, match="out of range"):
+        segmenter(square_picture(), threshold=threshold)
+
+
+def test_refused_files(tmp_path: Path) -> None:
+    def refuse(path: Path, *words: str) -> None:
+        with pytest.raises(InputError) as caught:
+            load(path)
+        for word in (path.name, *words):
+            assert word in str(caught.value)
+
+    refuse(tmp_path / "no.onnx", "does not exist")
+    refuse(tmp_path, "is a folder")
+    for name, content in (("empty.onnx", b""), ("text.onnx", b"no model at all")):
+        (tmp_path / name).write_bytes(content)
+        refuse(tmp_path / name, "cannot be opened by ONNX Runtime")
+
+    def written(name: str, **options: Any) -> Path:
+        return write_model(tmp_path / name, **options)
+
+    refuse(written("foreign.onnx", metadata=""), "holds no run of ulvm", "ulvm export")
+    refuse(written("broken.onnx", metadata="{"), "holds no run of ulvm")
+    refuse(written("list.onnx", metadata="[1]"), "holds no run of ulvm")
+    refuse(written("later.onnx", metadata='{"format": 2, "run": {}}'), "format 2", "update ulvm")
+    unknown = '{"format": 1, "run": {"modle": {}}}'
+    refuse(written("unknown.onnx", metadata=unknown), "no field 'modle'")
+    # A graph that is not what its own run says.
+    other_size = RunSpec(data=DataSpec(image_size=96))
+    refuse(written("size.onnx", spec=other_size), "batch, 64, 64, 3", "batch, 96, 96, 3")
+    two = RunSpec(model=ModelSpec(classes=2), data=DataSpec(image_size=SIZE))
+    refuse(written("classes.onnx", spec=two), "(batch, 2, 64, 64)")
+    refuse(written("name.onnx", input_name="input"), "input tensor(uint8)")
+    refuse(written("channels.onnx", channels=4), "batch, 64, 64, 4")
+    with pytest.raises(InputError, match="threads=0"):
+        load(written("good.onnx"), threads=0)
+
+
+def test_missing_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUNDLED_MODEL", "none.onnx")
+    with pytest.raises(InputError, match=r"none\.onnx is missing from this installation"):
+        load()
+
+
+def test_bundled_model() -> None:
+    if not (importlib.resources.files("ulvm") / "weights" / module.BUNDLED_MODEL).is_file():
+        pytest.skip("the bundled model is not in this checkout")
+    segmentation = load()(np.full((100, 150, 3), 180, np.uint8))
+    assert segmentation.probability.shape == (100, 150)
+
+
+def test_segmentation_is_frozen(segmenter: Segmenter) -> None:
+    segmentation = segmenter(square_picture())
+    assert isinstance(segmentation, Segmentation)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        segmentation.threshold = 0.1  # type: ignore[misc]
+
+
+def test_twelve_megapixels_take_well_under_a_second(segmenter: Segmenter) -> None:
+    # Half a second alone on two cores is .15; the bound only has to catch a slow path.
+    image = np.broadcast_to(np.arange(4000, dtype=np.uint16)[:, None] >> 4, (3000, 4000, 3)).astype(
+        np.uint8
+    )
+    start = time.perf_counter()
+    segmentation = segmenter(image)
+    assert time.perf_counter() - start < 2
+    assert segmentation.latency_ms < 2000
