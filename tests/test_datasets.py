@@ -302,10 +302,12 @@ def test_check_finds_duplicates(tmp_path: Path):
     copy.resize((60, 45), Image.Resampling.BICUBIC).save(images / "d.jpg", quality=80)
     (images / "d.png").unlink()
     report = check("folder", tmp_path, allow_mask_resize=True)
-    assert [found[:2] for found in report.duplicates] == [("a", "e"), ("b", "d")]
-    assert report.duplicates[0][2] == 0
-    assert 0 < report.duplicates[1][2] < datasets.DUPLICATE_RMS
-    assert any("a = e (0.0), b = d" in note for note in report.notes)
+    same, near = report.duplicates
+    assert same == ("a", "e", 0.0, True)
+    assert (near.first, near.second, near.same_file) == ("b", "d", False)
+    assert 0 < near.rms < datasets.DUPLICATE_RMS
+    assert any("a = e (same file), b = d (differ by" in note for note in report.notes)
+    assert report.to_dict()["duplicates"][0]["same_file"] is True
 
 
 def test_check_finds_shared_ids_areas_and_other_files(tmp_path: Path):

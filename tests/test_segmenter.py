@@ -162,10 +162,9 @@ def test_several_classes(three_classes: Segmenter) -> None:
     assert segmentation.threshold is None
     with pytest.raises(InputError, match="3 classes"):
         three_classes(image, threshold=0.5)
-    assert three_classes(RANDOM.integers(0, 256, (9, 31, 3), dtype=np.uint8)).labels.shape == (
-        9,
-        31,
-    )  # type: ignore[union-attr]
+    labels = three_classes(RANDOM.integers(0, 256, (9, 31, 3), dtype=np.uint8)).labels
+    assert labels is not None
+    assert labels.shape == (9, 31)
 
 
 def test_probability_of_a_batch(segmenter: Segmenter) -> None:
@@ -181,27 +180,26 @@ def test_probability_of_a_batch(segmenter: Segmenter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
+    ("image", "given", "remedy"),
     [
-        (np.zeros((5, 6), np.uint8), "uint8 (5, 6) np.repeat(image[..., None], 3, axis=2)"),
-        (np.zeros((5, 6, 1), np.uint8), "(5, 6, 1) np.repeat(image, 3, axis=2)"),
-        (np.zeros((5, 6, 4), np.uint8), "(5, 6, 4) image[..., :3]"),
-        (np.zeros((3, 5, 6), np.uint8), "(3, 5, 6) transpose(1, 2, 0)"),
-        (np.zeros((2, 5, 6, 3), np.uint8), "(2, 5, 6, 3) one picture at a time"),
-        (np.zeros((5, 6, 2), np.uint8), "(5, 6, 2) three channels"),
-        (np.zeros((0, 6, 3), np.uint8), "(0, 6, 3) at least one pixel"),
-        (np.zeros(7, np.uint8), "(7,) read_image"),
-        (np.zeros((5, 6, 3), np.float32), "float32 (5, 6, 3) .round().astype(np.uint8)"),
-        (np.zeros((5, 6, 3), np.uint16), "uint16 (5, 6, 3) .astype(np.uint8)"),
-        (Image.new("RGB", (4, 4)), "Image np.asarray(image.convert('RGB'))"),
-        ("photo.jpg", "str read_image"),
+        (np.zeros((5, 6), np.uint8), "uint8 (5, 6)", "np.repeat(image[..., None], 3, axis=2)"),
+        (np.zeros((5, 6, 1), np.uint8), "uint8 (5, 6, 1)", "np.repeat(image, 3, axis=2)"),
+        (np.zeros((5, 6, 4), np.uint8), "uint8 (5, 6, 4)", "image[..., :3]"),
+        (np.zeros((3, 5, 6), np.uint8), "uint8 (3, 5, 6)", "image.transpose(1, 2, 0)"),
+        (np.zeros((2, 5, 6, 3), np.uint8), "uint8 (2, 5, 6, 3)", "one picture at a time"),
+        (np.zeros((5, 6, 2), np.uint8), "uint8 (5, 6, 2)", "three channels"),
+        (np.zeros((0, 6, 3), np.uint8), "uint8 (0, 6, 3)", "at least one pixel"),
+        (np.zeros(7, np.uint8), "uint8 (7,)", "read_image"),
+        (np.zeros((5, 6, 3), np.float32), "float32 (5, 6, 3)", ".round().astype(np.uint8)"),
+        (np.zeros((5, 6, 3), np.uint16), "uint16 (5, 6, 3)", ".astype(np.uint8)"),
+        (Image.new("RGB", (4, 4)), "a Image", "np.asarray(image.convert('RGB'))"),
+        ("photo.jpg", "a str", "read_image"),
     ],
 )
-def test_refused_pictures(segmenter: Segmenter, image: Any, words: str) -> None:
+def test_refused_pictures(segmenter: Segmenter, image: Any, given: str, remedy: str) -> None:
     with pytest.raises(InputError) as caught:
         segmenter(image)
-    given, _, remedy = words.rpartition(") ") if ") " in words else words.partition(" ")
-    assert given.strip() in caught.value.given
+    assert given in caught.value.given
     assert remedy in caught.value.remedy
     assert "uint8 (height, width, 3)" in caught.value.accepted
 
@@ -265,11 +263,9 @@ def test_segmentation_is_frozen(segmenter: Segmenter) -> None:
         segmentation.threshold = 0.1  # type: ignore[misc]
 
 
-def test_twelve_megapixels_take_well_under_a_second(segmenter: Segmenter) -> None:
-    # Half a second alone on two cores is .15; the bound only has to catch a slow path.
-    image = np.broadcast_to(np.arange(4000, dtype=np.uint16)[:, None] >> 4, (3000, 4000, 3)).astype(
-        np.uint8
-    )
+def test_twelve_megapixels_are_quick(segmenter: Segmenter) -> None:
+    # Measured: 0.15 s. The bound is for a busy machine, and only has to catch a slow path.
+    image = RANDOM.integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
     start = time.perf_counter()
     segmentation = segmenter(image)
     assert time.perf_counter() - start < 2

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ _PH2_NAME = re.compile(r"(IMD\d+)(_lesion)?")
 CACHE_FORMAT = 1
 WORKERS = 2
 # Near duplicates: grey versions of this side whose root-mean-square difference is below this
-# many grey levels. In ISIC, copies lie below 2.4 and the nearest other pictures above 3.4.
+# many grey levels. In ISIC 2018, known copies lie below 2.5 and the next pair at 3.4.
 DUPLICATE_SIDE = 32
 DUPLICATE_RMS = 3.0
 
@@ -242,7 +242,9 @@ def _find_parts(dataset: str, data_dir: str | os.PathLike[str]) -> list[_Found]:
                 f"{_DOWNLOADS[dataset]}, or move {there} elsewhere",
             )
     if not any(found.images or found.masks for found in parts):
-        names = " or ".join(f"{layout.images} + {layout.masks}" for layout in _LAYOUTS[dataset])
+        names = " or ".join(
+            " + ".join(dict.fromkeys((layout.images, layout.masks))) for layout in _LAYOUTS[dataset]
+        )
         raise InputError(
             f"no pictures of {dataset} in {root}" + ("" if root.exists() else ", which is missing"),
             f"looked for {names}, as folders or .zip files, there and in {root / dataset}",
@@ -389,8 +391,8 @@ def decode(
     """Every picture and mask at the network's size, decoded once and kept in a cache.
 
     Pictures and masks are resized on their own, bilinear with antialiasing, whatever their shape.
-    The cache folder is named by a fingerprint of the source files' names, sizes and times, and
-    appears in one step when it is complete; changed files get a new one.
+    The cache folder is named by a fingerprint of the source files' paths, sizes and times, and
+    appears in one step when it is complete; changed or moved files get a new one.
 
     Args:
         dataset: `isic2017`, `isic2018`, `ph2` or `folder`.
@@ -400,7 +402,7 @@ def decode(
         allow_mask_resize: Accept masks of any size. Otherwise a mask has the size of its picture;
             in ISIC, whose pictures are often kept as small copies beside full-size masks, the
             picture may also be a square (the frame squashed) or of the mask's proportions.
-            progress: Called with (pairs done, pairs in all).
+        progress: Called with (pairs done, pairs in all).
 
     Returns:
         The pairs and two memory-mapped arrays; writing to them never reaches the file.
@@ -447,7 +449,7 @@ def _fingerprint(pairs: Sequence[Pair], mask_sizes: MaskSizes) -> str:
     for pair in pairs:
         digest.update(f"{pair.id} {pair.part}\n".encode())
         for file in (pair.image, pair.mask):
-            digest.update(f"{file.path.name} {file.size} {file.changed}\n".encode())
+            digest.update(f"{file.path.absolute()} {file.size} {file.changed}\n".encode())
     return digest.hexdigest()[:12]
 
 
@@ -567,6 +569,22 @@ def _size_text(size_hw: tuple[int, ...]) -> str:
     return f"{size_hw[1]}×{size_hw[0]}"
 
 
+class Duplicate(NamedTuple):
+    """Two pictures that look the same.
+
+    Args:
+        first: Id of one.
+        second: Id of the other.
+        rms: Root-mean-square difference of their small grey versions, in grey levels.
+        same_file: Whether the files' bytes are the same.
+    """
+
+    first: str
+    second: str
+    rms: float
+    same_file: bool
+
+
 @dataclass(frozen=True)
 class CheckReport:
     """Everything `check` found out about a data set.
@@ -578,8 +596,7 @@ class CheckReport:
         image_sizes: How many pictures have each size (height, width), most common first.
         mask_sizes: The same of the masks.
         lesion_area: Mean share of the picture that the mask covers, 0..1, per part.
-        duplicates: Ids of two pictures that look the same, and their root-mean-square difference
-            in grey levels; 0 where the files' bytes are the same.
+        duplicates: Pictures that are there twice under two ids, most alike first.
         shared: Ids that a data set of the name is known to hold too.
         problems: What `decode` would refuse; one sentence each.
         notes: What `decode` accepts and you should know; one sentence each.
@@ -591,7 +608,7 @@ class CheckReport:
     image_sizes: dict[tuple[int, int], int]
     mask_sizes: dict[tuple[int, int], int]
     lesion_area: dict[str, float]
-    duplicates: list[tuple[str, str, float]]
+    duplicates: list[Duplicate]
     shared: dict[str, list[str]]
     problems: list[str]
     notes: list[str]
@@ -617,6 +634,7 @@ class CheckReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it; a size (height, width) becomes `"widthxheight"`."""
         report = asdict(self)
+        report["duplicates"] = [found._asdict() for found in self.duplicates]
         for key in ("image_sizes", "mask_sizes"):
             report[key] = {f"{w}x{h}": count for (h, w), count in report[key].items()}
         return report
@@ -674,7 +692,7 @@ def check(
         The report; `problems` is empty if `decode` would accept the data.
 
     Raises:
-        InputError: The data isn't there at all.
+        InputError: The data isn't there, or of a part only the pictures or only the masks.
     """
     found_parts = _find_parts(dataset, data_dir)
     problems = [str(problem) for found in found_parts for problem in found.problems()]
@@ -746,8 +764,8 @@ def _look_at(pair: Pair, accepted: MaskSizes) -> _Seen:
     )
 
 
-def _find_duplicates(seen: Sequence[_Seen]) -> list[tuple[str, str, float]]:
-    """Ids of pictures that look the same and their difference in grey levels, most alike first."""
+def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:
+    """Pictures that look the same, most alike first."""
     ids = [one.pair.id for one in seen if one.thumbnail is not None]
     digests = [one.digest for one in seen if one.thumbnail is not None]
     thumbnails = [one.thumbnail for one in seen if one.thumbnail is not None]
@@ -761,22 +779,17 @@ def _find_duplicates(seen: Sequence[_Seen]) -> list[tuple[str, str, float]]:
         block = slice(start, start + 1024)
         distances = squares[block, None] + squares - 2 * grey[block] @ grey.T
         for row, column in np.argwhere(distances < DUPLICATE_RMS**2 * grey.shape[1]):
-            first, second = start + int(row), int(column)
-            if first < second:
-                same_bytes = digests[first] == digests[second]
-                rms = (
-                    0.0
-                    if same_bytes
-                    else float(np.sqrt(np.mean((grey[first] - grey[second]) ** 2)))
-                )
-                duplicates.append((ids[first], ids[second], round(rms, 2)))
-    return sorted(duplicates, key=lambda found: (found[2], found[0]))
+            i, j = start + int(row), int(column)
+            if i < j:
+                rms = round(float(np.sqrt(np.mean((grey[i] - grey[j]) ** 2))), 2)
+                duplicates.append(Duplicate(ids[i], ids[j], rms, digests[i] == digests[j]))
+    return sorted(duplicates, key=lambda found: found.rms)
 
 
 def _write_notes(
     found_parts: Sequence[_Found],
     seen: Sequence[_Seen],
-    duplicates: Sequence[tuple[str, str, float]],
+    duplicates: Sequence[Duplicate],
     shared: dict[str, list[str]],
 ) -> list[str]:
     """A sentence on everything that is accepted but worth knowing."""
@@ -799,10 +812,14 @@ def _write_notes(
                 "other without removing them."
             )
     if duplicates:
-        listed = [f"{first} = {second} ({rms:.1f})" for first, second, rms in duplicates]
+        listed = [
+            f"{found.first} = {found.second} "
+            f"({'same file' if found.same_file else f'differ by {found.rms:.1f} grey levels'})"
+            for found in duplicates
+        ]
         notes.append(
-            f"{len(duplicates)} pairs of pictures look the same (difference in grey levels): "
-            f"{name_some(listed, 20)}; keep both ids of a pair in one part."
+            f"{len(duplicates)} pairs of pictures look the same: {name_some(listed, 20)}; "
+            "keep both ids of a pair in one part."
         )
     for what, area in [("empty", 0.0), ("all lesion", 1.0)]:
         if ids := [one.pair.id for one in seen if one.area == area]:

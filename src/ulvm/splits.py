@@ -1,7 +1,6 @@
 """Which picture is in training, validation and test: committed id lists, their hash, own folds."""
 
 import difflib
-import functools
 import hashlib
 import json
 import os
@@ -221,12 +220,7 @@ def load_split(dataset: str, name_or_path: str | os.PathLike[str]) -> Split:
             f"it has {', '.join(known)}" if known else "it has no committed splits",
             f"did you mean '{close[0]}'" if close else "name the .json file of a split of your own",
         )
-    return _load_committed(dataset, given)
-
-
-@functools.lru_cache(maxsize=16)
-def _load_committed(dataset: str, name: str) -> Split:
-    with resources.as_file(_LISTS / f"{dataset}-{name}.json") as path:
+    with resources.as_file(_LISTS / f"{dataset}-{given}.json") as path:
         return _parse_split(dataset, path)
 
 

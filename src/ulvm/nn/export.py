@@ -1,0 +1,184 @@
+"""Weights → one ONNX file that every front end runs, checked against torch before it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from ulvm import synthetic
+from ulvm.errors import InputError
+from ulvm.files import write_atomically
+from ulvm.image import resize
+from ulvm.nn.checkpoint import METADATA_KEY, load_weights
+from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
+from ulvm.nn.train import WEIGHTS, versions
+from ulvm.spec import RunSpec
+
+OPSET = 18  # the oldest that torch's exporter writes
+TOLERANCE = 1e-4
+SIDE_FILE = "model.json"  # what browsers read, for they cannot read ONNX metadata
+
+
+class PictureToProbability(nn.Module):
+    """The network with everything around it: uint8 RGB in, probability out.
+
+    Args:
+        network: The network in evaluation mode.
+    """
+
+    def __init__(self, network: UltraLightVMUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image_rgb: Tensor) -> Tensor:
+        """uint8 (batch, height, width, channels) → float32 (batch, classes, height, width)."""
+        return probability_of_logits(self.network(normalise(image_rgb.permute(0, 3, 1, 2))))
+
+
+def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """Write a trained network as ONNX, with its spec inside and in ``model.json`` beside it.
+
+    The graph's input is ``image_rgb``, uint8 (batch, size, size, 3); its output
+    ``probability``, float32 (batch, classes, size, size). The batch is free.
+
+    Args:
+        source: A run folder of ``ulvm train``, or its weights file.
+        out: The ONNX file.
+        tolerance: Largest difference of probability between ONNX Runtime and torch.
+
+    Returns:
+        The content of ``model.json``.
+
+    Raises:
+        InputError: ``source`` is no run, or the two runtimes differ by more than the
+            tolerance; then nothing is written.
+    """
+    source, out = Path(source), Path(out)
+    network, run, provenance = load_weights(source / WEIGHTS if source.is_dir() else source)
+    module = PictureToProbability(network).eval()
+    content = build_onnx(module, run, provenance)
+    difference = largest_difference(module, content, run.data.image_size, run.model.in_channels)
+    if not difference <= tolerance:
+        raise InputError(
+            f"ONNX Runtime {onnxruntime.__version__} and torch {torch.__version__} differ by "
+            f"{difference:.1e} in probability",
+            f"accepted is up to {tolerance:.0e}",
+            "nothing was written; try other versions of torch, onnx or onnxruntime",
+        )
+    side = {
+        "format": 1,
+        "file": out.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "opset": OPSET,
+        "largest_difference_from_torch": difference,
+        "run": run.to_dict(),
+        **provenance,
+    }
+    write_atomically(out, content)
+    write_atomically(out.parent / SIDE_FILE, (json.dumps(side, indent=2) + "\n").encode())
+    return side
+
+
+def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str, Any]) -> bytes:
+    """The ONNX file's content, with the run in its metadata."""
+    size = run.data.image_size
+    example = torch.randint(0, 256, (2, size, size, run.model.in_channels), dtype=torch.uint8)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image_rgb"],
+            output_names=["probability"],
+            dynamic_shapes={"image_rgb": {0: torch.export.Dim("batch", min=1)}},
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # the exporter's traces: paths of this machine
+    for node in model.graph.node:
+        node.doc_string = ""
+    del model.graph.value_info[:]
+    model.producer_name = "ulvm"
+    metadata = {"format": 1, "run": run.to_dict(), "exported_with": versions(), **provenance}
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
+    onnx.checker.check_model(model)
+    buffer = io.BytesIO()
+    onnx.save_model(model, buffer)
+    return buffer.getvalue()
+
+
+def largest_difference(
+    module: PictureToProbability, content: bytes, size: int, channels: int
+) -> float:
+    """Largest difference of probability between torch and ONNX Runtime; nan where one gives nan.
+
+    Args:
+        module: What the ONNX content was made from.
+        content: An ONNX file.
+        size, channels: Of its input.
+    """
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch in probe_images(size, channels):
+        with torch.no_grad():
+            expected = module(torch.from_numpy(batch)).numpy()
+        (found,) = session.run(["probability"], {"image_rgb": batch})
+        worst = float(np.maximum(worst, np.abs(expected - found).max()))  # keeps a nan
+    return worst
+
+
+def probe_images(size: int, channels: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Batches uint8 (batch, size, size, channels) of several lengths: random, drawn, extreme."""
+    random = np.random.default_rng(0)
+    yield random.integers(0, 256, (3, size, size, channels), dtype=np.uint8)
+    drawn = np.stack([synthetic.draw_lesion(seed, (size, size)).image_rgb for seed in range(4)])
+    yield np.ascontiguousarray(
+        np.resize(drawn, (4, size, size, channels)) if channels != 3 else drawn
+    )
+    black_but_one = np.zeros((1, size, size, channels), np.uint8)
+    black_but_one[0, size // 2, size // 2] = 255
+    checkers = ((np.indices((size, size)).sum(0) % 2) * 255).astype(np.uint8)
+    halves = np.where(np.arange(size) < size // 2, 0, 255).astype(np.uint8)
+    for extreme in (
+        np.zeros_like(black_but_one),
+        np.full_like(black_but_one, 255),
+        black_but_one,
+        np.broadcast_to(checkers[None, :, :, None], black_but_one.shape),
+        np.broadcast_to(halves[None, None, :, None], black_but_one.shape),
+        np.broadcast_to(
+            resize(checkers[:4, :4], (size, size))[None, :, :, None], black_but_one.shape
+        ),
+    ):
+        yield np.ascontiguousarray(extreme)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own deprecation notices and progress lines are not the user's to read."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
