@@ -10,6 +10,7 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ulvm.errors import InputError
@@ -88,12 +89,13 @@ def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     chunk = _chunk_length(length, batch, x.device)
     chunks = -(-length // chunk)
     # Padding has delta = 0: decay 1 and input 0 leave the state as it is.
-    operands = [_to_lanes(each, chunk, chunks) for each in (x, delta, B, C)]
-    if torch.is_grad_enabled() and any(each.requires_grad for each in (x, delta, A, B, C)):
-        y: Tensor = _ChunkedScan.apply(*operands, A.t().contiguous(), chunks)
+    x, delta, B, C = (_to_lanes(each, chunk, chunks) for each in (x, delta, B, C))
+    operands = (x[:, None], delta[:, None], B[:, :, None], C[:, :, None], A.t()[None, :, :, None])
+    if torch.is_grad_enabled() and any(each.requires_grad for each in operands):
+        y: Tensor = _ChunkedScan.apply(*operands, chunks)
     else:
-        y = _forward_chunks(*operands, A.t(), chunks)[0]
-    return _from_lanes(y, batch, chunks)[:, :length]
+        y = _forward_chunks(*operands, chunks)[0]
+    return _from_lanes(y[:, 0], batch, chunks)[:, :length]
 
 
 def _chunk_length(length: int, batch: int, device: torch.device) -> int:
@@ -104,7 +106,7 @@ def _chunk_length(length: int, batch: int, device: torch.device) -> int:
 
 def _to_lanes(sequence: Tensor, chunk: int, chunks: int) -> Tensor:
     batch, length, width = sequence.shape
-    padded = torch.nn.functional.pad(sequence, (0, 0, 0, chunk * chunks - length))
+    padded = F.pad(sequence, (0, 0, 0, chunk * chunks - length))
     lanes = padded.reshape(batch, chunks, chunk, width).permute(2, 3, 1, 0)
     return lanes.reshape(chunk, width, chunks * batch)  # (step, width, lane)
 
@@ -118,16 +120,25 @@ def _from_lanes(lanes: Tensor, batch: int, chunks: int) -> Tensor:
 def _forward_chunks(
     x: Tensor, delta: Tensor, B: Tensor, C: Tensor, A: Tensor, chunks: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Outputs (step, inner, lane); decays and states, each (state, inner, lane), per step."""
-    driven = delta * x  # (step, inner, lane)
-    rates = A[:, :, None]  # (state, inner, 1)
+    """Outputs of all chunks, and every step's decay and state for the gradient.
+
+    Args:
+        x, delta: (step, 1, inner, lane).
+        B, C: (step, state, 1, lane).
+        A: (1, state, inner, 1).
+        chunks: Chunks in a lane axis, the slowest part of it.
+
+    Returns:
+        (step, 1, inner, lane), and per step the decay and the state (1, state, inner, lane).
+    """
     decays: list[Tensor] = []
     states: list[Tensor] = []
-    for step_delta, step_driven, step_B in zip(
-        delta.unbind(0), driven.unbind(0), B.unbind(0), strict=True
+    # split, not a loop over an index: the exporter writes it as one node.
+    for delta_t, driven_t, B_t in zip(
+        delta.split(1), (delta * x).split(1), B.split(1), strict=True
     ):
-        decays.append(torch.exp(rates * step_delta))
-        entering = step_B[:, None] * step_driven
+        decays.append(torch.exp(A * delta_t))
+        entering = B_t * driven_t
         states.append(torch.addcmul(entering, decays[-1], states[-1]) if states else entering)
     if chunks > 1:
         reach = decays[0]  # product of the decays so far: what is left of the carried state
@@ -138,20 +149,20 @@ def _forward_chunks(
             for state, reach in zip(states, reaches, strict=True)
         ]
     outputs = [
-        (step_C[:, None] * state).sum(0) for step_C, state in zip(C.unbind(0), states, strict=True)
+        (C_t * state).sum(1, keepdim=True) for C_t, state in zip(C.split(1), states, strict=True)
     ]
-    return torch.stack(outputs), decays, states
+    return torch.cat(outputs), decays, states
 
 
 def _carry(decay: Tensor, last: Tensor, chunks: int, *, backwards: bool = False) -> Tensor:
     """State that enters each chunk, from each chunk's whole decay and its own last state."""
-    decay_of = decay.unflatten(-1, (chunks, -1)).unbind(-2)
-    last_of = last.unflatten(-1, (chunks, -1)).unbind(-2)  # (state, inner, batch) for a chunk
+    decays = decay.tensor_split(chunks, dim=-1)  # (1, state, inner, batch) for each chunk
+    lasts = last.tensor_split(chunks, dim=-1)
     order = range(chunks - 1, 0, -1) if backwards else range(chunks - 1)
-    entering = [torch.zeros_like(last_of[0])]
+    entering = [torch.zeros_like(lasts[0])]
     for index in order:
-        entering.append(torch.addcmul(last_of[index], decay_of[index], entering[-1]))
-    return torch.cat(entering[::-1] if backwards else entering, dim=-1)  # (state, inner, lane)
+        entering.append(torch.addcmul(lasts[index], decays[index], entering[-1]))
+    return torch.cat(entering[::-1] if backwards else entering, dim=-1)
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -175,37 +186,33 @@ class _ChunkedScan(torch.autograd.Function):
         chunks: int = ctx.chunks
 
         # Gradient of each state: its own output's, plus the next state's times the decay.
-        grads: list[Tensor] = [C[t][:, None] * grad_y[t] for t in range(steps)]
+        grads = [C_t * grad_y_t for C_t, grad_y_t in zip(C.split(1), grad_y.split(1), strict=True)]
         for t in range(steps - 2, -1, -1):
             grads[t].addcmul_(decays[t + 1], grads[t + 1])
         if chunks > 1:
             whole = decays[-1]
             reaches = [whole, *(whole := whole * decay for decay in decays[-2::-1])][::-1]
             entering = _carry(reaches[0], decays[0] * grads[0], chunks, backwards=True)
-            for t in range(steps):
-                reach = reaches[t + 1] if t + 1 < steps else None
-                grads[t] += entering if reach is None else reach * entering
+            for grad, reach in zip(grads[:-1], reaches[1:], strict=True):
+                grad.addcmul_(reach, entering)
+            grads[-1] += entering
 
         driven = delta * x
-        grad_B = torch.empty_like(B)
-        grad_C = torch.empty_like(C)
-        grad_driven = torch.empty_like(x)
-        grad_delta = torch.empty_like(delta)
+        grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
+        grad_driven, grad_delta = torch.empty_like(x), torch.empty_like(delta)
         grad_A = torch.zeros_like(A)
-        rates = A[:, :, None]
-        lanes = x.shape[-1]
+        batch = x.shape[-1] // chunks
+        # Before a chunk's first step comes the last state of the chunk before it.
+        before = F.pad(states[-1][..., :-batch], (batch, 0))
         for t in range(steps):
-            torch.sum(states[t] * grad_y[t], dim=1, out=grad_C[t])
-            torch.sum(grads[t] * driven[t], dim=1, out=grad_B[t])
-            torch.sum(grads[t] * B[t][:, None], dim=0, out=grad_driven[t])
-            if t > 0:
-                before = states[t - 1]
-            else:  # the state before a chunk's first step is the last of the chunk before
-                before = torch.zeros_like(states[0])
-                before[..., lanes // chunks :] = states[-1][..., : lanes - lanes // chunks]
-            exponent = grads[t] * decays[t] * before
-            torch.sum(exponent * rates, dim=0, out=grad_delta[t])
-            grad_A += (exponent * delta[t]).sum(-1)
+            now = slice(t, t + 1)
+            grad_C[now] = (states[t] * grad_y[now]).sum(2, keepdim=True)
+            grad_B[now] = (grads[t] * driven[now]).sum(2, keepdim=True)
+            grad_driven[now] = (grads[t] * B[now]).sum(1, keepdim=True)
+            exponent = grads[t] * decays[t] * before  # gradient of delta · A
+            grad_delta[now] = (exponent * A).sum(1, keepdim=True)
+            grad_A += (exponent * delta[now]).sum(3, keepdim=True)
+            before = states[t]
         grad_delta += grad_driven * x
         return grad_driven * delta, grad_delta, grad_B, grad_C, grad_A, None
 
