@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 
 from ulvm.errors import InputError
-from ulvm.spec import DataSpec, ModelSpec, RunSpec, TrainSpec
+from ulvm.spec import DataSpec, ModelSpec, RunSpec, Stage, TrainSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ BUNDLED_TRAIN = TrainSpec(
     average_decay=0.998,
 )
 
-_CONV_ENCODER = ("conv",) * 6
-_CONV_DECODER = ("conv",) * 5
+_CONV_ENCODER: tuple[Stage, ...] = ("conv",) * 6
+_CONV_DECODER: tuple[Stage, ...] = ("conv",) * 5
 
 
 def _row(
@@ -68,9 +68,7 @@ PRESETS: dict[str, Preset] = {
     "best": _row(
         "the same network, a stronger recipe", ModelSpec(init="mamba"), 49_457, train=BEST_TRAIN
     ),
-    "bundled": _row(
-        "the shipped weights", ModelSpec(init="mamba"), 49_457, train=BUNDLED_TRAIN
-    ),
+    "bundled": _row("the shipped weights", ModelSpec(init="mamba"), 49_457, train=BUNDLED_TRAIN),
     "branches-1": _row("one Mamba over all channels", ModelSpec(branches=1), 136_269, 0.9069),
     "branches-2": _row("two branches", ModelSpec(branches=2), 69_589, 0.9073),
     "branches-8": _row("eight branches", ModelSpec(branches=8), 42_737),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -23,7 +24,12 @@ DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples
 
 
 class _Spec:
-    """JSON and overrides, shared by the specs below."""
+    """Types of the fields, JSON and overrides, shared by the specs below."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = _typed(type(self), name, hint, getattr(self, name))
+            object.__setattr__(self, name, value)  # frozen, but not yet made
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -32,10 +38,9 @@ class _Spec:
         Raises:
             InputError: A field is unknown or has a value of another type.
         """
-        hints = get_type_hints(cls)
         for name in values:
             _require_field(cls, name)
-        return cls(**{name: _typed(cls, name, hints[name], v) for name, v in values.items()})
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; ``from_dict`` gives an equal spec back."""
@@ -118,6 +123,7 @@ class ModelSpec(_Spec):
     init: Init = "paper"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("in_channels", "classes", "branches", "d_state", "d_conv", "expand"):
             _require_at_least(self, name, 1)
         for name, length in (("widths", STAGES), ("encoder", STAGES), ("decoder", STAGES - 1)):
@@ -162,6 +168,7 @@ class DataSpec(_Spec):
     image_size: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_divisible((self.image_size, self.image_size), "DataSpec.image_size")
 
 
@@ -198,6 +205,7 @@ class TrainSpec(_Spec):
     seed: int = 42
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("epochs", "batch_size", "period_epochs"):
             _require_at_least(self, name, 1)
         for name in ("learning_rate", "min_learning_rate", "weight_decay", "warmup_epochs", "seed"):
@@ -224,6 +232,7 @@ class RunSpec(_Spec):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.threshold < 1:
             raise InputError(
                 f"RunSpec.threshold={self.threshold} is out of range",
@@ -252,11 +261,11 @@ def require_divisible(size_hw: tuple[int, int], where: str = "input size") -> No
 
 def _require_at_least(spec: Any, name: str, least: int) -> None:
     value = getattr(spec, name)
-    if value < least:
+    if not least <= value < math.inf:  # false for NaN as well
         raise InputError(
-            f"{type(spec).__name__}.{name}={value} is too small",
+            f"{type(spec).__name__}.{name}={value} is out of range",
             f"accepted is {least} or more",
-            "raise it",
+            "change it",
         )
 
 
@@ -283,6 +292,8 @@ def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None =
     origin = get_origin(hint)
     accepted: str | None = None
     if isinstance(hint, type) and issubclass(hint, _Spec):
+        if isinstance(value, hint):
+            return value
         if isinstance(value, Mapping):
             return hint.from_dict(value)
         accepted = f"the fields of {hint.__name__}"
@@ -293,8 +304,8 @@ def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None =
         if value in get_args(hint):
             return value
         accepted = "one of " + ", ".join(str(choice) for choice in get_args(hint))
-    elif hint is str:
-        return literal if literal is not None else str(value)
+    elif hint is str and (isinstance(value, str) or literal is not None):
+        return value if isinstance(value, str) else literal
     elif hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):

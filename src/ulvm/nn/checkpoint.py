@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
 import torch
 from safetensors.torch import load_file, save
@@ -15,11 +17,20 @@ from torch import Tensor
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-from ulvm.nn.model import UltraLightVMUNet
+from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
 from ulvm.spec import ModelSpec, RunSpec
 
 METADATA_KEY = "ulvm"  # JSON: {"format": 1, "run": RunSpec, and where the weights come from}
+WEIGHTS = "weights.safetensors"  # in a run folder: the best epoch's
 _DEPTH = 6
+# The released code keeps losses as numpy floats beside the weights; numpy 2 renamed their module.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_FLOAT: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
 
 
 def save_weights(
@@ -49,16 +60,14 @@ def load_weights(
     Raises:
         InputError: The file is missing, no safetensors file or not written by ulvm.
     """
+    if not Path(path).is_file():
+        raise InputError(
+            f"{path} is no file", "accepted is a .safetensors file of ulvm train", "check the path"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
         state = load_file(path, device=device)
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist",
-            "accepted is a .safetensors file or a run folder of ulvm train",
-            "check the path",
-        ) from None
     except safetensors.SafetensorError as problem:
         raise InputError(
             f"{path} cannot be read as safetensors ({problem})",
@@ -78,6 +87,33 @@ def load_weights(
     return model.to(device).eval(), run, stored
 
 
+def load_probability(
+    path: str | Path, device: str = "cpu"
+) -> tuple[Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]], RunSpec]:
+    """A weights file as a function of pictures, like ``Segmenter.probability``.
+
+    Args:
+        path: A run folder of ``ulvm train``, or its weights file.
+        device: Where it runs.
+
+    Returns:
+        The function, uint8 (batch, size, size, channels) → float32 (batch, classes, size,
+        size) in 0..1, and the run that made the weights.
+
+    Raises:
+        InputError: As ``load_weights``.
+    """
+    path = Path(path)
+    network, run, _ = load_weights(path / WEIGHTS if path.is_dir() else path, device)
+    module = PictureToProbability(network).eval()
+
+    def probability_of(images_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        with torch.no_grad():
+            return module(torch.from_numpy(images_rgb).to(device)).cpu().numpy()
+
+    return probability_of, run
+
+
 def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
     """The paper's network with weights from the authors' ``.pth`` file.
 
@@ -92,15 +128,16 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
     Raises:
         InputError: The file is missing, not a weights file, or has other tensors.
     """
+    if not Path(path).is_file():
+        raise InputError(
+            f"{path} is no file", "accepted is the authors' .pth file", "check the path"
+        )
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+        with torch.serialization.safe_globals(_NUMPY_FLOAT):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise InputError(
-            f"{path} does not exist", "accepted is the authors' .pth file", "check the path"
-        ) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as problem:
-        raise InputError(
-            f"{path} cannot be read as weights ({str(problem).splitlines()[0]})",
+            f"{path} cannot be read as weights",
             "accepted is a file of tensors only, saved by torch.save(model.state_dict(), …)",
             "save the state dict of that object and try again",
         ) from None

@@ -17,36 +17,19 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
 
 from ulvm import synthetic
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.image import resize
-from ulvm.nn.checkpoint import METADATA_KEY, load_weights
-from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
-from ulvm.nn.train import WEIGHTS, versions
+from ulvm.nn.checkpoint import METADATA_KEY, WEIGHTS, load_weights
+from ulvm.nn.model import PictureToProbability
+from ulvm.nn.train import versions
 from ulvm.spec import RunSpec
 
 OPSET = 18  # the oldest that torch's exporter writes
 TOLERANCE = 1e-4
 SIDE_FILE = "model.json"  # what browsers read, for they cannot read ONNX metadata
-
-
-class PictureToProbability(nn.Module):
-    """The network with everything around it: uint8 RGB in, probability out.
-
-    Args:
-        network: The network in evaluation mode.
-    """
-
-    def __init__(self, network: UltraLightVMUNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image_rgb: Tensor) -> Tensor:
-        """uint8 (batch, height, width, channels) → float32 (batch, classes, height, width)."""
-        return probability_of_logits(self.network(normalise(image_rgb.permute(0, 3, 1, 2))))
 
 
 def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE) -> dict[str, Any]:

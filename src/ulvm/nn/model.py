@@ -18,8 +18,6 @@ from ulvm.errors import InputError
 from ulvm.nn.scan import selective_scan
 from ulvm.spec import Init, Mixer, ModelSpec, Stage, require_divisible
 
-GROUPS = 4  # of every GroupNorm
-
 
 def normalise(images: Tensor) -> Tensor:
     """Stretch each picture to 0..255, as the network expects.
@@ -32,7 +30,8 @@ def normalise(images: Tensor) -> Tensor:
 
     Source: the released code's per-image min-max after its data-set z-score, which cancels.
     """
-    images = images.to(torch.float32)
+    # Contiguous, for torch's GroupNorm loses three digits on channels-last pictures of one value.
+    images = images.to(torch.float32).contiguous()
     low = images.amin(dim=(1, 2, 3), keepdim=True)
     high = images.amax(dim=(1, 2, 3), keepdim=True)
     return (images - low) * (255.0 / (high - low).clamp_min(1e-3))
@@ -257,6 +256,27 @@ class PVMLayer(nn.Module):
         return self.project(self.norm(groups.reshape(batch, length, channels)))
 
 
+class FourGroupNorm(nn.GroupNorm):
+    """GroupNorm of four groups whose exported form sums row by row.
+
+    Differs: only in the order of the sums. ONNX Runtime's fused normalisation adds up a whole
+    group in one float32 and is 3e-4 off on pictures of one value; rows first gives 1e-5.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(4, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, channels, height, width) → the same."""
+        if not torch.compiler.is_exporting():
+            return super().forward(features)
+        rows = features.unflatten(1, (self.num_groups, -1)).flatten(2, 3)
+        rows = rows - rows.mean(3, keepdim=True).mean(2, keepdim=True)
+        variance = (rows * rows).mean(3, keepdim=True).mean(2, keepdim=True)
+        normal = (rows / torch.sqrt(variance + self.eps)).view_as(features)
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
 class SpatialAttention(nn.Module):
     """Where to look: a map from each position's mean and maximum over the channels.
 
@@ -345,7 +365,7 @@ class UltraLightVMUNet(nn.Module):
             _stage(kind, before, after, spec)
             for kind, before, after in zip(spec.encoder, rising[:-1], rising[1:], strict=True)
         )
-        self.encoder_norms = nn.ModuleList(nn.GroupNorm(GROUPS, width) for width in widths[:-1])
+        self.encoder_norms = nn.ModuleList(FourGroupNorm(width) for width in widths[:-1])
         self.bridge = SkipBridge(
             widths[:-1],
             spatial=spec.bridge in ("both", "spatial"),
@@ -355,7 +375,7 @@ class UltraLightVMUNet(nn.Module):
             _stage(kind, before, after, spec)
             for kind, before, after in zip(spec.decoder, falling[:-1], falling[1:], strict=True)
         )
-        self.decoder_norms = nn.ModuleList(nn.GroupNorm(GROUPS, width) for width in falling[1:])
+        self.decoder_norms = nn.ModuleList(FourGroupNorm(width) for width in falling[1:])
         self.head = nn.Conv2d(widths[0], spec.classes, 1)
         init_weights(self, spec.init)
 
@@ -396,6 +416,22 @@ class UltraLightVMUNet(nn.Module):
                 "reorder the axes or set ModelSpec.in_channels",
             )
         require_divisible((int(images.shape[2]), int(images.shape[3])))
+
+
+class PictureToProbability(nn.Module):
+    """The network with everything around it: uint8 RGB in, probability out.
+
+    Args:
+        network: The network in evaluation mode.
+    """
+
+    def __init__(self, network: UltraLightVMUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image_rgb: Tensor) -> Tensor:
+        """uint8 (batch, height, width, channels) → float32 (batch, classes, height, width)."""
+        return probability_of_logits(self.network(normalise(image_rgb.permute(0, 3, 1, 2))))
 
 
 def _stage(kind: Stage, in_channels: int, out_channels: int, spec: ModelSpec) -> nn.Module:

@@ -17,9 +17,8 @@ from ulvm.errors import InputError
 
 Backend = Literal["auto", "reference", "parallel"]
 
-# On a CPU the parallel form makes chunks longer than √length when the batch alone fills the
-# vector units: fewer chunks mean less work for the carries. Measured: LOG.md, 2026-11-23.
-_CPU_LANES = 256
+# Numbers in one array of states that a CPU works on at a time: 4 MB stay in its cache.
+_CPU_CACHE = 2**20
 
 
 def selective_scan(
@@ -80,28 +79,28 @@ def _scan_reference(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -
 
 
 def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Cut the length into chunks and advance all chunks together, one step at a time.
+    """Cut the length into about √length chunks and advance all of them together.
 
-    A lane is one (chunk, batch item). Lanes come last in memory, so that every broadcast in
-    the loop is over leading axes and each operation reads and writes whole rows.
+    A lane is one (chunk, batch item). Lanes come last in memory, so that every broadcast is
+    over leading axes and each operation reads and writes whole rows.
     """
-    batch, length, _ = x.shape
-    chunk = _chunk_length(length, batch, x.device)
+    batch, length, inner = x.shape
+    sequences = (x, delta, B, C)
+    if x.device.type == "cpu" and not torch.compiler.is_exporting():
+        items = max(1, _CPU_CACHE // (length * inner * A.shape[1]))
+        if items < batch:
+            pieces = zip(*(each.split(items) for each in sequences), strict=True)
+            return torch.cat([_scan_parallel(x, delta, A, B, C) for x, delta, B, C in pieces])
+    chunk = math.isqrt(length - 1) + 1
     chunks = -(-length // chunk)
     # Padding has delta = 0: decay 1 and input 0 leave the state as it is.
-    x, delta, B, C = (_to_lanes(each, chunk, chunks) for each in (x, delta, B, C))
+    x, delta, B, C = (_to_lanes(each, chunk, chunks) for each in sequences)
     operands = (x[:, None], delta[:, None], B[:, :, None], C[:, :, None], A.t()[None, :, :, None])
     if torch.is_grad_enabled() and any(each.requires_grad for each in operands):
         y: Tensor = _ChunkedScan.apply(*operands, chunks)
     else:
         y = _forward_chunks(*operands, chunks)[0]
     return _from_lanes(y[:, 0], batch, chunks)[:, :length]
-
-
-def _chunk_length(length: int, batch: int, device: torch.device) -> int:
-    if device.type == "cpu" and not torch.compiler.is_exporting():
-        return -(-length // min(math.isqrt(length), max(1, _CPU_LANES // batch)))
-    return math.isqrt(length - 1) + 1
 
 
 def _to_lanes(sequence: Tensor, chunk: int, chunks: int) -> Tensor:
@@ -119,50 +118,46 @@ def _from_lanes(lanes: Tensor, batch: int, chunks: int) -> Tensor:
 
 def _forward_chunks(
     x: Tensor, delta: Tensor, B: Tensor, C: Tensor, A: Tensor, chunks: int
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Outputs of all chunks, and every step's decay and state for the gradient.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs of all chunks, and every decay and state for the gradient.
 
     Args:
         x, delta: (step, 1, inner, lane).
         B, C: (step, state, 1, lane).
         A: (1, state, inner, 1).
-        chunks: Chunks in a lane axis, the slowest part of it.
+        chunks: Chunks in the lane axis, the slowest part of it.
 
     Returns:
-        (step, 1, inner, lane), and per step the decay and the state (1, state, inner, lane).
+        (step, 1, inner, lane); decays and states (step, state, inner, lane).
     """
-    decays: list[Tensor] = []
-    states: list[Tensor] = []
-    # split, not a loop over an index: the exporter writes it as one node.
-    for delta_t, driven_t, B_t in zip(
-        delta.split(1), (delta * x).split(1), B.split(1), strict=True
-    ):
-        decays.append(torch.exp(A * delta_t))
-        entering = B_t * driven_t
-        states.append(torch.addcmul(entering, decays[-1], states[-1]) if states else entering)
+    decays = torch.exp(A * delta)  # (step, state, inner, lane)
+    states = _recur(decays, B * (delta * x))
     if chunks > 1:
-        reach = decays[0]  # product of the decays so far: what is left of the carried state
-        reaches = [reach, *(reach := reach * decay for decay in decays[1:])]
-        carried = _carry(reaches[-1], states[-1], chunks)
-        states = [
-            torch.addcmul(state, reach, carried)
-            for state, reach in zip(states, reaches, strict=True)
-        ]
-    outputs = [
-        (C_t * state).sum(1, keepdim=True) for C_t, state in zip(C.split(1), states, strict=True)
-    ]
-    return torch.cat(outputs), decays, states
+        reaches = torch.exp(A * delta.cumsum(0))  # what is left of the carried state
+        states = torch.addcmul(states, reaches, _carry(reaches[-1:], states[-1:], chunks))
+    return (C * states).sum(1, keepdim=True), decays, states
+
+
+def _recur(decays: Tensor, entering: Tensor) -> Tensor:
+    """state = decay · state + entering along the first axis, from zero."""
+    # split, not a loop over an index: the exporter writes it as one node.
+    states: list[Tensor] = []
+    for decay, enters in zip(decays.split(1), entering.split(1), strict=True):
+        states.append(torch.addcmul(enters, decay, states[-1]) if states else enters)
+    return torch.cat(states)
 
 
 def _carry(decay: Tensor, last: Tensor, chunks: int, *, backwards: bool = False) -> Tensor:
     """State that enters each chunk, from each chunk's whole decay and its own last state."""
-    decays = decay.tensor_split(chunks, dim=-1)  # (1, state, inner, batch) for each chunk
-    lasts = last.tensor_split(chunks, dim=-1)
-    order = range(chunks - 1, 0, -1) if backwards else range(chunks - 1)
+    decays = list(decay.unflatten(-1, (chunks, -1)).split(1, -2))  # (1, state, inner, 1, batch)
+    lasts = list(last.unflatten(-1, (chunks, -1)).split(1, -2))
+    if backwards:
+        decays.reverse()
+        lasts.reverse()
     entering = [torch.zeros_like(lasts[0])]
-    for index in order:
-        entering.append(torch.addcmul(lasts[index], decays[index], entering[-1]))
-    return torch.cat(entering[::-1] if backwards else entering, dim=-1)
+    for decay, last in zip(decays[:-1], lasts[:-1], strict=True):
+        entering.append(torch.addcmul(last, decay, entering[-1]))
+    return torch.cat(entering[::-1] if backwards else entering, -2).flatten(-2)
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -174,46 +169,32 @@ class _ChunkedScan(torch.autograd.Function):
     ) -> Tensor:
         y, decays, states = _forward_chunks(x, delta, B, C, A, chunks)
         ctx.chunks = chunks
-        ctx.save_for_backward(x, delta, B, C, A, *decays, *states)
+        ctx.save_for_backward(x, delta, B, C, A, decays, states)
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, B, C, A, *saved = ctx.saved_tensors
-        steps = len(x)
-        decays, states = saved[:steps], saved[steps:]
-        chunks: int = ctx.chunks
+        x, delta, B, C, A, decays, states = ctx.saved_tensors
+        batch = x.shape[-1] // ctx.chunks
 
-        # Gradient of each state: its own output's, plus the next state's times the decay.
-        grads = [C_t * grad_y_t for C_t, grad_y_t in zip(C.split(1), grad_y.split(1), strict=True)]
-        for t in range(steps - 2, -1, -1):
+        # Gradient of each state: its own output's, plus the next state's times its decay.
+        grads = C * grad_y
+        for t in range(len(x) - 2, -1, -1):
             grads[t].addcmul_(decays[t + 1], grads[t + 1])
-        if chunks > 1:
-            whole = decays[-1]
-            reaches = [whole, *(whole := whole * decay for decay in decays[-2::-1])][::-1]
-            entering = _carry(reaches[0], decays[0] * grads[0], chunks, backwards=True)
-            for grad, reach in zip(grads[:-1], reaches[1:], strict=True):
-                grad.addcmul_(reach, entering)
-            grads[-1] += entering
+        if ctx.chunks > 1:
+            left = A * delta.sum(0, keepdim=True)  # log of a chunk's whole decay
+            carried = _carry(left.exp(), decays[:1] * grads[:1], ctx.chunks, backwards=True)
+            grads.addcmul_(torch.exp(left - A * delta.cumsum(0)), carried)
 
-        driven = delta * x
-        grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
-        grad_driven, grad_delta = torch.empty_like(x), torch.empty_like(delta)
-        grad_A = torch.zeros_like(A)
-        batch = x.shape[-1] // chunks
+        grad_C = (states * grad_y).sum(2, keepdim=True)
+        grad_B = (grads * (delta * x)).sum(2, keepdim=True)
+        grad_driven = (grads * B).sum(1, keepdim=True)
         # Before a chunk's first step comes the last state of the chunk before it.
-        before = F.pad(states[-1][..., :-batch], (batch, 0))
-        for t in range(steps):
-            now = slice(t, t + 1)
-            grad_C[now] = (states[t] * grad_y[now]).sum(2, keepdim=True)
-            grad_B[now] = (grads[t] * driven[now]).sum(2, keepdim=True)
-            grad_driven[now] = (grads[t] * B[now]).sum(1, keepdim=True)
-            exponent = grads[t] * decays[t] * before  # gradient of delta · A
-            grad_delta[now] = (exponent * A).sum(1, keepdim=True)
-            grad_A += (exponent * delta[now]).sum(3, keepdim=True)
-            before = states[t]
-        grad_delta += grad_driven * x
+        before = torch.cat([F.pad(states[-1:, ..., :-batch], (batch, 0)), states[:-1]])
+        exponent = grads.mul_(decays).mul_(before)  # gradient of delta · A
+        grad_delta = (exponent * A).sum(1, keepdim=True) + grad_driven * x
+        grad_A = (exponent * delta).sum((0, 3), keepdim=True)
         return grad_driven * delta, grad_delta, grad_B, grad_C, grad_A, None
 
 

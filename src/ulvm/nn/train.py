@@ -27,11 +27,11 @@ from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.metrics import Confusion, confusion, dice, pooled
 from ulvm.nn.augment import augment
-from ulvm.nn.checkpoint import save_weights
+from ulvm.nn.checkpoint import WEIGHTS, save_weights
 from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
 from ulvm.spec import RunSpec, TrainSpec
+from ulvm.version import __version__
 
-WEIGHTS = "weights.safetensors"  # of the epoch with the lowest validation loss
 CHECKPOINT = "checkpoint.pt"
 RUN = "run.json"
 VALIDATION_BATCH = 10
@@ -215,8 +215,7 @@ class _State:
         torch.manual_seed(run.train.seed)
         self.run = run
         self.device = device
-        # Channels last in memory: the full-size convolutions run faster and stay the same.
-        self.model = UltraLightVMUNet(run.model).to(device, memory_format=torch.channels_last)
+        self.model = self._build()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=run.train.learning_rate,
@@ -224,15 +223,18 @@ class _State:
         )
         self.averaged = self.model
         if run.train.average_decay:
-            self.averaged = UltraLightVMUNet(run.model).to(
-                device, memory_format=torch.channels_last
-            )
+            self.averaged = self._build()
             self.averaged.load_state_dict(self.model.state_dict())
         self.generator = torch.Generator().manual_seed(run.train.seed)
         self.epoch = 0
         self.step = 0
         self.best_loss = math.inf
         self.history: list[dict[str, Any]] = []
+
+    def _build(self) -> UltraLightVMUNet:
+        # Channels last in memory: the full-size convolutions run faster and stay the same.
+        network = UltraLightVMUNet(self.run.model).to(self.device)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def update_average(self) -> None:
         """Move the average towards the weights, faster in the first steps."""
@@ -447,10 +449,8 @@ def _write_run(
 
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
-    import ulvm
-
     return {
-        "ulvm": ulvm.__version__,
+        "ulvm": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -1,0 +1,5 @@
+"""``python -m ulvm`` is ``ulvm``."""
+
+from ulvm.cli import main
+
+main()

@@ -1,0 +1,408 @@
+"""The command ``ulvm``: translates words into calls and results into lines; decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ulvm.errors import InputError
+from ulvm.version import __version__
+
+NOTICE = "Not a medical device: for research and education, not for diagnosis."
+BUNDLED = "bundled"
+
+_DATASETS = click.Choice(["isic2017", "isic2018", "ph2", "folder"])
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class _Group(click.Group):
+    """Shows the caller's mistakes as one sentence instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as problem:
+            raise click.ClickException(str(problem)) from None
+        except ModuleNotFoundError as problem:
+            raise click.ClickException(
+                f"this command needs the package {problem.name}, which is not installed; "
+                "run pip install 'ultralight-vm-unet[train]'."
+            ) from None
+
+
+def _data_options(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option(
+        "--data", "data_dir", type=_FOLDER, required=True, help="Folder of the data as downloaded."
+    )(command)
+    return click.option("--dataset", type=_DATASETS, required=True, help="Which data set it is.")(
+        command
+    )
+
+
+_set_option = click.option(
+    "--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Change a field of the run."
+)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ulvm")
+def main() -> None:
+    """Outline skin lesions with UltraLight VM-UNet.
+
+    Not a medical device: for research and education, not for diagnosis.
+    """
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--model", type=click.Path(path_type=Path), help="ONNX file; else the bundled one.")
+@click.option("--out", "out_dir", type=_FOLDER, help="Output folder; else ./ulvm-output.")
+@click.option("--overlay", is_flag=True, help="Write the picture with the outline as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
+@click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
+def predict(
+    paths: tuple[str, ...],
+    model: Path | None,
+    out_dir: Path | None,
+    overlay: bool,
+    as_json: bool,
+    threshold: float | None,
+) -> None:
+    """Segment pictures: files, folders, patterns, or - for standard input.
+
+    For each picture a mask PNG of its size is written and a line printed. A file that cannot
+    be read is reported and skipped; the exit code is then 1.
+    """
+    from ulvm.predict import find_images
+    from ulvm.segmenter import load
+
+    _predict(load(model), find_images(paths), out_dir, overlay, as_json, threshold)
+
+
+@main.command()
+@click.option("--out", "out_dir", type=_FOLDER, default=Path("demo-output"), show_default=True)
+def demo(out_dir: Path) -> None:
+    """Segment the drawn example pictures that come with ulvm."""
+    from ulvm.predict import find_images
+    from ulvm.segmenter import load
+
+    with importlib.resources.as_file(importlib.resources.files("ulvm") / "examples") as examples:
+        sources = find_images([str(examples / "*.*")])
+        _predict(load(), sources, out_dir, overlay=True, as_json=False, threshold=None)
+
+
+def _predict(
+    segmenter: Any,
+    sources: Any,
+    out_dir: Path | None,
+    overlay: bool,
+    as_json: bool,
+    threshold: float | None,
+) -> None:
+    from ulvm.predict import DEFAULT_OUT_DIR, predict_files
+
+    failed = 0
+    predictions = predict_files(
+        segmenter, sources, out_dir=out_dir, overlay=overlay, threshold=threshold
+    )
+    with _progress("pictures") as advance:
+        for number, prediction in enumerate(predictions, start=1):
+            if as_json:
+                click.echo(json.dumps(prediction.to_dict()))
+            elif prediction.error is None:
+                click.echo(_describe(prediction))
+            if prediction.error is not None:
+                failed += 1
+                click.echo(f"Error: {prediction.error}", err=True)
+            advance(number, len(sources))
+    if not as_json:
+        done = len(sources) - failed
+        click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")
+        click.echo(NOTICE)
+    if failed:
+        sys.exit(1)
+
+
+def _describe(prediction: Any) -> str:
+    summary = prediction.summary
+    if summary["bounding_box_xyxy"] is None:
+        found = "no lesion found"
+    else:
+        left, top, right, bottom = summary["bounding_box_xyxy"]
+        found = (
+            f"lesion {100 * summary['area_fraction']:.1f} % of the frame, "
+            f"box x {left}–{right} y {top}–{bottom}, "
+            f"mean probability inside {summary['mean_probability_inside']:.2f}"
+        )
+    written = f" and {prediction.overlay_path.name}" if prediction.overlay_path else ""
+    return (
+        f"{prediction.source}: {found}, {summary['latency_ms']:.0f} ms"
+        f" → {prediction.mask_path}{written}"
+    )
+
+
+@main.group()
+def data() -> None:
+    """Check and decode data sets, make splits, draw pictures."""
+
+
+@data.command("check")
+@_data_options
+@click.option("--resize-masks", is_flag=True, help="Accept masks of another size than pictures.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def data_check(dataset: str, data_dir: Path, resize_masks: bool, as_json: bool) -> None:
+    """Read every file and report what is there, what is wrong and what repeats."""
+    from ulvm import datasets
+
+    with _progress("checked") as progress:
+        report = datasets.check(
+            dataset, data_dir, allow_mask_resize=resize_masks, progress=progress
+        )
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+    if report.problems:
+        sys.exit(1)
+
+
+@data.command("prepare")
+@_data_options
+@click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
+@click.option("--resize-masks", is_flag=True, help="Accept masks of another size than pictures.")
+def data_prepare(dataset: str, data_dir: Path, size: int, resize_masks: bool) -> None:
+    """Decode a data set once, into a cache that training and evaluation map into memory."""
+    from ulvm import datasets
+
+    with _progress("decoded") as progress:
+        decoded = datasets.decode(
+            dataset, data_dir, size=size, allow_mask_resize=resize_masks, progress=progress
+        )
+    click.echo(decoded.describe())
+
+
+@data.command("split")
+@_data_options
+@click.option("--folds", default=5, show_default=True, help="Number of splits.")
+@click.option("--seed", default=42, show_default=True, help="Seed of the shuffling.")
+@click.option("--by-area", is_flag=True, help="Give each fold small and large lesions alike.")
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CSV file 'id,group': a group, such as a patient, is never divided.",
+)
+@click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the split files.")
+def data_split(
+    dataset: str,
+    data_dir: Path,
+    folds: int,
+    seed: int,
+    by_area: bool,
+    groups: Path | None,
+    out_dir: Path,
+) -> None:
+    """Write split files of one's own, for cross-validation."""
+    from ulvm import datasets, splits
+
+    ids = [pair.id for pair in datasets.find_pairs(dataset, data_dir)]
+    made = splits.make_folds(
+        ids,
+        folds=folds,
+        seed=seed,
+        areas=datasets.decode(dataset, data_dir, size=256).lesion_areas if by_area else None,
+        groups=splits.read_groups(groups, ids) if groups else None,
+        dataset=dataset,
+    )
+    for split in made:
+        path = out_dir / f"{split.name}.json"
+        split.save(path)
+        sizes = ", ".join(f"{part} {len(ids)}" for part, ids in split.parts.items())
+        click.echo(f"{path}: {sizes}, hash {split.hash}")
+
+
+@data.command("draw")
+@click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder to draw into.")
+@click.option("--count", default=50, show_default=True, help="Number of pictures.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
+@click.option(
+    "--layout",
+    type=click.Choice(["folder", "isic2017", "isic2018", "ph2"]),
+    default="folder",
+    show_default=True,
+)
+def data_draw(out_dir: Path, count: int, seed: int, size: int, layout: str) -> None:
+    """Draw dermoscopy-like pictures with exact masks, to try everything without data."""
+    from ulvm import synthetic
+
+    synthetic.write_dataset(out_dir, count, seed=seed, size_hw=(size, size), layout=layout)
+    click.echo(f"{count} drawn pictures with masks in {out_dir}")
+
+
+@main.command()
+@click.argument("preset")
+@_data_options
+@click.option("--split", "split_name", help="Split name or file; else the preset's.")
+@click.option("--out", "out_dir", type=_FOLDER, required=True, help="The run's folder.")
+@_set_option
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out after its last epoch.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files as well.")
+def train(
+    preset: str,
+    dataset: str,
+    data_dir: Path,
+    split_name: str | None,
+    out_dir: Path,
+    assignments: tuple[str, ...],
+    device: str,
+    resume: bool,
+    tensorboard: bool,
+) -> None:
+    """Train a preset, such as paper; `ulvm presets` lists them."""
+    from ulvm.nn.train import train as run_training
+    from ulvm.presets import find_preset
+
+    split = [f"data.split={split_name}"] if split_name else []
+    run = find_preset(preset).run.override([f"data.dataset={dataset}", *split, *assignments])
+    try:
+        weights = run_training(
+            run, data_dir, out_dir, device=device, resume=resume, tensorboard=tensorboard
+        )
+    except KeyboardInterrupt:
+        again = " ".join(["ulvm", *(word for word in sys.argv[1:] if word != "--resume")])
+        raise click.ClickException(
+            f"stopped; every finished epoch is in {out_dir}. Continue with: {again} --resume"
+        ) from None
+    click.echo(f"best weights: {weights}")
+    click.echo(f"next: ulvm eval {out_dir} --dataset {dataset} --data {data_dir} --part test")
+
+
+@main.command("eval")
+@click.argument("model")
+@_data_options
+@click.option("--split", "split_name", help="Split name or file; else the model's own, PH2: all.")
+@click.option("--part", type=click.Choice(["train", "validation", "test"]), default="test")
+@click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
+@click.option("--exclude-seen", is_flag=True, help="Leave out pictures the model was made with.")
+@click.option("--device", default="cpu", show_default=True, help="For weights files; ONNX: CPU.")
+@click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the results.")
+def evaluate(
+    model: str,
+    dataset: str,
+    data_dir: Path,
+    split_name: str | None,
+    part: str,
+    threshold: float | None,
+    exclude_seen: bool,
+    device: str,
+    out_dir: Path,
+) -> None:
+    """Score MODEL: an ONNX file, a run folder, a weights file, or the word bundled."""
+    from ulvm import datasets, evaluate, splits
+
+    probability_of, run = _load_model(model, device)
+    split_name = split_name or ("all" if dataset == "ph2" else run.data.split)
+    pairs = datasets.find_pairs(dataset, data_dir)
+    split = splits.load_split(dataset, split_name).resolve(pairs)
+    ids = list(split.ids(part))
+    own = dataset == run.data.dataset and split_name == run.data.split
+    if not (own and part != "test"):  # scoring a model's own training part is asked for by name
+        trained_on = splits.load_split(run.data.dataset, run.data.split)
+        ids = splits.exclude_seen(ids, trained_on.resolve(pairs), drop=exclude_seen)
+    decoded = datasets.decode(dataset, data_dir, size=run.data.image_size)
+    with _progress("scored") as progress:
+        evaluation = evaluate.evaluate(
+            probability_of,
+            decoded,
+            ids,
+            threshold=run.threshold if threshold is None else threshold,
+            model=model,
+            split=split.name,
+            split_hash=split.hash,
+            part=part + (" (unseen)" if exclude_seen else ""),
+            progress=progress,
+        )
+    click.echo(evaluation.table())
+    for path in evaluation.save(out_dir):
+        click.echo(f"→ {path}")
+    click.echo(NOTICE)
+
+
+def _load_model(model: str, device: str) -> Any:
+    """The function and the run of an ONNX file, the bundled model or a run folder."""
+    if model != BUNDLED and not model.endswith(".onnx"):
+        from ulvm.nn.checkpoint import load_probability
+
+        return load_probability(model, device)
+    from ulvm.segmenter import load
+
+    segmenter = load(None if model == BUNDLED else model)
+    return segmenter.probability, segmenter.spec
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
+def export(run: Path, out: Path) -> None:
+    """Write the weights of RUN as ONNX, checked against torch, with model.json beside it."""
+    from ulvm.nn.export import SIDE_FILE, export
+
+    side = export(run, out)
+    click.echo(
+        f"{out}: {side['bytes'] / 1000:.0f} kB, opset {side['opset']}, differs from torch by "
+        f"{side['largest_difference_from_torch']:.1e} at most; {out.parent / SIDE_FILE}"
+    )
+
+
+@main.command()
+@click.argument("preset", default="paper")
+@_set_option
+@click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def inspect(preset: str, assignments: tuple[str, ...], size: int, as_json: bool) -> None:
+    """Show shapes, parameters, multiply-accumulates and memory of each stage."""
+    from ulvm.nn.complexity import inspect_model
+    from ulvm.presets import find_preset
+
+    run = find_preset(preset).run.override(assignments)
+    complexity = inspect_model(run.model, (size, size))
+    click.echo(json.dumps(complexity.to_dict(), indent=2) if as_json else complexity.table())
+
+
+@main.command()
+def presets() -> None:
+    """List the runs that train and inspect know."""
+    from ulvm.presets import PRESETS
+
+    click.echo(f"{'preset':16}{'parameters':>11}{'published DSC':>15}  what")
+    for name, preset in PRESETS.items():
+        published = "" if preset.published_dsc is None else f"{preset.published_dsc:.4f}"
+        click.echo(f"{name:16}{preset.parameters:>11,}{published:>15}  {preset.note}")
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, and only where someone watches it."""
+    shown: list[Any] = []
+    position = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal position
+        if not sys.stderr.isatty():
+            return
+        if not shown:
+            shown.append(click.progressbar(length=total, label=label, file=sys.stderr))
+            shown[0].__enter__()
+        shown[0].update(done - position)
+        position = done
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            shown[0].__exit__(None, None, None)

@@ -1,0 +1,69 @@
+"""Presets against the figures that the paper prints and the counts of the authors' code."""
+
+import pytest
+
+from ulvm.errors import InputError
+from ulvm.presets import PRESETS, find_preset
+from ulvm.spec import ModelSpec, RunSpec, TrainSpec
+
+CONV_ENCODER = ("conv",) * 6
+CONV_DECODER = ("conv",) * 5
+
+# Counted on the authors' network built with these choices.
+COUNTS = {
+    ModelSpec(): 49_457,
+    ModelSpec(init="mamba"): 49_457,
+    ModelSpec(branches=1): 136_269,
+    ModelSpec(branches=2): 69_589,
+    ModelSpec(branches=8): 42_737,
+    ModelSpec(bridge="none"): 32_843,
+    ModelSpec(bridge="channel"): 49_358,
+    ModelSpec(bridge="spatial"): 32_942,
+    ModelSpec(encoder=CONV_ENCODER): 87_826,
+    ModelSpec(decoder=CONV_DECODER): 85_286,
+    ModelSpec(encoder=CONV_ENCODER, decoder=CONV_DECODER): 123_655,
+    ModelSpec(d_state=4): 44_993,
+    ModelSpec(d_state=8): 46_481,
+    ModelSpec(d_state=32): 55_409,
+    ModelSpec(d_state=64): 67_313,
+    ModelSpec(d_conv=2): 49_209,
+    ModelSpec(d_conv=3): 49_333,
+    ModelSpec(expand=1): 43_799,
+    ModelSpec(expand=3): 55_115,
+    ModelSpec(expand=4): 60_773,
+}
+PUBLISHED_DSC = {"paper": 0.9091, "branches-1": 0.9069, "branches-2": 0.9073, "bridge-none": 0.9029}
+
+
+def test_every_counted_network_has_a_row_with_its_count() -> None:
+    assert {preset.run.model: preset.parameters for preset in PRESETS.values()} == COUNTS
+
+
+def test_published_scores_stand_where_the_paper_prints_one() -> None:
+    rows = {name: preset.published_dsc for name, preset in PRESETS.items()}
+    assert {name: dsc for name, dsc in rows.items() if dsc is not None} == PUBLISHED_DSC
+
+
+def test_ablations_change_the_model_alone() -> None:
+    for name in set(PRESETS) - {"best", "bundled"}:
+        assert PRESETS[name].run == RunSpec(model=PRESETS[name].run.model, train=TrainSpec())
+    models = [PRESETS[name].run.model for name in set(PRESETS) - {"best", "bundled"}]
+    assert len(set(models)) == len(models)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_rows_are_found_by_name_and_survive_json(name: str) -> None:
+    preset = find_preset(name)
+    assert preset is PRESETS[name]
+    assert preset.note
+    assert RunSpec.from_dict(preset.run.to_dict()) == preset.run
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(InputError) as caught:
+        find_preset("branches-3")
+    assert caught.value.given == "no preset 'branches-3'"
+    assert caught.value.accepted == "accepted are " + ", ".join(PRESETS)
+    assert caught.value.remedy.startswith("did you mean 'branches-")
+    with pytest.raises(InputError, match="choose one of these"):
+        find_preset("zzzz")

@@ -1,0 +1,303 @@
+"""Specs: JSON there and back, typed overrides, and what each mistake is answered with."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+
+from ulvm.errors import InputError
+from ulvm.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, require_divisible
+
+# A value other than the default for every field of every spec.
+OTHER_MODEL = ModelSpec(
+    in_channels=4,
+    classes=3,
+    widths=(8, 8, 16, 16, 24, 32),
+    encoder=("conv", "conv", "pvm", "pvm", "conv", "pvm"),
+    decoder=("pvm", "conv", "pvm", "conv", "pvm"),
+    branches=2,
+    d_state=8,
+    d_conv=3,
+    expand=1,
+    mixer="ss2d",
+    bridge="channel",
+    init="mamba",
+)
+OTHER_DATA = DataSpec(dataset="ph2", split="splits/mine.json", image_size=128)
+OTHER_TRAIN = TrainSpec(
+    epochs=3,
+    batch_size=2,
+    learning_rate=3e-3,
+    min_learning_rate=1e-6,
+    weight_decay=0.05,
+    schedule="one-cycle",
+    period_epochs=7,
+    warmup_epochs=1,
+    augmentation="strong",
+    average_decay=0.9,
+    seed=1,
+)
+OTHER_RUN = RunSpec(model=OTHER_MODEL, data=OTHER_DATA, train=OTHER_TRAIN, threshold=0.25)
+SPECS = [
+    *(ModelSpec(), DataSpec(), TrainSpec(), RunSpec()),
+    *(OTHER_MODEL, OTHER_DATA, OTHER_TRAIN, OTHER_RUN),
+]
+
+
+def test_the_other_specs_differ_in_every_field() -> None:
+    for default, other in zip(SPECS[:4], SPECS[4:], strict=True):
+        for field in dataclasses.fields(default):
+            assert getattr(default, field.name) != getattr(other, field.name), field.name
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec).__name__)
+def test_json_round_trip(spec: Any) -> None:
+    text = json.dumps(spec.to_dict(), allow_nan=False)
+    assert type(spec).from_dict(json.loads(text)) == spec
+
+
+def test_json_holds_every_field_and_plain_values_only() -> None:
+    values = RunSpec().to_dict()
+    assert set(values) == {"model", "data", "train", "threshold"}
+    assert values["model"]["widths"] == [8, 16, 24, 32, 48, 64]
+    assert values["train"]["learning_rate"] == 1e-3
+
+
+def test_missing_fields_get_their_defaults() -> None:
+    assert RunSpec.from_dict({"train": {"epochs": 2}}) == RunSpec(train=TrainSpec(epochs=2))
+    assert RunSpec.from_dict({}) == RunSpec()
+
+
+def test_defaults_are_the_authors_recipe() -> None:
+    train = TrainSpec()
+    assert (train.epochs, train.batch_size, train.seed) == (250, 8, 42)
+    assert (train.learning_rate, train.min_learning_rate) == (1e-3, 1e-5)
+    assert (train.weight_decay, train.period_epochs, train.warmup_epochs) == (1e-2, 50, 0)
+    assert (DataSpec().image_size, RunSpec().threshold) == (256, 0.5)
+
+
+def test_specs_are_frozen_and_hashable() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunSpec().threshold = 0.1  # type: ignore[misc]
+    assert len({RunSpec(), RunSpec(), OTHER_RUN}) == 2
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("train.epochs=100", 100),
+        (" train.epochs = 100 ", 100),
+        ("train.learning_rate=3e-4", 3e-4),
+        ("train.learning_rate=1", 1.0),
+        ("threshold=0.25", 0.25),
+        ("model.widths=[8, 8, 8, 8, 8, 16]", (8, 8, 8, 8, 8, 16)),
+        ("model.encoder=conv,conv,conv,conv,pvm,pvm", ("conv",) * 4 + ("pvm",) * 2),
+        ('model.encoder=["conv","conv","conv","pvm","pvm","pvm"]', ModelSpec().encoder),
+        ("model.mixer=ss2d", "ss2d"),
+        ('model.mixer="ss2d"', "ss2d"),
+        ("data.split=fold-3", "fold-3"),
+        ("data.split=2017", "2017"),
+        ("data.split=007", "007"),
+        ("data.split=null", "null"),
+        ('data.split="a b"', "a b"),
+        ("data.split=a,b=c.json", "a,b=c.json"),
+    ],
+)
+def test_override_gives_the_type_of_the_field(assignment: str, expected: Any) -> None:
+    path = assignment.split("=")[0].strip().split(".")
+    value: Any = RunSpec().override([assignment])
+    for name in path:
+        value = getattr(value, name)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_override_changes_nothing_else_and_leaves_the_original() -> None:
+    run = RunSpec()
+    changed = run.override(["model.branches=2", "train.seed=7", "model.d_state=8"])
+    assert changed == RunSpec(model=ModelSpec(branches=2, d_state=8), train=TrainSpec(seed=7))
+    assert run == RunSpec()
+    assert run.override([]) == run
+    assert ModelSpec().override(["branches=8"]) == ModelSpec(branches=8)
+
+
+def test_override_of_a_whole_part_is_json() -> None:
+    changed = RunSpec().override(['train={"epochs": 3}'])
+    assert changed.train == TrainSpec(epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        (
+            "model.branchs=2",
+            "no field 'branchs' in ModelSpec; accepted are in_channels, classes, widths, encoder, "
+            "decoder, branches, d_state, d_conv, expand, mixer, bridge, init; "
+            "did you mean 'branches'?",
+        ),
+        (
+            "zzz=1",
+            "no field 'zzz' in RunSpec; accepted are model, data, train, threshold; "
+            "choose one of these",
+        ),
+        (
+            "train.epochs",
+            "--set 'train.epochs' has no '='; accepted is field=value, such as train.epochs=100; "
+            "write the value after an equals sign",
+        ),
+        (
+            "threshold.low=1",
+            "threshold in RunSpec has no parts; accepted is threshold=value; drop '.low'",
+        ),
+        (
+            "model=paper",
+            "RunSpec.model='paper' does not fit; accepted is the fields of ModelSpec; change it",
+        ),
+        (
+            "train.epochs=many",
+            "TrainSpec.epochs='many' does not fit; accepted is of type int; change it",
+        ),
+        (
+            "train.epochs=1.5",
+            "TrainSpec.epochs=1.5 does not fit; accepted is of type int; change it",
+        ),
+        (
+            "train.epochs=true",
+            "TrainSpec.epochs=True does not fit; accepted is of type int; change it",
+        ),
+        (
+            "train.learning_rate=true",
+            "TrainSpec.learning_rate=True does not fit; accepted is of type float; change it",
+        ),
+        (
+            "threshold=.25",  # no JSON number
+            "RunSpec.threshold='.25' does not fit; accepted is of type float; change it",
+        ),
+        (
+            "model.widths=8",
+            "ModelSpec.widths=8 does not fit; accepted is a list, such as 8,16,24; change it",
+        ),
+        (
+            'model.widths=[8,16,24,32,48,"64"]',
+            "ModelSpec.widths='64' does not fit; accepted is of type int; change it",
+        ),
+        (
+            "model.mixer=mambo",
+            "ModelSpec.mixer='mambo' does not fit; "
+            "accepted is one of mamba, bidirectional, ss2d; change it",
+        ),
+        (
+            "model.encoder=conv,conv,conv,pvm,pvm,attention",
+            "ModelSpec.encoder='attention' does not fit; accepted is one of conv, pvm; change it",
+        ),
+        (
+            "data.image_size=100",
+            "DataSpec.image_size is 100×100; accepted are multiples of 32 in height and width; "
+            "the nearest are 96×96 and 128×128",
+        ),
+    ],
+)
+def test_override_mistakes(assignment: str, sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        RunSpec().override([assignment])
+    assert str(caught.value).removesuffix(".") == sentence
+
+
+def test_unknown_fields_in_json_are_named_at_any_depth() -> None:
+    with pytest.raises(InputError, match=r"no field 'epoch' in TrainSpec; .* mean 'epochs'"):
+        RunSpec.from_dict({"train": {"epoch": 3}})
+
+
+@pytest.mark.parametrize(
+    ("spec", "values"),
+    [
+        (ModelSpec, {"bridge": "spatail"}),
+        (ModelSpec, {"encoder": ("conv", "conf", "conv", "pvm", "pvm", "pvm")}),
+        (ModelSpec, {"branches": "4"}),
+        (DataSpec, {"split": 3}),
+        (DataSpec, {"split": None}),
+        (RunSpec, {"model": None}),
+        (RunSpec, {"train": DataSpec()}),
+    ],
+)
+def test_types_are_checked_when_made_in_python_and_from_json(
+    spec: Any, values: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match="does not fit"):
+        spec(**values)
+    with pytest.raises(InputError, match="does not fit"):
+        spec.from_dict(values)
+
+
+def test_lists_become_tuples() -> None:
+    widths: Any = [8, 16, 24, 32, 48, 64]
+    assert ModelSpec(widths=widths) == ModelSpec()
+
+
+@pytest.mark.parametrize(
+    ("spec", "values", "words"),
+    [
+        (ModelSpec, {"in_channels": 0}, "ModelSpec.in_channels=0 .* accepted is 1 or more"),
+        (ModelSpec, {"classes": 0}, "ModelSpec.classes=0 "),
+        (ModelSpec, {"branches": 0}, "ModelSpec.branches=0 "),
+        (ModelSpec, {"d_state": 0}, "ModelSpec.d_state=0 "),
+        (ModelSpec, {"d_conv": 0}, "ModelSpec.d_conv=0 "),
+        (ModelSpec, {"expand": -1}, "ModelSpec.expand=-1 "),
+        (ModelSpec, {"widths": (8, 16)}, "widths has 2 entries; accepted are 6"),
+        (ModelSpec, {"encoder": ("conv",) * 5}, "encoder has 5 entries; accepted are 6"),
+        (ModelSpec, {"decoder": ("conv",) * 6}, "decoder has 6 entries; accepted are 5"),
+        (ModelSpec, {"widths": (8, 16, 24, 32, 48, 66)}, "widths holds 66; .* multiples of 4"),
+        (ModelSpec, {"widths": (0, 16, 24, 32, 48, 64)}, "widths holds 0;"),
+        (ModelSpec, {"branches": 5}, "branches=5 does not divide a PVM stage's 24 input channels"),
+        (ModelSpec, {"encoder": ("pvm",) * 6}, "branches=4 does not divide .* 3 input channels"),
+        (DataSpec, {"image_size": 0}, "the nearest are 32×32"),
+        (DataSpec, {"image_size": 250}, "the nearest are 224×224 and 256×256"),
+        (TrainSpec, {"epochs": 0}, "TrainSpec.epochs=0 "),
+        (TrainSpec, {"batch_size": 0}, "TrainSpec.batch_size=0 "),
+        (TrainSpec, {"period_epochs": 0}, "TrainSpec.period_epochs=0 "),
+        (TrainSpec, {"learning_rate": -1e-3}, "TrainSpec.learning_rate=-0.001 .* 0 or more"),
+        (TrainSpec, {"learning_rate": math.nan}, "TrainSpec.learning_rate=nan "),
+        (TrainSpec, {"learning_rate": math.inf}, "TrainSpec.learning_rate=inf "),
+        (TrainSpec, {"min_learning_rate": -1}, "TrainSpec.min_learning_rate=-1.0 "),
+        (TrainSpec, {"weight_decay": -1}, "TrainSpec.weight_decay=-1.0 "),
+        (TrainSpec, {"warmup_epochs": -1}, "TrainSpec.warmup_epochs=-1 "),
+        (TrainSpec, {"seed": -1}, "TrainSpec.seed=-1 "),
+        (TrainSpec, {"average_decay": 1.0}, "average_decay=1.0 .* 0 ≤ average_decay < 1"),
+        (TrainSpec, {"average_decay": -0.1}, "average_decay=-0.1 "),
+        (TrainSpec, {"average_decay": math.nan}, "average_decay=nan "),
+        (RunSpec, {"threshold": 0.0}, "threshold=0.0 .* between 0 and 1"),
+        (RunSpec, {"threshold": 1.0}, "threshold=1.0 "),
+        (RunSpec, {"threshold": math.nan}, "threshold=nan "),
+    ],
+)
+def test_out_of_range(spec: Any, values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        spec(**values)
+
+
+def test_pvm_anywhere_where_branches_divide_the_input() -> None:
+    every = ModelSpec(in_channels=4, encoder=("pvm",) * 6, decoder=("pvm",) * 5)
+    assert every.branches == 4
+
+
+@pytest.mark.parametrize("size_hw", [(32, 32), (64, 96), (256, 256), (1024, 32)])
+def test_divisible_sizes_pass(size_hw: tuple[int, int]) -> None:
+    require_divisible(size_hw)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "nearest"),
+    [
+        ((100, 130), "96×128 and 128×160"),
+        ((33, 64), "32×64 and 64×64"),
+        ((5, 5), "32×32"),
+        ((0, 64), "32×64"),
+    ],
+)
+def test_other_sizes_are_refused_with_the_nearest(size_hw: tuple[int, int], nearest: str) -> None:
+    with pytest.raises(InputError) as caught:
+        require_divisible(size_hw, "picture")
+    assert caught.value.given == f"picture is {size_hw[0]}×{size_hw[1]}"
+    assert caught.value.remedy == f"the nearest are {nearest}"
