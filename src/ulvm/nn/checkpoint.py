@@ -135,7 +135,7 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
     try:
         with torch.serialization.safe_globals(_NUMPY_FLOAT):
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
         raise InputError(
             f"{path} cannot be read as weights",
             "accepted is a file of tensors only, saved by torch.save(model.state_dict(), …)",

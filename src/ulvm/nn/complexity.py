@@ -22,7 +22,7 @@ from ulvm.spec import ModelSpec, require_divisible
 Shape = tuple[int, ...]
 
 FLOAT_BYTES = 4
-COLUMNS = ("parameters", "paper MMAC", "all MMAC", "output KiB", "kept KiB")
+HEADINGS = "stage, kind, output, parameters, paper MMAC, all MMAC, output KiB, kept KiB"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Complexity:
 
     def table(self) -> str:
         """Text for people: a row for each stage, the totals and what they mean."""
-        rows = [["stage", "kind", "output", *COLUMNS]]
+        rows = [HEADINGS.split(", ")]
         for stage in self.stages:
             ends = dict.fromkeys((stage.output_shapes[0], stage.output_shapes[-1]))
             shapes = " … ".join("×".join(map(str, shape)) for shape in ends)
@@ -115,7 +115,8 @@ class Complexity:
             [
                 *lines,
                 "",
-                f"One picture of {self.size_hw[0]}×{self.size_hw[1]}, float32.",
+                f"One picture of {self.size_hw[0]}×{self.size_hw[1]}, float32. MMAC: million "
+                "multiply-accumulates; output: what a stage hands on; kept: for the backward pass.",
                 f"{total['paper_macs'] / 1e9:.3f} G multiply-accumulates as the paper counts, "
                 "which leaves out all of Mamba;",
                 f"{total['macs'] / 1e9:.3f} G with everything (M: {everything}).",
@@ -211,7 +212,7 @@ def _stages(model: UltraLightVMUNet) -> list[tuple[str, str, list[nn.Module]]]:
     return [*encoder, bridge, *decoder, head]
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchDispatchMode):
     """Books what runs to the stage that runs it; a stage lasts until the next one starts.
 
     Args:
@@ -220,7 +221,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, model: nn.Module, picture: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.stage = ""
         self.in_scan = False
         self.shapes: dict[str, Shape] = {}  # of the last tensor that a stage computed

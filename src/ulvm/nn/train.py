@@ -334,7 +334,7 @@ def _train_epoch(state: _State, training: Part, bar: _Bar) -> float:
         state.optimizer.step()
         state.update_average()
         total += loss.detach() * len(batch)
-        bar.advance(len(batch), loss)
+        bar.advance(len(batch), loss.detach())
     return float(total) / len(training)
 
 

@@ -1,0 +1,223 @@
+"""Augmentation against numpy's turns and flips and scipy's rotation, found by trying them all."""
+
+import functools
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.ndimage
+import torch
+from torch import Tensor
+
+from ulvm.nn.augment import augment
+from ulvm.nn.model import normalise
+from ulvm.synthetic import draw_batch
+
+SIDE = 96
+COUNT = 200
+KINDS = ("none", "paper", "strong")
+ANGLES = range(20, 80)
+FloatArray = npt.NDArray[np.float32]
+
+
+def generator_of(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@functools.cache
+def drawn_batch(count: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """uint8 pictures (count, 3, side, side) and masks (count, side, side) of 0 and 255."""
+    images, masks = draw_batch(count, 3, (side, side))
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks).byte() * 255
+
+
+def same_picture(count: int) -> tuple[Tensor, Tensor]:
+    images, masks = drawn_batch(1)
+    return images.repeat(count, 1, 1, 1), masks.repeat(count, 1, 1)
+
+
+def turns_and_flips(plane: FloatArray) -> list[FloatArray]:
+    """The plane itself, then its four different results of a quarter turn and a flip."""
+    every = [
+        np.flip(np.rot90(plane, turn), axis) for turn, axis in itertools.product(range(4), (0, 1))
+    ]
+    different = {each.tobytes(): each for each in every}
+    assert len(different) == 4  # turning by 180° and flipping is flipping the other axis
+    return [plane, *different.values()]
+
+
+@functools.cache
+def paper_results() -> tuple[FloatArray, FloatArray]:
+    """One picture's first channel, normalised, and COUNT augmentations of it."""
+    images, masks = same_picture(COUNT)
+    augmented, _ = augment(images, masks, "paper", generator_of(0))
+    return normalise(images[:1])[0, 0].numpy(), augmented[:, 0].numpy()
+
+
+@functools.cache
+def paper_matches() -> list[tuple[int, int, float]]:
+    """For each result: which turn (0 none), which angle (0 none), share of equal pixels."""
+    original, results = paper_results()
+    keys, candidates = [], []
+    for which, turned in enumerate(turns_and_flips(original)):
+        for angle in (0, *ANGLES):
+            keys.append((which, angle))
+            candidates.append(scipy.ndimage.rotate(turned, angle, order=0, reshape=False))
+    table = np.stack(candidates)
+    matches = []
+    for result in results:
+        agreement = (np.abs(table - result) < 0.01).mean(axis=(1, 2))
+        best = int(agreement.argmax())
+        matches.append((*keys[best], float(agreement[best])))
+    return matches
+
+
+def test_none_normalises_and_scales() -> None:
+    images, masks = drawn_batch(2)
+    masks = masks.clone()
+    masks[0, 0, :4] = torch.tensor([0, 51, 128, 255], dtype=torch.uint8)
+    inputs, soft = augment(images, masks, "none", generator_of(0))
+    assert torch.equal(inputs, normalise(images))
+    assert soft.shape == (2, SIDE, SIDE)
+    assert soft[0, 0, :4].tolist() == pytest.approx([0, 0.2, 128 / 255, 1])
+
+
+def test_every_paper_result_is_a_turn_and_a_rotation_of_scipys() -> None:
+    assert min(agreement for _, _, agreement in paper_matches()) >= 0.97
+
+
+def test_turns_and_flips_without_rotation_are_numpys_exactly() -> None:
+    original, results = paper_results()
+    candidates = turns_and_flips(original)
+    found: Counter[int] = Counter()
+    for result, (which, angle, _) in zip(results, paper_matches(), strict=True):
+        if angle == 0:
+            assert np.array_equal(result, candidates[which])
+            found[which] += 1
+    assert len(found) == 5
+
+
+def test_about_half_are_turned_and_half_are_rotated() -> None:
+    turned = sum(which > 0 for which, _, _ in paper_matches()) / COUNT
+    rotated = sum(angle > 0 for _, angle, _ in paper_matches()) / COUNT
+    both = sum(which > 0 and angle > 0 for which, angle, _ in paper_matches()) / COUNT
+    # Four standard deviations of 200 throws are 0.14.
+    assert turned == pytest.approx(0.5, abs=0.14)
+    assert rotated == pytest.approx(0.5, abs=0.14)
+    assert both == pytest.approx(0.25, abs=0.12)  # one does not exclude the other
+
+
+def test_angles_fill_20_to_79() -> None:
+    angles = [angle for _, angle, _ in paper_matches() if angle > 0]
+    assert min(angles) <= 22
+    assert max(angles) >= 77
+    assert np.mean(angles) == pytest.approx(49.5, abs=7)
+    assert len(set(angles)) > 40
+
+
+def test_the_search_detects_other_angles() -> None:
+    original, _ = paper_results()
+    candidates = [scipy.ndimage.rotate(original, a, order=0, reshape=False) for a in ANGLES]
+    for angle in (-45, 10, 85):
+        wrong = scipy.ndimage.rotate(original, angle, order=0, reshape=False)
+        agreement = [np.mean(np.abs(each - wrong) < 0.01) for each in candidates]
+        assert max(agreement) < 0.97
+
+
+@pytest.mark.parametrize("kind", ["none", "paper"])
+def test_picture_and_mask_move_together(kind: Any) -> None:
+    _, masks = drawn_batch(20)
+    images = masks[:, None].repeat(1, 3, 1, 1)  # every channel is the mask
+    moved, soft = augment(images, masks, kind, generator_of(1))
+    assert masks.amax() == 255
+    for channel in range(3):
+        torch.testing.assert_close(moved[:, channel] / 255, soft, rtol=0, atol=1e-6)
+
+
+def test_picture_and_mask_move_together_under_strong() -> None:
+    # Colour changes values but not their order, so a grey picture of the mask stays sorted.
+    _, masks = drawn_batch(20)
+    moved, soft = augment(masks[:, None], masks, "strong", generator_of(1))
+    for picture, mask in zip(moved.flatten(1), soft.flatten(1), strict=True):
+        ordered = picture[mask.argsort()]
+        assert (ordered.diff() >= -1e-3).all()
+        assert ordered[0] < 1 < 254 < ordered[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_generator_state_gives_the_same_result(kind: Any) -> None:
+    images, masks = drawn_batch(4)
+    generator = generator_of(5)
+    state = generator.get_state()
+    first = augment(images, masks, kind, generator)
+    second = augment(images, masks, kind, generator)
+    generator.set_state(state)
+    again = augment(images, masks, kind, generator)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(first[0], second[0]) == (kind == "none")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_global_seed_and_arguments_are_left_alone(kind: Any) -> None:
+    images, masks = drawn_batch(2)
+    copies = images.clone(), masks.clone()
+    state = torch.get_rng_state()
+    augment(images, masks, kind, generator_of(5))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(images, copies[0])
+    assert torch.equal(masks, copies[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_shapes_types_and_ranges(kind: Any, channels: int) -> None:
+    drawn, masks = drawn_batch(8, 32)
+    images = drawn[:, [0, 1, 2, 0]][:, :channels]
+    inputs, soft = augment(images, masks, kind, generator_of(2))
+    assert inputs.shape == images.shape
+    assert soft.shape == masks.shape
+    assert inputs.dtype == soft.dtype == torch.float32
+    assert inputs.is_contiguous()
+    assert inputs.min() >= 0
+    assert inputs.max() <= 255.001
+    assert soft.min() >= 0
+    assert soft.max() <= 1
+
+
+def test_strong_pictures_are_normalised_each() -> None:
+    images, masks = drawn_batch(10)
+    inputs, _ = augment(images, masks, "strong", generator_of(3))
+    assert inputs.amin(dim=(1, 2, 3)).tolist() == [0] * 10
+    assert inputs.amax(dim=(1, 2, 3)).tolist() == pytest.approx([255] * 10, abs=1e-3)
+
+
+def test_strong_changes_colour_and_place_but_keeps_the_lesions() -> None:
+    images, masks = same_picture(60)
+    inputs, soft = augment(images, masks, "strong", generator_of(4))
+    share = soft.mean(dim=(1, 2))
+    original = (masks[0] / 255).mean()
+    assert share.std() > 0.02  # scaled and shifted
+    assert 0.6 * original < share.mean() < 1.6 * original
+    red, blue = inputs.mean(dim=(2, 3))[:, [0, 2]].T
+    assert (red / blue).std() > 0.02
+    edges = (soft > 0) & (soft < 1)
+    assert edges.any()  # bilinear
+
+
+def test_strong_never_shows_black_corners() -> None:
+    # Reflection at the border: a picture of one colour stays one, whatever moves.
+    images = torch.full((20, 3, 32, 32), 200, dtype=torch.uint8)
+    inputs, soft = augment(images, torch.full((20, 32, 32), 255).byte(), "strong", generator_of(6))
+    assert soft.min() > 1 - 1e-6
+    spread = inputs.amax(dim=(2, 3)) - inputs.amin(dim=(2, 3))
+    assert spread.max() < 0.1
+
+
+def test_black_picture_stays_finite() -> None:
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    inputs, _ = augment(images, torch.zeros(4, 32, 32).byte(), "strong", generator_of(7))
+    assert torch.equal(inputs, torch.zeros(4, 3, 32, 32))

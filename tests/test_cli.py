@@ -1,0 +1,173 @@
+"""The command line: every command runs, and mistakes give one sentence and exit code 1 or 2."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from ulvm import __version__, synthetic
+from ulvm.cli import main
+from ulvm.image import read_mask
+
+COMMANDS = ["predict", "demo", "train", "eval", "export", "inspect", "presets", "data check"]
+COMMANDS += ["data prepare", "data split", "data draw"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    synthetic.write_dataset(tmp_path / "drawn", 9, seed=5, size_hw=(96, 96))
+    return tmp_path / "drawn"
+
+
+def run(*words: object, **kwargs: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words], **kwargs)  # type: ignore[arg-type]
+
+
+def test_version() -> None:
+    assert run("--version").output.strip() == f"ulvm, version {__version__}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    assert len(result.output.splitlines()) > 5
+
+
+def test_commands_listed_here_are_all_there_are() -> None:
+    groups = {"data": main.commands["data"].commands}  # type: ignore[attr-defined]
+    names = {name for name in main.commands if name not in groups}
+    names |= {f"{group} {name}" for group, commands in groups.items() for name in commands}
+    assert names == set(COMMANDS)
+
+
+def test_predict_reports_a_bad_file_and_does_the_others(tmp_path: Path) -> None:
+    picture = synthetic.draw_lesion(2, (90, 140))
+    Image.fromarray(picture.image_rgb).save(tmp_path / "good.png")
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    result = run("predict", tmp_path, "--out", tmp_path / "out", "--overlay")
+    assert result.exit_code == 1
+    assert "1 of 2 pictures done" in result.stdout
+    assert "Not a medical device" in result.stdout
+    assert "bad.jpg" in result.stderr
+    mask = read_mask(tmp_path / "out" / "good_mask.png") > 0
+    assert mask.shape == (90, 140)
+    overlap = 2 * (mask & picture.mask).sum() / (mask.sum() + picture.mask.sum())
+    assert overlap > 0.8
+    with Image.open(tmp_path / "out" / "good_overlay.png") as overlay:
+        assert overlay.size == (140, 90)
+
+
+def test_predict_reads_standard_input_and_prints_json(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(synthetic.draw_lesion(4).image_rgb).save(buffer, "JPEG")
+    result = run(
+        "predict", "-", "--json", "--threshold", "0.3", "--out", tmp_path, input=buffer.getvalue()
+    )
+    assert result.exit_code == 0, result.output
+    line = json.loads(result.stdout)
+    assert line["error"] is None
+    assert line["threshold"] == 0.3
+    assert 0 < line["area_fraction"] < 1
+
+
+def test_demo_does_all_examples(tmp_path: Path) -> None:
+    result = run("demo", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "6 of 6 pictures done" in result.output
+    assert len(list(tmp_path.glob("*_overlay.png"))) == 6
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    for words, said in [
+        (("predict", tmp_path / "none.jpg"), "none.jpg does not exist"),
+        (("predict", tmp_path, "--model", tmp_path / "none.onnx"), "none.onnx does not exist"),
+        (("inspect", "papr"), "did you mean 'paper'"),
+        (("inspect", "paper", "--set", "model.branchs=2"), "did you mean 'branches'"),
+        (("data", "check", "--dataset", "ph2", "--data", tmp_path), "ph2"),
+    ]:
+        result = run(*words)
+        assert result.exit_code == 1, words
+        assert said in result.stderr, words
+        assert "Traceback" not in result.output
+
+
+def test_data_commands(drawn: Path, tmp_path: Path) -> None:
+    where = ("--dataset", "folder", "--data", drawn)
+    checked = run("data", "check", *where)
+    assert checked.exit_code == 0, checked.output
+    assert "9 pairs" in checked.output
+    prepared = run("data", "prepare", *where, "--size", 64)
+    assert "9 pairs" in prepared.output
+    rows = [
+        f"{path.stem},{index // 3}"
+        for index, path in enumerate(sorted((drawn / "images").iterdir()))
+    ]
+    groups = tmp_path / "groups.csv"
+    groups.write_text("\n".join(["id,group", *rows]))
+    split = run("data", "split", *where, "--folds", 3, "--groups", groups, "--out", tmp_path)
+    assert split.exit_code == 0, split.output
+    stored = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("fold*.json"))]
+    assert [len(each["parts"]["test"]) for each in stored] == [3, 3, 3]
+    next((drawn / "masks").iterdir()).unlink()
+    broken = run("data", "check", *where)
+    assert broken.exit_code == 1
+
+
+def test_train_eval_and_resume_from_the_command_line(drawn: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    where = ("--dataset", "folder", "--data", drawn)
+    run("data", "split", *where, "--folds", 3, "--out", tmp_path / "splits")
+    split = sorted((tmp_path / "splits").iterdir())[0]
+    small = ("--set", "data.image_size=64", "--set", "train.batch_size=2", "--split", split)
+    out = tmp_path / "run"
+    trained = run("train", "paper", *where, "--out", out, *small, "--set", "train.epochs=1")
+    assert trained.exit_code == 0, trained.output
+    again = run(
+        "train", "paper", *where, "--out", out, *small, "--set", "train.epochs=2", "--resume"
+    )
+    assert again.exit_code == 0, again.output
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    scored = run("eval", out, *where, "--out", tmp_path / "scores")
+    assert scored.exit_code == 0, scored.output
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert scores["images"] == 3
+    assert scores["split"]["part"] == "test"
+    other = sorted((tmp_path / "splits").iterdir())[1]
+    leaking = run("eval", out, *where, "--split", other, "--out", tmp_path / "leak")
+    assert leaking.exit_code == 1
+    assert "--exclude-seen" in leaking.output
+
+
+def test_bundled_model_is_scored_by_the_same_command(drawn: Path, tmp_path: Path) -> None:
+    where = ("--dataset", "folder", "--data", drawn)
+    run("data", "split", *where, "--folds", 3, "--out", tmp_path / "splits")
+    split = sorted((tmp_path / "splits").iterdir())[0]
+    result = run("eval", "bundled", *where, "--split", split, "--out", tmp_path / "scores")
+    assert result.exit_code == 0, result.output
+    cases = json.loads((tmp_path / "scores" / "cases.json").read_text())
+    assert np.mean([case["dice"] for case in cases]) > 0.7
+
+
+def test_inspect_prints_the_published_count() -> None:
+    pytest.importorskip("torch")
+    result = run("inspect", "paper", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["totals"]["parameters"] == 49_457
+    assert "49,457" in run("inspect").output
+
+
+def test_presets_lists_every_row() -> None:
+    from ulvm.presets import PRESETS
+
+    assert len(run("presets").output.splitlines()) == len(PRESETS) + 1
