@@ -26,7 +26,7 @@ plain: .venv/ready
 	.venv/bin/python tests/plain_package.py
 
 docs: .venv-test/ready
-	.venv-test/bin/python tests/generated_docs.py --write
+	.venv-test/bin/python bench/tables.py
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -209,6 +209,15 @@ def test_half_precision_stays_finite_in_its_own_type(dtype: torch.dtype, backend
     assert largest_difference(results[:1], rounded[:1]) < torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("backend", ["reference", "parallel"])
+def test_half_precision_accumulates_in_float32(backend: Any) -> None:
+    # A running sum of 2⁻⁷: in bfloat16 it would stop growing at 2.
+    ones = torch.ones(1, 1000, 1, dtype=torch.bfloat16)
+    zero = torch.zeros(1, 1, dtype=torch.bfloat16)
+    y = selective_scan(ones, ones / 128, zero, ones, ones, zero[0], backend=backend)
+    assert y[0, -1].item() == pytest.approx(1000 / 128, rel=2**-8)
+
+
 def test_bfloat16_x_among_float32_operands() -> None:
     # As under autocast, where A and D stay float32.
     x, *others = [operand.float() for operand in draw_operands(2, 20)]
