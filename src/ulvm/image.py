@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import (
 from PIL.ImageFile import ImageFile
 
 from ulvm.errors import InputError
+from ulvm.files import write_atomically
 
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused from their header, before they are decoded."""
@@ -270,19 +270,6 @@ def draw_overlay(
     return np.array(image)
 
 
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made with its parents where it is missing.
-
-    Raises:
-        InputError: It cannot be made.
-    """
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(Path(path), error) from error
-    return Path(path)
-
-
 def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> None:
     """Write a PNG file, whole or not at all, and make its folder.
 
@@ -294,26 +281,17 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> No
     Raises:
         InputError: The folder cannot be written.
     """
-    path = Path(path)
-    make_folder(path.parent)
     if array.dtype == np.bool_:
         array = np.where(array, np.uint8(255), np.uint8(0))
     signature = PngImagePlugin.PngInfo()
     signature.add_text("Software", "ulvm")
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        # On photographs run-length coding is smaller than zlib's level 1, and 15 times as fast as
-        # the default level, which would take longer than decoding and inference together.
-        with temporary.open("xb") as file:
-            Image.fromarray(array).save(
-                file, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signature
-            )
-        temporary.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    # On photographs run-length coding is smaller than zlib's level 1, and 15 times as fast as the
+    # default level, which would take longer than decoding and inference together.
+    Image.fromarray(array).save(
+        content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signature
+    )
+    write_atomically(path, content.getbuffer())
 
 
 def is_written_by_ulvm(path: str | os.PathLike[str]) -> bool:
@@ -486,14 +464,6 @@ def _too_large(name: str, given: str) -> InputError:
         f"{name} has {given}",
         f"accepted are up to {MAX_PIXELS:,} pixels",
         "scale it down or cut out the lesion",
-    )
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{path} cannot be written ({error.strerror or error})",
-        "accepted is a place in a folder that you may write to",
-        "choose another output folder",
     )
 
 

@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ulvm.errors import InputError
-from ulvm.image import (
-    SUFFIXES,
-    draw_overlay,
-    is_written_by_ulvm,
-    make_folder,
-    read_image,
-    write_png,
-)
+from ulvm.files import make_folder
+from ulvm.image import SUFFIXES, draw_overlay, is_written_by_ulvm, read_image, write_png
 from ulvm.segmenter import Segmenter
 
 DEFAULT_OUT_DIR = "ulvm-output"
