@@ -11,7 +11,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, given: str, accepted: str, remedy: str) -> None:
-        super().__init__(f"{given}; {accepted}; {remedy}.")
+        end = "" if remedy.endswith("?") else "."
+        super().__init__(f"{given}; {accepted}; {remedy}{end}")
         self.given = given
         self.accepted = accepted
         self.remedy = remedy

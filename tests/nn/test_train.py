@@ -211,3 +211,10 @@ def test_validation_counts_every_picture(data_dir: Path) -> None:
     assert loss == pytest.approx(np.mean([single for single, _ in singles]), rel=1e-4)
     assert counts.images == len(part)
     assert counts.tp.sum() == sum(int(each.tp.sum()) for _, each in singles)
+
+
+def test_tensorboard_files_are_written_when_asked(data_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = small_run(data_dir, "train.epochs=1")
+    train(run, data_dir, tmp_path / "run", device="cpu", tensorboard=True, progress=False)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
