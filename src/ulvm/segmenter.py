@@ -236,6 +236,9 @@ def load(model: str | os.PathLike[str] | None = None, *, threads: int | None = N
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0  # 0 lets ONNX Runtime choose
     options.log_severity_level = 4  # errors arrive as exceptions
+    # Threads that spin while they wait take the cores from decoding and writing: over a folder
+    # 8 pictures a second with spinning, 28 without; one picture alone 19 ms with, 21 without.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _ONNXRUNTIME_ERRORS as error:
