@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,4 @@ class LearntPlane(nn.Module):
 
 def convolutions(widths: Sequence[int]) -> list[nn.Module]:
     """3×3 convolutions from each width to the next."""
-    return [
-        nn.Conv2d(before, after, 3, padding=1)
-        for before, after in zip(widths[:-1], widths[1:], strict=True)
-    ]
+    return [nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths)]

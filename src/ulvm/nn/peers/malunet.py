@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ class MALUNet(nn.Module):
                 *convolutions([3, *widths[:3]]),
                 *(
                     nn.Sequential(ExternalAttention(before), DilatedGate(before, after))
-                    for before, after in zip(widths[2:5], widths[3:], strict=True)
+                    for before, after in pairwise(widths[2:])
                 ),
             ]
         )
@@ -103,7 +104,7 @@ class MALUNet(nn.Module):
             [
                 *(
                     nn.Sequential(DilatedGate(before, after), ExternalAttention(after))
-                    for before, after in zip(falling[:3], falling[1:4], strict=True)
+                    for before, after in pairwise(falling[:4])
                 ),
                 *convolutions(falling[3:]),
             ]

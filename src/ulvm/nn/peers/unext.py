@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.model import init_weights
+from ulvm.nn.peers.layers import convolutions
 from ulvm.spec import require_divisible
 
 
@@ -87,10 +88,7 @@ class UNeXt(nn.Module):
         self.embed = nn.ModuleList(map(PatchEmbedding, widths[2:4], widths[3:]))
         self.encoder_mlps = nn.ModuleList(map(ShiftedMLP, widths[3:]))
         self.encoder_norms = nn.ModuleList(map(nn.LayerNorm, widths[3:]))
-        self.decoder = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1)
-            for before, after in zip(falling[:-1], falling[1:], strict=True)
-        )
+        self.decoder = nn.ModuleList(convolutions(falling))
         self.decoder_batch_norms = nn.ModuleList(map(nn.BatchNorm2d, falling[1:-1]))
         self.decoder_mlps = nn.ModuleList(map(ShiftedMLP, falling[1:3]))
         self.decoder_norms = nn.ModuleList(map(nn.LayerNorm, falling[1:3]))
