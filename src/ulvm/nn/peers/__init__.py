@@ -1,7 +1,9 @@
 """Networks of other papers, written from those papers, to compare with in one harness.
 
 Every network takes (batch, 3, height, width) in 0..255, multiples of 32, as
-``ulvm.nn.model.normalise`` gives it, and returns logits (batch, 1, height, width).
+``ulvm.nn.model.normalise`` gives it, and returns logits (batch, 1, height, width). Where a
+paper leaves a choice open, the choice is the one of its authors' released code, which was read
+for facts only: no line here is from there.
 """
 
 from __future__ import annotations

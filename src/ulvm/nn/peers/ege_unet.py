@@ -27,7 +27,7 @@ class LearntLine(nn.Module):
         channels: Width of the line.
         length: Its length before it is resized.
 
-    Source: EGE-UNet, section 2.2: the (channel, height) and (channel, width) products.
+    Source: EGE-UNet, its (channel, height) and (channel, width) products.
     """
 
     def __init__(self, channels: int, length: int = 8) -> None:
@@ -51,7 +51,7 @@ class HadamardAttention(nn.Module):
         in_channels: Width of the input, a multiple of 4.
         out_channels: Width of the output.
 
-    Source: EGE-UNet, section 2.2 (GHPA), equations 1 and 2.
+    Source: EGE-UNet, its module GHPA.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -87,7 +87,7 @@ class GroupBridge(nn.Module):
         channels: Width of the stage's feature.
         deeper_channels: Width of the deeper stage's.
 
-    Source: EGE-UNet, section 2.3 (GAB); four groups with dilations 1, 2, 5 and 7.
+    Source: EGE-UNet, its module GAB; four groups with dilations 1, 2, 5 and 7.
     """
 
     DILATIONS = (1, 2, 5, 7)
@@ -118,7 +118,7 @@ class EGEUNet(nn.Module):
     Args:
         widths: Channels of the six stages.
 
-    Source: Ruan et al. 2023, "EGE-UNet", arXiv 2307.08473, figure 2.
+    Source: Ruan et al. 2023, "EGE-UNet", arXiv 2307.08473.
     Differs: where the paper is silent (norms, activations, sizes of the learnt weights, order of
     the stages' operations) as in the authors' released code, without its loss on the stages'
     masks: only the final logits are returned, in training too.

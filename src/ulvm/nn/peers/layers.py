@@ -52,7 +52,7 @@ class LearntPlane(nn.Module):
         channels: Width of the map.
         side: Height and width of the map before it is resized.
 
-    Source: EGE-UNet, arXiv 2307.08473, section 2.2.
+    Source: EGE-UNet, arXiv 2307.08473; LB-UNet has it too.
     """
 
     def __init__(self, channels: int, side: int = 8) -> None:

@@ -27,7 +27,7 @@ class GroupShuffle(nn.Module):
         in_channels: Width of the input, a multiple of 4.
         out_channels: Width of the output.
 
-    Source: LB-UNet, section 2.1 (group shuffle attention).
+    Source: LB-UNet, its group shuffle attention (GSA).
     """
 
     ORDER = (1, 3, 0, 2)
@@ -54,7 +54,7 @@ class GroupShuffle(nn.Module):
 class WideMix(nn.Sequential):
     """7×7 depthwise convolution, then a pointwise one that widens four times and back.
 
-    Source: LB-UNet, section 2 (the third stage's additional block), after ConvNeXt.
+    Source: LB-UNet's released code, in the third encoder stage only; after ConvNeXt.
     """
 
     def __init__(self, channels: int) -> None:
@@ -78,7 +78,7 @@ class PredictionMap(nn.Module):
         boundary_weight: Weight of the predicted boundary; None for the two deepest stages,
             which predict no boundary.
 
-    Source: LB-UNet, sections 2.2 and 2.3 (prediction map auxiliary module).
+    Source: LB-UNet, its prediction map auxiliary module (PMA).
     """
 
     def __init__(self, channels: int, mask_weight: float, boundary_weight: float | None) -> None:
@@ -103,7 +103,7 @@ class LBUNet(nn.Module):
     Args:
         widths: Channels of the six stages.
 
-    Source: Xu & Tong 2024, "LB-UNet", MICCAI 2024, LNCS 15009, figure 1.
+    Source: "LB-UNet: A Lightweight Boundary-assisted UNet", MICCAI 2024, paper 2135.
     Differs: where the paper is silent as in the authors' released code, without its losses on the
     stages' masks and boundaries: only the final logits are returned, in training too. The paper
     prints 0.038 M, which leaves out the learnt planes, layer norms and group norms.

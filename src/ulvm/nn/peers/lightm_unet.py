@@ -19,7 +19,7 @@ class ResidualVisionMamba(nn.Module):
         in_channels: Width of the input.
         out_channels: Width of the output.
 
-    Source: LightM-UNet, section 2.2 (RVM layer), equation 2. Unlike in a PVM layer, the residual
+    Source: LightM-UNet, its RVM layer. Unlike in a PVM layer, the residual
     is of the input, not of the normed input.
     """
 
@@ -68,7 +68,7 @@ class LightMUNet(nn.Module):
         base: Channels of the first stage; each later stage has twice as many.
         blocks: Residual blocks of each encoder stage.
 
-    Source: Liao et al. 2024, "LightM-UNet", arXiv 2403.05246, figure 1, and its released code.
+    Source: Liao et al. 2024, "LightM-UNet", arXiv 2403.05246, and its released code.
     Differs: the compared paper's 0.403 M are the code as first released with its default of 8
     channels, which is built here: 3×3 convolutions in the stem and the decoder, where the paper
     draws separable ones. The paper's own network has 32 channels; its 1.09 M is that code's

@@ -20,7 +20,7 @@ class ExternalAttention(nn.Module):
     Args:
         channels: Width of input and output; the memory holds four times as many entries.
 
-    Source: MALUNet, section III.C (IEA), after Guo et al. 2021, arXiv 2105.02358.
+    Source: MALUNet, its module IEA, after Guo et al. 2021, arXiv 2105.02358.
     """
 
     def __init__(self, channels: int) -> None:
@@ -47,7 +47,7 @@ class DilatedGate(nn.Module):
         in_channels: Width of the input, a multiple of 4.
         out_channels: Width of the output.
 
-    Source: MALUNet, section III.B (DGA); dilations 7, 5, 2 and 1.
+    Source: MALUNet, its module DGA; dilations 7, 5, 2 and 1.
     """
 
     DILATIONS = (7, 5, 2, 1)
@@ -79,8 +79,8 @@ class MALUNet(nn.Module):
     Args:
         widths: Channels of the six stages.
 
-    Source: Ruan et al. 2022, "MALUNet", arXiv 2211.01784, figure 2. UltraLight VM-UNet took over
-    its bridge, so ``ulvm.nn.model.SkipBridge`` serves both.
+    Source: Ruan et al. 2022, "MALUNet", arXiv 2211.01784. UltraLight VM-UNet took over its
+    bridge, so ``ulvm.nn.model.SkipBridge`` serves both.
     Differs: keys and values of the external attention are trained apart, as in the authors'
     released code, whose 177,943 parameters these are. The paper prints 0.175 M, which is that
     count without the group norms.

@@ -19,8 +19,8 @@ class ShiftedMLP(nn.Module):
     Args:
         channels: Width of the tokens.
 
-    Source: UNeXt, section 2 (tokenized MLP stage), equations 1 to 4; five groups of channels are
-    shifted by −2 .. 2 positions, zeros coming in.
+    Source: UNeXt, its shifted MLP; five groups of channels are shifted by −2 .. 2 positions, zeros
+    coming in.
     """
 
     SHIFTS = (-2, -1, 0, 1, 2)
@@ -48,7 +48,7 @@ class ShiftedMLP(nn.Module):
 class PatchEmbedding(nn.Module):
     """Halve the size with an overlapping 3×3 convolution, then LayerNorm over the channels.
 
-    Source: UNeXt, section 2 (tokenized MLP stage).
+    Source: UNeXt, its tokenized MLP stage.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -68,7 +68,7 @@ class UNeXt(nn.Module):
     Args:
         widths: Channels of the five stages.
 
-    Source: Valanarasu & Patel 2022, "UNeXt", arXiv 2203.04967, figure 2.
+    Source: Valanarasu & Patel 2022, "UNeXt", arXiv 2203.04967.
     Differs: widths as in the authors' released code, 16, 32, 128, 160, 256 (and 8, 16, 32, 64,
     128 for UNeXt-S), which give the paper's 1.47 M; its text says 32 and 64 for the first two.
     """

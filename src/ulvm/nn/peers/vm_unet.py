@@ -18,7 +18,7 @@ class VSSBlock(nn.Module):
         channels: Width of the tokens.
         drop: Probability that training leaves a picture as it is, 0..1.
 
-    Source: VMamba, arXiv 2401.10166, as in VM-UNet, section 3.2.
+    Source: VMamba, arXiv 2401.10166, as VM-UNet uses it.
     """
 
     def __init__(self, channels: int, drop: float) -> None:
@@ -41,7 +41,7 @@ class VSSBlock(nn.Module):
 class PatchMerging(nn.Module):
     """Half the height and width, twice the channels.
 
-    Source: Swin Transformer, arXiv 2103.14030, as in VM-UNet, section 3.1.
+    Source: Swin Transformer, arXiv 2103.14030, as VM-UNet uses it.
     """
 
     def __init__(self, channels: int) -> None:
@@ -58,7 +58,7 @@ class PatchMerging(nn.Module):
 class PatchExpanding(nn.Module):
     """``factor`` times the height and width, ``factor`` times fewer channels.
 
-    Source: Swin-Unet, arXiv 2105.05537, as in VM-UNet, section 3.1.
+    Source: Swin-Unet, arXiv 2105.05537, as VM-UNet uses it.
     """
 
     def __init__(self, channels: int, factor: int) -> None:
@@ -85,7 +85,7 @@ class VMUNet(nn.Module):
         drop: Highest probability of dropping a block's residual in training; it falls to 0
             towards the picture.
 
-    Source: Ruan & Xiang 2024, "VM-UNet", arXiv 2402.02491, figure 2; depths and ``drop`` from the
+    Source: Ruan & Xiang 2024, "VM-UNet", arXiv 2402.02491; depths and ``drop`` from the
     authors' configuration.
     Differs: random weights in place of VMamba-S trained on ImageNet, so its scores are not
     comparable with the paper's; the projections that make B, C and the step size are drawn like
