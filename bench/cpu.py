@@ -1,0 +1,231 @@
+"""Times our model and its peers on this machine's CPU, interleaved in one run.
+
+All run in ONNX Runtime with one picture of 256×256. Peers have random weights, since time does
+not depend on them, and take float32 planes; our model also does its own conversion from uint8 and
+its min–max. Writes ``bench/results/cpu.json`` and prints it as a table. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from ulvm import segmenter
+from ulvm.errors import InputError
+from ulvm.files import write_atomically
+from ulvm.nn.model import UltraLightVMUNet
+from ulvm.nn.peers import PEERS, build_peer, count_parameters
+from ulvm.nn.peers.graph import ImageToProbability, build_graph
+from ulvm.nn.train import machine, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLED = ROOT / "src" / "ulvm" / "weights" / segmenter.BUNDLED_MODEL
+RESULT = ROOT / "bench" / "results" / "cpu.json"
+TIMED_PEERS = ("unext-s", "lb-unet", "malunet", "ege-unet", "unext", "unet")
+SIZE = 256
+TOLERANCE = 1e-3  # largest difference of probability between a peer in torch and its graph
+IDLE = 0.5  # load average above which the machine is busy with something else
+WARM_UP = 5  # untimed runs before each block, so that the threads of the block before sleep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A graph to time.
+
+    Args:
+        name: Its row in the table.
+        parameters: Count.
+        content: The ONNX file.
+        feed: Its input.
+    """
+
+    name: str
+    parameters: int
+    content: bytes
+    feed: dict[str, np.ndarray[Any, Any]]
+
+
+def our_entry(path: Path, random: np.random.Generator) -> Entry:
+    """Our exported model; its spec gives the count."""
+    try:
+        loaded = segmenter.load(path)
+    except InputError as error:
+        sys.exit(str(error))
+    if loaded.size_hw != (SIZE, SIZE):
+        sys.exit(f"{path} takes pictures of {loaded.size_hw}, the peers are timed at {SIZE}")
+    image_rgb = random.integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    return Entry(
+        name="UltraLight VM-UNet",
+        parameters=count_parameters(UltraLightVMUNet(loaded.spec.model)),
+        content=path.read_bytes(),
+        feed={"image_rgb": image_rgb},
+    )
+
+
+def peer_entry(name: str, random: np.random.Generator) -> Entry:
+    """A peer with random weights, its count asserted and its graph compared with torch."""
+    peer = PEERS[name]
+    torch.manual_seed(0)
+    network = build_peer(name)
+    assert count_parameters(network) == peer.parameters, name
+    image = random.uniform(0, 255, (1, 3, SIZE, SIZE)).astype(np.float32)
+    settle(network, torch.from_numpy(image))
+    module = ImageToProbability(network).eval()
+    content = build_graph(module, SIZE)
+    (found,) = onnxruntime.InferenceSession(content).run(None, {"image": image})
+    with torch.no_grad():
+        difference = float(np.abs(found - module(torch.from_numpy(image)).numpy()).max())
+    assert difference <= TOLERANCE, f"{name} differs from torch by {difference:.1e}"
+    return Entry(
+        name=peer.title, parameters=peer.parameters, content=content, feed={"image": image}
+    )
+
+
+def settle(network: torch.nn.Module, image: torch.Tensor) -> None:
+    """Give batch norms the statistics of one picture, so that activations keep their size."""
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = 1.0
+    with torch.no_grad():
+        network.train()(image)
+
+
+def time_interleaved(
+    runs: list[Callable[[], object]], rounds: int, repeats: int
+) -> list[list[list[float]]]:
+    """Milliseconds of each run in each round, as [run][round][repeat]; one block after another."""
+    times: list[list[list[float]]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, blocks in zip(runs, times, strict=True):
+            for _ in range(WARM_UP):
+                run()
+            block = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                run()
+                block.append((time.perf_counter() - start) * 1e3)
+            blocks.append(block)
+    return times
+
+
+def summarise(blocks: list[list[float]]) -> dict[str, float | int]:
+    """Median of all, and the range of the medians of the rounds."""
+    medians = [statistics.median(block) for block in blocks]
+    everything = [duration for block in blocks for duration in block]
+    return {
+        "n": len(everything),
+        "median_ms": round(statistics.median(everything), 3),
+        "lowest_round_ms": round(min(medians), 3),
+        "highest_round_ms": round(max(medians), 3),
+    }
+
+
+def measure(
+    entries: list[Entry], threads: list[int], rounds: int, repeats: int
+) -> list[dict[str, Any]]:
+    """One row per entry, with a summary for each number of threads."""
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "parameters": entry.parameters,
+            "bytes": len(entry.content),
+            "sha256": hashlib.sha256(entry.content).hexdigest(),
+            "nodes": len(onnx.load_from_string(entry.content).graph.node),
+            "threads": {},
+        }
+        for entry in entries
+    ]
+    for count in threads:
+        times = time_interleaved([runner(entry, count) for entry in entries], rounds, repeats)
+        for row, blocks in zip(rows, times, strict=True):
+            row["threads"][str(count)] = summarise(blocks)
+    return rows
+
+
+def runner(entry: Entry, threads: int) -> Callable[[], object]:
+    """A call that runs the entry's graph once on so many threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        entry.content, options, providers=["CPUExecutionProvider"]
+    )
+    return lambda: session.run(None, entry.feed)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown: medians, the range of the rounds' medians, and multiples of ours."""
+    columns = [f"threads: {count}, ms" for count in result["threads"]]
+    lines = [
+        "| " + " | ".join(["model", "parameters", *columns]) + " |",
+        "|---" * (2 + len(columns)) + "|",
+    ]
+    ours = result["models"][0]["threads"]
+    for row in result["models"]:
+        cells = [row["name"], f"{row['parameters']:,}"]
+        for count, at in row["threads"].items():
+            multiple = at["median_ms"] / ours[count]["median_ms"]
+            spread = f"{at['lowest_round_ms']:.2f}–{at['highest_round_ms']:.2f}"
+            cells.append(f"{at['median_ms']:.2f} ({spread}), {multiple:.2f} × ours")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Build, time, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", type=Path, default=BUNDLED, help="our ONNX file")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=30, help="timed runs of a model a round")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    if max(options.threads) > cores:
+        sys.exit(f"{max(options.threads)} threads asked for, this process may use {cores} cores")
+
+    load = os.getloadavg()[0]
+    if load > IDLE:
+        print(f"the machine is busy (load {load:.1f}); times will be too long", file=sys.stderr)
+    random = np.random.default_rng(0)
+    entries = [our_entry(options.model, random)]
+    for name in TIMED_PEERS:
+        print(f"building {name}", file=sys.stderr)
+        entries.append(peer_entry(name, random))
+    described = machine(torch.device("cpu"))
+    result = {
+        "what": f"ONNX Runtime, CPU, batch 1, {SIZE}×{SIZE}, {options.rounds} interleaved rounds "
+        f"of {options.repeats} runs; spread is the range of the medians of the rounds",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "platform": described["platform"],
+            "processor": described["processor"],
+            "cores": cores,
+            "load_before": round(load, 2),
+        },
+        "versions": versions() | {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
+        "threads": options.threads,
+        "models": measure(entries, options.threads, options.rounds, options.repeats),
+    }
+    write_atomically(
+        options.out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode()
+    )
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Layers that several of the peers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def double(features: Tensor) -> Tensor:
+    """Twice the height and width, bilinear, corners kept: the upsampling of the six-stage peers."""
+    return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+def halve(features: Tensor, norm: nn.Module) -> Tensor:
+    """Norm, 2×2 max-pool, GELU: what ends an encoder stage of the six-stage peers."""
+    return F.gelu(F.max_pool2d(norm(features), 2))
+
+
+def depthwise(channels: int, kernel: int = 3, dilation: int = 1) -> nn.Conv2d:
+    """A convolution of each channel alone that keeps height and width."""
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(
+        channels, channels, kernel, padding=padding, dilation=dilation, groups=channels
+    )
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position.
+
+    Source: ConvNeXt, arXiv 2201.03545, whose form without transposes EGE-UNet and LB-UNet use.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, channels, height, width) → the same."""
+        centred = features - features.mean(dim=1, keepdim=True)
+        variance = (centred * centred).mean(dim=1, keepdim=True)
+        normal = centred / torch.sqrt(variance + self.eps)
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class LearntPlane(nn.Module):
+    """Weights over a plane that depend on no picture: a small learnt map, resized and convolved.
+
+    Args:
+        channels: Width of the map.
+        side: Height and width of the map before it is resized.
+
+    Source: EGE-UNet, arXiv 2307.08473; LB-UNet has it too.
+    """
+
+    def __init__(self, channels: int, side: int = 8) -> None:
+        super().__init__()
+        self.plane = nn.Parameter(torch.ones(1, channels, side, side))
+        self.mix = nn.Sequential(depthwise(channels), nn.GELU(), nn.Conv2d(channels, channels, 1))
+
+    def forward(self, size_hw: tuple[int, int]) -> Tensor:
+        """Height and width → (1, channels, height, width)."""
+        return self.mix(
+            F.interpolate(self.plane, size=size_hw, mode="bilinear", align_corners=True)
+        )
+
+
+def convolutions(widths: Sequence[int]) -> list[nn.Module]:
+    """3×3 convolutions from each width to the next."""
+    return [nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths)]

@@ -1,0 +1,132 @@
+"""Peers: published counts, finite gradients, oracles of their layers, the same in ONNX Runtime."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ulvm.errors import InputError
+from ulvm.nn.peers import PEERS, build_peer, count_parameters, ege_unet, unext, vm_unet
+from ulvm.nn.peers.graph import ImageToProbability, build_graph
+from ulvm.nn.peers.layers import ChannelNorm
+
+SIZE = 64
+PAPER_PARAMETERS = 0.049e6  # UltraLight VM-UNet as its paper rounds it
+
+
+def draw_peer(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_peer(name)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peer_has_its_published_count_and_learns(name: str) -> None:
+    peer, network = PEERS[name], draw_peer(name)
+    assert sum(parameter.numel() for parameter in network.parameters()) == peer.parameters
+    # Papers print thousands.
+    as_published = count_parameters(network, peer.uncounted)
+    assert as_published == pytest.approx(peer.published, rel=0.01, abs=500)
+
+    logits = network(torch.rand(2, 3, SIZE, SIZE) * 255)
+    assert logits.shape == (2, 1, SIZE, SIZE)
+    logits.square().mean().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        assert parameter.grad.any(), key
+
+
+@pytest.mark.parametrize(("name", "saved"), [("vm-unet", 0.9982), ("lightm-unet", 0.8784)])
+def test_the_paper_s_savings_follow_from_the_counts(name: str, saved: float) -> None:
+    """−99.82 % and −87.84 %, arXiv 2403.20035."""
+    assert 1 - PAPER_PARAMETERS / PEERS[name].parameters == pytest.approx(saved, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["unext-s", "lb-unet"])
+def test_onnx_runtime_gives_what_torch_gives(name: str) -> None:
+    network = draw_peer(name)
+    image = torch.rand(1, 3, SIZE, SIZE) * 255
+    module = ImageToProbability(network.eval()).eval()
+    session = onnxruntime.InferenceSession(build_graph(module, SIZE))
+    (found,) = session.run(["probability"], {"image": image.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(image).numpy(), atol=1e-3)
+
+
+def test_unknown_peers_and_sizes_say_what_is_accepted() -> None:
+    with pytest.raises(InputError, match=r"no peer 'segnet'.*ege-unet"):
+        build_peer("segnet")
+    with pytest.raises(InputError, match="multiples of 32"):
+        build_peer("unext-s")(torch.zeros(1, 3, 64, 80))
+
+
+def test_count_leaves_out_a_layer_s_own_parameters_only() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.GroupNorm(1, 3))
+    assert count_parameters(network) == 9 + 6
+    assert count_parameters(network, (nn.GroupNorm, nn.Sequential)) == 9
+
+
+def test_channel_norm_is_layer_norm_over_channels() -> None:
+    norm = ChannelNorm(5)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    features = torch.randn(2, 5, 3, 4)
+    expected = F.layer_norm(features.movedim(1, 3), (5,), norm.weight, norm.bias, 1e-6)
+    torch.testing.assert_close(norm(features), expected.movedim(3, 1))
+
+
+def test_shift_moves_five_groups_and_lets_zeros_in() -> None:
+    row = torch.tensor([1.0, 2, 3, 4])
+    shifted = unext._shift(row.expand(1, 5, 2, 4), 3, (-2, -1, 0, 1, 2))
+    expected = [[3, 4, 0, 0], [2, 3, 4, 0], [1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2]]
+    assert shifted[0, :, 0].tolist() == shifted[0, :, 1].tolist() == expected
+    columns = unext._shift(row[:, None].expand(1, 5, 4, 2), 2, (-2, -1, 0, 1, 2))
+    assert columns[0, :, :, 0].tolist() == expected
+
+
+def test_patches_merge_and_expand_in_place() -> None:
+    """Each 2×2 cell becomes one token and back; pixel_shuffle is the oracle."""
+    picture = torch.randn(1, 6, 8, 3)  # (batch, height, width, channels)
+    merge = vm_unet.PatchMerging(3)
+    merge.project = nn.Identity()
+    cells = F.pixel_unshuffle(picture.movedim(3, 1), 2).unflatten(1, (3, 2, 2))
+    # (batch, channels, down, right, …) → right, then down, then channels
+    tokens = cells.permute(0, 4, 5, 3, 2, 1).flatten(3)
+    torch.testing.assert_close(merge(picture), merge.norm(tokens))
+
+    expand = vm_unet.PatchExpanding(4, 2)
+    tokens = torch.randn(1, 3, 5, 4)
+    cells = expand.expand(tokens).unflatten(3, (2, 2, 2)).movedim(5, 3).flatten(3)
+    planes = F.pixel_shuffle(cells.movedim(3, 1), 2)
+    torch.testing.assert_close(expand(tokens), expand.norm(planes.movedim(1, 3)))
+
+
+def test_a_dropped_residual_leaves_the_picture_and_the_mean_stays() -> None:
+    torch.manual_seed(0)
+    block = vm_unet.VSSBlock(8, drop=0.5)
+    nn.init.ones_(block.mixer.out_proj.weight)
+    block.mixer.forward = lambda tokens, size_hw: torch.ones_like(tokens)
+    change = block.train()(torch.zeros(4000, 1, 1, 8))[:, 0, 0, 0]
+    assert set(change.tolist()) == {0.0, 2.0}
+    assert change.mean() == pytest.approx(1, abs=0.1)
+    assert (block.eval()(torch.zeros(3, 1, 1, 8)) == 1).all()
+
+
+def test_hadamard_attention_weighs_rows_and_columns() -> None:
+    """With every mixing layer made an identity, the weights are the resized lines themselves."""
+    attention = ege_unet.HadamardAttention(8, 8)
+    attention.norm_in = attention.norm_out = attention.project = nn.Identity()
+    for part in (attention.plane, attention.rows, attention.columns):
+        part.mix = nn.Identity()
+    attention.convolve = nn.Identity()
+    line = torch.linspace(0, 7, 8)
+    attention.rows.line.data = line.expand(1, 2, 8)
+    attention.columns.line.data = 10 * line.expand(1, 2, 8)
+    with torch.no_grad():
+        weighed = attention(torch.ones(1, 8, 15, 29))[0]
+    assert (weighed[:2] == 1).all()
+    torch.testing.assert_close(weighed[2], torch.linspace(0, 7, 15)[:, None].expand(15, 29))
+    torch.testing.assert_close(weighed[4], torch.linspace(0, 70, 29).expand(15, 29))
+    assert (weighed[6:] == 1).all()
