@@ -310,10 +310,11 @@ def evaluate(
     pairs = datasets.find_pairs(dataset, data_dir)
     split = splits.load_split(dataset, split_name).resolve(pairs)
     ids = list(split.ids(part))
-    own = dataset == run.data.dataset and split_name == run.data.split
-    if not (own and part != "test"):  # scoring a model's own training part is asked for by name
-        trained_on = splits.load_split(run.data.dataset, run.data.split)
-        ids = splits.exclude_seen(ids, trained_on.resolve(pairs), drop=exclude_seen)
+    trained_on = splits.load_split(run.data.dataset, run.data.split)
+    if dataset == run.data.dataset:
+        trained_on = trained_on.resolve(pairs)
+    if part == "test" or split != trained_on:  # else its own training part, asked for by name
+        ids = splits.exclude_seen(ids, trained_on, drop=exclude_seen)
     decoded = datasets.decode(dataset, data_dir, size=run.data.image_size)
     with _progress("scored") as progress:
         evaluation = evaluate.evaluate(

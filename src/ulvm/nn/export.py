@@ -81,7 +81,7 @@ def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str,
     """The ONNX file's content, with the run in its metadata."""
     size = run.data.image_size
     example = torch.randint(0, 256, (2, size, size, run.model.in_channels), dtype=torch.uint8)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
             module,
             (example,),
@@ -154,7 +154,7 @@ def probe_images(size: int, channels: int) -> Iterator[npt.NDArray[np.uint8]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter's own deprecation notices and progress lines are not the user's to read."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -375,6 +375,7 @@ class _Bar:
             unit="img",
             disable=not shown,
             dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs few lines
             smoothing=0.05,
         )
         self.epochs = recipe.epochs

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ulvm.nn.export import _quiet
+from ulvm.nn.export import quiet
 
 # The first with GELU as one operator: with 18, as our own graph, LB-UNet takes a fifth longer.
 OPSET = 20
@@ -41,7 +41,7 @@ def build_graph(module: ImageToProbability, size: int) -> bytes:
         A graph with input ``image``, float32 (1, 3, size, size) in 0..255, and output
         ``probability``, float32 (1, 1, size, size).
     """
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
             module,
             (torch.rand(1, 3, size, size) * 255,),
