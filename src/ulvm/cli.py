@@ -306,7 +306,8 @@ def evaluate(
     from ulvm import datasets, evaluate, splits
 
     probability_of, run = _load_model(model, device)
-    split_name = split_name or ("all" if dataset == "ph2" else run.data.split)
+    elsewhere = "all" if dataset == "ph2" else run.data.split
+    split_name = split_name or (run.data.split if dataset == run.data.dataset else elsewhere)
     pairs = datasets.find_pairs(dataset, data_dir)
     split = splits.load_split(dataset, split_name).resolve(pairs)
     ids = list(split.ids(part))
