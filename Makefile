@@ -1,14 +1,17 @@
 # make demo   segment the example pictures with the plain package (no torch)
 # make test   run all tests in an environment with the training extra
 # make check  lint, types, and the plain package without torch
+# make web    fetch the pinned browser runtime from npm, beside the page
+# make site   the page as a folder for any static host
 # make docs   regenerate the generated parts of the documents
 
 PYTHON ?= python3
 PIP = -m pip --disable-pip-version-check install --quiet
 # Everything the tests need is pinned only where a newer build would pull gigabytes.
 CONSTRAINED = $(PIP) --constraint constraints.txt
+RUNTIME = src/ulvm/web/runtime
 
-.PHONY: demo test check plain docs clean
+.PHONY: demo test check plain web site docs clean
 
 demo: .venv/ready
 	.venv/bin/ulvm demo
@@ -25,8 +28,25 @@ check: .venv-test/ready plain
 plain: .venv/ready
 	.venv/bin/python tests/plain_package.py
 
+web: $(RUNTIME)/ort.wasm.min.mjs
+
+site: web
+	rm -rf site
+	cp -r src/ulvm/web site
+	cp src/ulvm/weights/ulvm-isic2017.onnx site/model.onnx
+	cp src/ulvm/examples/light-skin.jpg site/example.jpg
+
 docs: .venv-test/ready
 	.venv-test/bin/python bench/tables.py
+
+# Threads and SIMD in WebAssembly, and what WebGPU takes when someone asks for it.
+$(RUNTIME)/ort.wasm.min.mjs: web/package-lock.json
+	cd web && npm ci --silent
+	mkdir -p $(RUNTIME)
+	cd web/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs ort.webgpu.min.mjs \
+		ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm \
+		ort-wasm-simd-threaded.jsep.mjs ort-wasm-simd-threaded.jsep.wasm \
+		$(CURDIR)/$(RUNTIME)
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -40,4 +60,4 @@ docs: .venv-test/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test demo-output
+	rm -rf .venv .venv-test demo-output site web/node_modules $(RUNTIME)
