@@ -10,7 +10,7 @@ export class Model {
   #waiting = new Map();
   #lastId = 0;
 
-  /** @param {(progress: {loaded: number, total: number}) => void} onProgress Bytes so far. */
+  /** @param {(progress: {loaded: number, total: number | null}) => void} onProgress Bytes. */
   constructor(onProgress) {
     this.#worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.#worker.addEventListener("message", ({ data }) => {

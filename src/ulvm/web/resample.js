@@ -1,6 +1,8 @@
 // Pillow's bilinear resampling, as `ulvm.image.resize` does it: it averages when shrinking, takes
 // half-pixel centres, and on pictures computes in whole numbers, columns first, then rows.
 // Source: Pillow, src/libImaging/Resample.c.
+// Differs: where width grows and height shrinks, some versions of Pillow do the rows first; a value
+// may then differ by 1.
 
 const PRECISION_BITS = 22;
 const ONE = 1 << PRECISION_BITS;

@@ -35,7 +35,8 @@ async function load({ backend }) {
       download(url, (bytes, total) => {
         loaded[i] = bytes;
         totals[i] = total;
-        self.postMessage({ progress: { loaded: loaded[0] + loaded[1], total: totals[0] + totals[1] } });
+        const known = totals.every((each) => each > 0);
+        self.postMessage({ progress: { loaded: sum(loaded), total: known ? sum(totals) : null } });
       }),
     ),
   );
@@ -65,6 +66,8 @@ async function load({ backend }) {
   const threads = ort.env.wasm.numThreads;
   return [{ backend, threads, bytes, startMs: performance.now() - start, inferMs }];
 }
+
+const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
 async function download(url, report) {
   const response = await fetch(url);
