@@ -39,13 +39,12 @@ site: web
 docs: .venv-test/ready
 	.venv-test/bin/python bench/tables.py
 
-# Threads and SIMD in WebAssembly, and what WebGPU takes when someone asks for it.
+# WebAssembly with SIMD and threads; LOG.md says why not WebGPU.
 $(RUNTIME)/ort.wasm.min.mjs: web/package-lock.json
 	cd web && npm ci --silent
 	mkdir -p $(RUNTIME)
-	cd web/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs ort.webgpu.min.mjs \
+	cd web/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs \
 		ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm \
-		ort-wasm-simd-threaded.jsep.mjs ort-wasm-simd-threaded.jsep.wasm \
 		$(CURDIR)/$(RUNTIME)
 
 .venv/ready: pyproject.toml

@@ -26,9 +26,9 @@ export class Model {
     });
   }
 
-  /** @returns {Promise<{threads, bytes, startMs, inferMs}>} What runs, and its median time. */
-  load(backend) {
-    return this.#ask({ kind: "load", backend });
+  /** @returns {Promise<{threads: number, bytes: number, inferMs: number}>} What runs, and its median time. */
+  load() {
+    return this.#ask({ kind: "load" });
   }
 
   /**
@@ -38,10 +38,6 @@ export class Model {
    */
   segment(source, giveBack = false) {
     return this.#ask({ kind: "segment", source, giveBack }, source instanceof Blob ? [] : [source]);
-  }
-
-  close() {
-    this.#worker.terminate();
   }
 
   #ask(request, transfer = []) {

@@ -14,7 +14,6 @@ const context = at("canvas").getContext("2d");
 const camera = new Camera(at("video"));
 
 let model;
-let modelReady;
 /** What was opened: {file, name, error} or {file, name, probability, height, width}. */
 let items = [];
 /** The item on the stage and its decoded picture. */
@@ -44,7 +43,7 @@ async function startModel() {
     say("loading", `Loading: ${megabytes(loaded)}${total ? ` of ${megabytes(total)}` : ""} MB`);
   });
   try {
-    describeEngine(await model.load("wasm"));
+    describeEngine(await model.load());
   } catch (error) {
     say("error", "The network could not be loaded");
     showError(`The network could not be loaded: ${error.message}. Reload the page to try again.`);
@@ -55,8 +54,8 @@ async function startModel() {
   say("ready", "Ready");
 }
 
-function describeEngine({ backend, threads, bytes, inferMs }) {
-  const by = backend === "webgpu" ? "the graphics processor" : `${threads} thread${threads > 1 ? "s" : ""}`;
+function describeEngine({ threads, bytes, inferMs }) {
+  const by = threads > 1 ? `${threads} threads` : "1 thread";
   at("engine").textContent = `Network and runtime: ${megabytes(bytes)} MB, ${inferMs.toFixed(1)} ms a picture on ${by}.`;
 }
 
@@ -330,38 +329,6 @@ async function saveAll() {
   say("ready", `${done.length} pictures written`);
 }
 
-// ---- the graphics processor
-
-async function offerWebGpu() {
-  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  at("webgpu").hidden = !adapter;
-}
-
-/** Its runtime is larger than all the rest, so it is loaded only when asked for; the faster stays. */
-async function tryWebGpu() {
-  at("webgpu").disabled = true;
-  const report = (text) => (at("webgpu").textContent = text);
-  const candidate = new Model(({ loaded }) => report(`Loading: ${megabytes(loaded)} MB`));
-  try {
-    const found = await candidate.load("webgpu");
-    const before = at("engine").textContent;
-    const currentMs = Number(before.match(/([\d.]+) ms/)[1]);
-    if (found.inferMs < currentMs) {
-      model.close();
-      model = candidate;
-      describeEngine(found);
-      report("The graphics processor is used");
-    } else {
-      candidate.close();
-      report(`The graphics processor is not faster: ${found.inferMs.toFixed(1)} ms`);
-    }
-  } catch (error) {
-    candidate.close();
-    report("The graphics processor cannot run the network");
-    showError(`The graphics processor cannot run the network: ${error.message}`);
-  }
-}
-
 // ---- wiring
 
 at("threshold").value = THRESHOLD;
@@ -388,7 +355,6 @@ at("save-overlay").addEventListener("click", () =>
   download(async () => save(await overlayFile(shown, bitmap, look()), `${stem(shown.name)}_overlay.png`)),
 );
 at("save-all").addEventListener("click", () => download(saveAll));
-at("webgpu").addEventListener("click", tryWebGpu);
 document.addEventListener("paste", (event) => open([...event.clipboardData.files]));
 document.addEventListener("keydown", (event) => event.key === "Escape" && stopCamera());
 document.addEventListener("dragover", (event) => {
@@ -402,6 +368,5 @@ document.addEventListener("drop", (event) => {
   open([...event.dataTransfer.files]);
 });
 
-modelReady = startModel();
-modelReady.then(offerWebGpu, () => {});
+const modelReady = startModel();
 navigator.serviceWorker?.register("service-worker.js");

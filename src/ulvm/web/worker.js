@@ -3,10 +3,7 @@
 import { SIZE } from "./model.js";
 import { resizeRgb } from "./resample.js";
 
-const BACKENDS = {
-  wasm: { script: "ort.wasm.min.mjs", binary: "ort-wasm-simd-threaded" },
-  webgpu: { script: "ort.webgpu.min.mjs", binary: "ort-wasm-simd-threaded.jsep" },
-};
+const RUNTIME = new URL("runtime/", import.meta.url);
 const BAND_PIXELS = 2 ** 20;
 
 let session;
@@ -25,13 +22,11 @@ self.addEventListener("message", async ({ data: { id, kind, ...rest } }) => {
   }
 });
 
-async function load({ backend }) {
-  const { script, binary } = BACKENDS[backend];
-  const runtime = new URL("runtime/", import.meta.url);
+async function load() {
   const loaded = [0, 0];
   const totals = [0, 0];
   const [wasmBinary, model] = await Promise.all(
-    [new URL(`${binary}.wasm`, runtime), new URL("model.onnx", import.meta.url)].map((url, i) =>
+    [new URL("ort-wasm-simd-threaded.wasm", RUNTIME), new URL("model.onnx", import.meta.url)].map((url, i) =>
       download(url, (bytes, total) => {
         loaded[i] = bytes;
         totals[i] = total;
@@ -40,18 +35,17 @@ async function load({ backend }) {
       }),
     ),
   );
-  const start = performance.now();
-  const ort = await import(new URL(script, runtime));
+  const ort = await import(new URL("ort.wasm.min.mjs", RUNTIME));
   Tensor = ort.Tensor;
   ort.env.wasm.wasmBinary = wasmBinary;
-  ort.env.wasm.wasmPaths = { mjs: new URL(`${binary}.mjs`, runtime).href };
+  ort.env.wasm.wasmPaths = { mjs: new URL("ort-wasm-simd-threaded.mjs", RUNTIME).href };
   // Threads need SharedArrayBuffer, which browsers give to isolated pages only. Half of the
   // cores, for they are often two to one real core, and the page needs some too.
   ort.env.wasm.numThreads = self.crossOriginIsolated
     ? Math.max(1, Math.min(4, Math.floor(navigator.hardwareConcurrency / 2)))
     : 1;
   session = await ort.InferenceSession.create(new Uint8Array(model), {
-    executionProviders: [backend],
+    executionProviders: ["wasm"],
     logSeverityLevel: 3,
   });
   await infer(new Uint8Array(SIZE * SIZE * 3)); // the first run also compiles
@@ -63,8 +57,7 @@ async function load({ backend }) {
   }
   const inferMs = times.sort((a, b) => a - b)[2];
   const bytes = wasmBinary.byteLength + model.byteLength;
-  const threads = ort.env.wasm.numThreads;
-  return [{ backend, threads, bytes, startMs: performance.now() - start, inferMs }];
+  return [{ threads: ort.env.wasm.numThreads, bytes, inferMs }];
 }
 
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
@@ -138,7 +131,7 @@ function rowReader(bitmap) {
 async function infer(imageRgb) {
   const tensor = new Tensor("uint8", imageRgb, [1, SIZE, SIZE, 3]);
   const { probability } = await session.run({ image_rgb: tensor });
-  const copy = Float32Array.from(await probability.getData()); // its memory belongs to the runtime
+  const copy = Float32Array.from(probability.data); // its memory belongs to the runtime
   probability.dispose();
   return copy; // (size, size)
 }
