@@ -2,7 +2,7 @@
 # make test   run all tests in an environment with the training extra
 # make check  lint, types, and the plain package without torch
 # make web    fetch the pinned browser runtime from npm, beside the page
-# make site   the page as a folder for any static host
+# make site   the page as a folder for any static host; `make screenshots` photographs it
 # make docs   regenerate the generated parts of the documents
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PIP = -m pip --disable-pip-version-check install --quiet
 CONSTRAINED = $(PIP) --constraint constraints.txt
 RUNTIME = src/ulvm/web/runtime
 
-.PHONY: demo test check plain web site docs clean
+.PHONY: demo test check plain web site screenshots docs clean
 
 demo: .venv/ready
 	.venv/bin/ulvm demo
@@ -35,6 +35,10 @@ site: web
 	cp -r src/ulvm/web site
 	cp src/ulvm/weights/ulvm-isic2017.onnx site/model.onnx
 	cp src/ulvm/examples/light-skin.jpg site/example.jpg
+
+# Needs chromium, and playwright in the test environment.
+screenshots: web
+	.venv-test/bin/python web/screenshots.py
 
 docs: .venv-test/ready
 	.venv-test/bin/python bench/tables.py

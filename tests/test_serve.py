@@ -75,6 +75,15 @@ def test_page_and_server_state_one_policy() -> None:
     assert HEADERS["Content-Security-Policy"] == f"{stated[1]}; frame-ancestors 'none'"
 
 
+def test_service_worker_keeps_all_files_of_the_page() -> None:
+    text = (PAGE / "service-worker.js").read_text()
+    kept = set(re.findall(r'"([^"]+)"', text.partition("FILES = [")[2].partition("]")[0]))
+    own = {path.name for path in PAGE.iterdir() if path.is_file()}
+    assert {name for name in kept if "/" not in name} == (
+        own - {"index.html", "service-worker.js"} | {"model.onnx", "example.jpg"}
+    )
+
+
 def test_a_taken_port_is_one_sentence(files: dict[str, Traversable]) -> None:
     with make_server(0) as server:
         result = CliRunner().invoke(main, ["serve", "--no-open", "--port", str(server.server_port)])

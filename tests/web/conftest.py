@@ -10,9 +10,6 @@ import pytest
 from ulvm.errors import InputError
 from ulvm.serve import make_server
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-playwright.expect.set_options(timeout=30_000)  # as on a busy machine
-CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -27,10 +24,13 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
         pytest.skip("chromium is not installed")
+    playwright.expect.set_options(timeout=30_000)  # for a busy machine
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser
         browser.close()
 
@@ -70,7 +70,7 @@ def open_page(browser: Any) -> Callable[[str], Any]:
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(error))
         page.goto(address)
-        playwright.expect(page.locator("html")).to_have_attribute("data-state", "ready")
+        page.wait_for_selector("html[data-state=ready]")
         return page
 
     return open_ready

@@ -17,7 +17,7 @@ from PIL import Image
 import ulvm
 from ulvm.image import read_mask, resize
 
-expect = pytest.importorskip("playwright.sync_api").expect
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 PACKAGE = Path(ulvm.__file__).parent
 EXAMPLES = sorted(path for path in (PACKAGE / "examples").iterdir() if path.is_file())
@@ -120,6 +120,15 @@ def test_a_broken_file_is_shown_as_an_error(page: Any, tmp_path: Path) -> None:
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
+def test_a_missing_network_is_shown_as_an_error(browser: Any, address: str) -> None:
+    context = browser.new_context(service_workers="block")
+    context.route("**/model.onnx", lambda route: route.abort())
+    page = context.new_page()
+    page.goto(address)
+    expect(page.get_by_role("alert")).to_contain_text("The network could not be loaded")
+    expect(page.locator("html")).to_have_attribute("data-state", "error")
+
+
 def test_everything_is_reached_by_keyboard_and_has_a_name(page: Any) -> None:
     choose(page, EXAMPLES[0])
     page.locator("#choose").focus()
@@ -205,12 +214,3 @@ def test_the_browser_refuses_other_addresses(page: Any) -> None:
         other.shutdown()
     assert refused
     assert asked == []
-
-
-def test_service_worker_keeps_all_files_of_the_page() -> None:
-    text = (PACKAGE / "web" / "service-worker.js").read_text()
-    kept = set(re.findall(r'"([^"]+)"', text.partition("FILES = [")[2].partition("]")[0]))
-    own = {path.name for path in (PACKAGE / "web").iterdir() if path.is_file()}
-    assert {name for name in kept if "/" not in name} == (
-        own - {"index.html", "service-worker.js"} | {"model.onnx", "example.jpg"}
-    )

@@ -14,7 +14,7 @@ const context = at("canvas").getContext("2d");
 const camera = new Camera(at("video"));
 
 let model;
-/** What was opened: {file, name, error} or {file, name, probability, height, width}. */
+/** What was opened: {file, name}; then failed, or probability, height and width. */
 let items = [];
 /** The item on the stage and its decoded picture. */
 let shown = null;
@@ -65,48 +65,51 @@ async function open(files) {
   if (!files.length) return;
   stopCamera();
   showError("");
-  items = files.map((file) => ({ file, name: file.name || "pasted.png" }));
+  const opened = files.map((file) => ({ file, name: file.name || "pasted.png" }));
+  items = opened;
   listItems();
   try {
     await modelReady;
   } catch {
     return; // shown already
   }
-  const opened = items;
   for (const [i, item] of opened.entries()) {
-    if (opened !== items) return; // others were opened meanwhile
+    if (items !== opened) return; // others were opened meanwhile
     say("running", opened.length > 1 ? `${i + 1} of ${opened.length}: ${item.name}` : `Outlining ${item.name}`);
-    await segmentItem(item, i === opened.length - 1 || !shown);
+    await segmentItem(item);
   }
-  if (opened.length > 1) {
-    const failed = opened.filter((item) => item.error).length;
-    say("ready", `${opened.length - failed} of ${opened.length} pictures outlined`);
+  if (items === opened && opened.length > 1) {
+    const done = opened.filter((item) => item.probability).length;
+    say("ready", `${done} of ${opened.length} pictures outlined`);
   }
 }
 
-async function segmentItem(item, show) {
+/** Outlines an item, puts it on the stage and says how it went; never throws. */
+async function segmentItem(item) {
   try {
     const { bitmap: picture, prepareMs, inferMs, ...result } = await model.segment(item.file, true);
-    Object.assign(item, result);
     if (!items.includes(item)) return picture.close();
-    showItem(item, picture);
-    const size = `${item.width} × ${item.height}`;
-    const done = `${item.name}: ${size}, read in ${prepareMs.toFixed(0)} ms, outlined in ${inferMs.toFixed(0)} ms`;
-    say(show ? "ready" : "running", done);
+    Object.assign(item, result);
+    show(item, picture);
+    const times = `read in ${prepareMs.toFixed(0)} ms, outlined in ${inferMs.toFixed(0)} ms`;
+    say(isLast(item) ? "ready" : "running", `${item.name}: ${item.width} × ${item.height}, ${times}`);
   } catch (error) {
-    item.error = `${item.name} ${error.message}.`;
     if (!items.includes(item)) return;
-    showError(item.error);
-    if (show) say("error", `${item.name} could not be outlined`);
+    item.failed = true;
+    if (!items.includes(shown)) show(null);
+    showError(`${item.name} ${error.message}.`);
+    say(isLast(item) ? "error" : "running", `${item.name} could not be outlined`);
   }
-  listItems();
+  updateList();
 }
 
-function showItem(item, picture) {
+const isLast = (item) => items.every((each) => each === item || each.probability || each.failed);
+
+function show(item, picture = null) {
   bitmap?.close();
   [shown, bitmap, marks] = [item, picture, []];
-  stage.dataset.shows = "picture";
-  for (const id of ["save-mask", "save-overlay", "ruler"]) at(id).disabled = false;
+  stage.dataset.shows = item ? "picture" : "nothing";
+  for (const id of ["save-mask", "save-overlay", "ruler"]) at(id).disabled = !item;
   draw();
 }
 
@@ -114,21 +117,27 @@ function listItems() {
   at("items").hidden = at("save-all").hidden = items.length < 2;
   at("items").replaceChildren(
     ...items.map((item) => {
-      const button = document.createElement("button");
-      const figure = document.createElement("span");
-      figure.textContent = item.error ? "failed" : item.probability ? percent(areaOf(item)) : "…";
-      figure.className = item.error ? "failed" : "";
-      button.append(item.name, figure);
-      button.ariaCurrent = String(item === shown);
-      button.addEventListener("click", () => {
+      item.button = document.createElement("button");
+      item.figure = document.createElement("span");
+      item.button.append(item.name, item.figure);
+      item.button.addEventListener("click", () => {
         showError("");
-        segmentItem(item, true);
+        segmentItem(item);
       });
       const entry = document.createElement("li");
-      entry.append(button);
+      entry.append(item.button);
       return entry;
     }),
   );
+  updateList();
+}
+
+function updateList() {
+  for (const item of items) {
+    item.figure.textContent = item.failed ? "failed" : item.probability ? percent(areaOf(item)) : "…";
+    item.button.classList.toggle("failed", Boolean(item.failed));
+    item.button.ariaCurrent = String(item === shown);
+  }
 }
 
 // ---- drawing and measuring
@@ -136,9 +145,15 @@ function listItems() {
 const look = () => ({ threshold: Number(at("threshold").value), opacity: Number(at("opacity").value) / 100 });
 const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 
-/** The mask's share of the picture, 0..1, counted at the picture's size. */
-function areaOf({ probability, height, width }) {
-  return resizeToMask(probability, SIZE, height, width, look().threshold).area / (height * width);
+/** The mask's share of the picture, 0..1, counted at the picture's size once for each threshold. */
+function areaOf(item) {
+  const { threshold } = look();
+  if (item.counted?.threshold !== threshold) {
+    const { probability, height, width } = item;
+    const { area } = resizeToMask(probability, SIZE, height, width, threshold);
+    item.counted = { threshold, fraction: area / (height * width) };
+  }
+  return item.counted.fraction;
 }
 
 function squareMillimetres({ height, width }, fraction) {
@@ -147,7 +162,10 @@ function squareMillimetres({ height, width }, fraction) {
 }
 
 function draw() {
-  if (!shown) return;
+  if (!shown) {
+    at("area-percent").textContent = at("area-mm2").textContent = "–";
+    return;
+  }
   const { canvas } = context;
   const longer = Math.max(shown.width, shown.height);
   const scale = Math.min(Math.max(longer, SHOWN_PIXELS[0]), SHOWN_PIXELS[1]) / longer;
@@ -344,7 +362,7 @@ at("example").addEventListener("click", async () => {
   open([new File([await response.blob()], "example.jpg")]);
 });
 for (const id of ["threshold", "opacity", "width-mm"]) at(id).addEventListener("input", redraw);
-at("threshold").addEventListener("change", listItems);
+at("threshold").addEventListener("change", updateList);
 at("ruler").addEventListener("click", () => toggleRuler(at("ruler-form").hidden));
 at("ruler-mm").addEventListener("input", useRuler);
 at("canvas").addEventListener("click", addMark);
