@@ -1,4 +1,4 @@
-"""Photograph the page with a result, for README: light, dark and narrow. Run by `make screenshots`."""
+"""Photograph the page with a result, for README. Run by `make screenshots`."""
 
 import shutil
 import threading
