@@ -62,6 +62,24 @@ def test_mask_is_that_of_python_for_extreme_shapes(
     assert dice(read_mask(download(page, "#save-mask")) > 0, expected) >= 0.995
 
 
+GIVE = """async (kind) => {
+  const blob = await (await fetch("/example.jpg")).blob();
+  const given = new DataTransfer();
+  given.items.add(new File([blob], `${kind}.jpg`));
+  document.getElementById("stage").dispatchEvent(
+    kind === "paste"
+      ? new ClipboardEvent(kind, { clipboardData: given, bubbles: true })
+      : new DragEvent(kind, { dataTransfer: given, bubbles: true }),
+  );
+}"""
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_pictures_are_pasted_and_dropped(page: Any, kind: str) -> None:
+    page.evaluate(GIVE, kind)
+    expect(page.locator("#status")).to_contain_text(f"{kind}.jpg: 1024 × 768")
+
+
 def test_threshold_is_the_models_own(page: Any) -> None:
     assert float(page.input_value("#threshold")) == ulvm.load().spec.threshold
 

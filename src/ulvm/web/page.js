@@ -37,10 +37,10 @@ const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
 
 async function startModel() {
   say("loading", "Loading the network");
-  at("progress").hidden = false;
+  at("loading").hidden = false;
   model = new Model(({ loaded, total }) => {
     if (total) [at("progress").max, at("progress").value] = [total, loaded];
-    say("loading", `Loading: ${megabytes(loaded)}${total ? ` of ${megabytes(total)}` : ""} MB`);
+    at("bytes").textContent = `${megabytes(loaded)}${total ? ` of ${megabytes(total)}` : ""} MB`;
   });
   try {
     describeEngine(await model.load());
@@ -49,7 +49,7 @@ async function startModel() {
     showError(`The network could not be loaded: ${error.message}. Reload the page to try again.`);
     throw error;
   } finally {
-    at("progress").hidden = true;
+    at("loading").hidden = true;
   }
   say("ready", "Ready");
 }
@@ -387,4 +387,5 @@ document.addEventListener("drop", (event) => {
 });
 
 const modelReady = startModel();
+modelReady.catch(() => {}); // shown already
 navigator.serviceWorker?.register("service-worker.js");
