@@ -145,13 +145,14 @@ def test_a_missing_network_is_shown_as_an_error(browser: Any, address: str) -> N
     page.goto(address)
     expect(page.get_by_role("alert")).to_contain_text("The network could not be loaded")
     expect(page.locator("html")).to_have_attribute("data-state", "error")
+    context.close()
 
 
 def test_everything_is_reached_by_keyboard_and_has_a_name(page: Any) -> None:
     choose(page, EXAMPLES[0])
-    page.locator("#choose").focus()
+    page.bring_to_front()
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.locator("#choose").press("Enter")
     chooser.value.set_files(EXAMPLES[1])
     expect(page.get_by_role("img")).to_have_attribute(
         "aria-label", re.compile(re.escape(EXAMPLES[1].name))
@@ -215,6 +216,7 @@ def test_asks_nobody_else_and_works_offline(
     assert any(url.endswith(".wasm") for url in requests)  # the worker's are seen as well
     assert [url for url in requests if not url.startswith((address, f"blob:{address}"))] == []
     assert page.errors == []
+    page.context.close()
 
 
 def test_the_browser_refuses_other_addresses(page: Any) -> None:

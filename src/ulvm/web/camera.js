@@ -1,6 +1,5 @@
-// Frames of a camera through the model, as fast as both go.
+// Frames of a camera through the network, as fast as both go.
 
-const IN_FLIGHT = 2; // one being computed, one waiting, so that the worker never does
 const MEASURED_MS = 1000;
 
 export class Camera {
@@ -35,28 +34,41 @@ export class Camera {
   }
 
   /**
-   * @param {import("./model.js").Model} model
-   * @param {(result: object, figures: {framesPerSecond: number}) => void} show Called for each frame.
+   * Until the camera is stopped. Frames that find all models busy are left out.
+   *
+   * @param {import("./model.js").Model[]} models Take frames in turn, each on a core of its own.
+   * @param {(result: object, framesPerSecond: number) => void} show Called for each frame, in order.
    */
-  async run(model, show) {
+  async run(models, show) {
+    const waiting = new Map(models.map((model) => [model, 0]));
     let inFlight = 0;
+    let taken = 0;
+    let shown = 0;
     let failure = null;
     const shownAt = [];
     while (this.isOn && !failure) {
       await this.#nextFrame();
-      if (!this.isOn || inFlight >= IN_FLIGHT) continue;
+      // One more than there are models, so that none has to wait for a frame.
+      if (!this.isOn || inFlight > models.length) continue;
+      const number = ++taken;
+      const model = models.reduce((best, each) => (waiting.get(each) < waiting.get(best) ? each : best));
+      waiting.set(model, waiting.get(model) + 1);
       inFlight++;
       createImageBitmap(this.#video)
         .then((frame) => model.segment(frame))
         .then((result) => {
+          if (!this.isOn || number < shown) return;
+          shown = number;
           const now = performance.now();
           shownAt.push(now);
           while (now - shownAt[0] > MEASURED_MS) shownAt.shift();
-          const framesPerSecond = (1000 * (shownAt.length - 1)) / (now - shownAt[0] || Infinity);
-          if (this.isOn) show(result, { framesPerSecond });
+          show(result, (1000 * (shownAt.length - 1)) / (now - shownAt[0] || Infinity));
         })
         .catch((error) => (failure = error))
-        .finally(() => inFlight--);
+        .finally(() => {
+          waiting.set(model, waiting.get(model) - 1);
+          inFlight--;
+        });
     }
     if (failure) throw failure;
   }

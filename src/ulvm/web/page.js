@@ -14,6 +14,7 @@ const context = at("canvas").getContext("2d");
 const camera = new Camera(at("video"));
 
 let model;
+let secondModel;
 /** What was opened: {file, name}; then failed, or probability, height and width. */
 let items = [];
 /** The item on the stage and its decoded picture. */
@@ -272,13 +273,23 @@ async function startCamera() {
   context.canvas.ariaLabel = "Video of the camera with the outline of the lesion";
   say("live", "Camera on");
   try {
-    await camera.run(model, showFrame);
+    await camera.run(await liveModels(), showFrame);
   } catch (error) {
     showError(`The camera stopped: ${error.message}.`);
   }
 }
 
-function showFrame({ probability, height, width, inferMs }, { framesPerSecond }) {
+/** The page's model, and a second one where there is a core for it. */
+async function liveModels() {
+  if (navigator.hardwareConcurrency < 2) return [model];
+  if (!secondModel) {
+    secondModel = new Model(() => {});
+    await secondModel.load();
+  }
+  return [model, secondModel];
+}
+
+function showFrame({ probability, height, width, inferMs }, framesPerSecond) {
   const { canvas } = context;
   resizeCanvas(width, height);
   drawLesion(context, probability, look(), Math.max(1, width / canvas.clientWidth));
