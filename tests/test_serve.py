@@ -2,6 +2,8 @@
 
 import http.client
 import re
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
@@ -62,6 +64,19 @@ def test_knows_the_files_of_the_page_only(
 def test_takes_nothing(connection: http.client.HTTPConnection) -> None:
     connection.request("POST", "/", body=b"a picture")
     assert connection.getresponse().status == 501
+
+
+def test_is_quiet_about_a_browser_that_hangs_up(
+    connection: http.client.HTTPConnection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection.connect()
+    # A reset instead of a farewell: close with unsent data thrown away.
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.sock.close()
+    connection.close()
+    connection.request("GET", "/")
+    assert connection.getresponse().status == 200
+    assert capsys.readouterr().err == ""
 
 
 def test_is_bound_to_this_machine(files: dict[str, Traversable]) -> None:

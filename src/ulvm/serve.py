@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.resources
+import sys
 import webbrowser
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,7 +78,7 @@ def make_server(port: int) -> ThreadingHTTPServer:
         pages = files
 
     try:
-        return ThreadingHTTPServer((HOST, port), Handler)
+        return _Server((HOST, port), Handler)
     except (OSError, OverflowError) as error:
         raise InputError(
             f"port {port} cannot be used ({getattr(error, 'strerror', None) or error})",
@@ -105,6 +106,13 @@ def serve(port: int, *, open_browser: bool) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             print()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet about a browser that hangs up, as it does when its page is closed early."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
