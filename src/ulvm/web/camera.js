@@ -40,16 +40,18 @@ export class Camera {
    * @param {(result: object, framesPerSecond: number) => void} show Called for each frame, in order.
    */
   async run(models, show) {
+    const stream = this.#stream; // another one, if it is stopped and started meanwhile
+    const isOn = () => stream && this.#stream === stream;
     const waiting = new Map(models.map((model) => [model, 0]));
     let inFlight = 0;
     let taken = 0;
     let shown = 0;
     let failure = null;
     const shownAt = [];
-    while (this.isOn && !failure) {
+    while (isOn() && !failure) {
       await this.#nextFrame();
       // One more than there are models, so that none has to wait for a frame.
-      if (!this.isOn || inFlight > models.length) continue;
+      if (!isOn() || inFlight > models.length) continue;
       const number = ++taken;
       const model = models.reduce((best, each) => (waiting.get(each) < waiting.get(best) ? each : best));
       waiting.set(model, waiting.get(model) + 1);
@@ -57,7 +59,7 @@ export class Camera {
       createImageBitmap(this.#video)
         .then((frame) => model.segment(frame))
         .then((result) => {
-          if (!this.isOn || number < shown) return;
+          if (!isOn() || number < shown) return;
           shown = number;
           const now = performance.now();
           shownAt.push(now);

@@ -251,7 +251,11 @@ function useRuler() {
 
 // ---- camera
 
+let cameraAsked = false; // while the browser asks its user
+
 async function startCamera() {
+  if (cameraAsked) return;
+  cameraAsked = true;
   showError("");
   try {
     await modelReady;
@@ -264,6 +268,8 @@ async function startCamera() {
         : `The camera cannot be used: ${error.message}.`,
     );
     return;
+  } finally {
+    cameraAsked = false;
   }
   stage.dataset.shows = "camera";
   at("camera").textContent = "Stop camera";
@@ -275,6 +281,7 @@ async function startCamera() {
   try {
     await camera.run(await liveModels(), showFrame);
   } catch (error) {
+    stopCamera();
     showError(`The camera stopped: ${error.message}.`);
   }
 }
