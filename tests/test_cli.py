@@ -14,7 +14,7 @@ from ulvm.cli import main
 from ulvm.image import read_mask
 
 COMMANDS = ["predict", "demo", "train", "eval", "export", "inspect", "presets", "data check"]
-COMMANDS += ["data prepare", "data split", "data draw"]
+COMMANDS += ["data prepare", "data split", "data draw", "serve"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,154 @@
+"""The browser page, served to this machine only."""
+
+import hashlib
+import importlib.resources
+import sys
+import webbrowser
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
+from typing import Any
+
+from ulvm.errors import InputError
+from ulvm.segmenter import BUNDLED_MODEL
+
+HOST = "127.0.0.1"
+HEADERS = {
+    # The same as in index.html, and no other page may frame this one.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; "
+    "worker-src 'self'; connect-src 'self'; img-src 'self'; style-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # Both together isolate the page, which browsers ask for before they allow threads.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".wasm": "application/wasm",
+    ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
+    ".onnx": "application/octet-stream",
+}
+
+
+def page_files() -> dict[str, Traversable]:
+    """Every file of the page, by its address, such as ``/page.js``.
+
+    Raises:
+        InputError: What runs the network in a browser is missing from this installation.
+    """
+    package = importlib.resources.files("ulvm")
+    page = package / "web"
+    runtime = page / "runtime"
+    if not runtime.is_dir():
+        raise InputError(
+            "the browser runtime is missing from this installation of ulvm",
+            "accepted is an installation from a wheel, or a clone after `make web`",
+            "run `make web` in the clone; it needs npm",
+        )
+    files = {f"/{file.name}": file for file in page.iterdir() if file.is_file()}
+    files |= {f"/runtime/{file.name}": file for file in runtime.iterdir()}
+    files["/"] = page / "index.html"
+    files["/model.onnx"] = package / "weights" / BUNDLED_MODEL
+    files["/example.jpg"] = package / "examples" / "light-skin.jpg"
+    return files
+
+
+def make_server(port: int) -> ThreadingHTTPServer:
+    """A server of the page, bound to this machine; ``serve_forever`` runs it.
+
+    Args:
+        port: 1..65535; 0 lets the system choose.
+
+    Raises:
+        InputError: The port is taken, or the page is incomplete.
+    """
+    files = page_files()
+
+    class Handler(_Handler):
+        pages = files
+
+    try:
+        return _Server((HOST, port), Handler)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"port {port} cannot be used ({getattr(error, 'strerror', None) or error})",
+            "accepted is a free port from 1 to 65535",
+            "choose another with --port",
+        ) from error
+
+
+def serve(port: int, *, open_browser: bool) -> None:
+    """Serve the page until interrupted, and print its address.
+
+    Args:
+        port: As for ``make_server``.
+        open_browser: Whether to show the page in the default browser.
+
+    Raises:
+        InputError: As ``make_server``.
+    """
+    with make_server(port) as server:
+        address = f"http://{HOST}:{server.server_port}/"
+        print(f"{address} (stop with Ctrl+C)", flush=True)
+        if open_browser:
+            webbrowser.open(address)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet about a browser that hangs up, as it does when its page is closed early."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers for the listed files and nothing else; there is nothing to send a picture to."""
+
+    pages: Mapping[str, Traversable]
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
+        address = self.path.partition("?")[0]
+        file = self.pages.get(address)
+        if file is None:
+            self.send_error(404)
+            return
+        content = file.read_bytes()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        fresh = self.headers.get("If-None-Match") == tag
+        self.send_response(304 if fresh else 200)
+        self.send_header("ETag", tag)
+        if not fresh:
+            self.send_header("Content-Type", _TYPES[PurePosixPath(file.name).suffix])
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_body and not fresh:
+            self.wfile.write(content)
+
+    def end_headers(self) -> None:
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the console shows the address only."""
