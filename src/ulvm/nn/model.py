@@ -72,8 +72,15 @@ class SelectiveScan(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, inner) → (batch, length, inner)."""
         rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.softplus(self.dt_proj(rank))  # (batch, length, inner)
+        delta = _softplus(self.dt_proj(rank))  # (batch, length, inner)
         return selective_scan(x, delta, -torch.exp(self.A_log), B, C, self.D)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) from operators that ONNX Runtime vectorises; its own Softplus is not."""
+    if not torch.compiler.is_exporting():
+        return F.softplus(x)
+    return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
 
 
 class CausalConv(nn.Conv1d):

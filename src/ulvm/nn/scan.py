@@ -81,7 +81,7 @@ def _scan_reference(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -
 def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Cut the length into about √length chunks and advance all of them together.
 
-    A lane is one (chunk, batch item). Lanes come last in memory, so that every broadcast is
+    A lane is one (batch item, chunk). Lanes come last in memory, so that every broadcast is
     over leading axes and each operation reads and writes whole rows.
     """
     batch, length, inner = x.shape
@@ -106,13 +106,13 @@ def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 def _to_lanes(sequence: Tensor, chunk: int, chunks: int) -> Tensor:
     batch, length, width = sequence.shape
     padded = F.pad(sequence, (0, 0, 0, chunk * chunks - length))
-    lanes = padded.reshape(batch, chunks, chunk, width).permute(2, 3, 1, 0)
-    return lanes.reshape(chunk, width, chunks * batch)  # (step, width, lane)
+    # One transposition of a matrix, which every runtime does fast.
+    return padded.reshape(batch * chunks, chunk * width).t().reshape(chunk, width, batch * chunks)
 
 
 def _from_lanes(lanes: Tensor, batch: int, chunks: int) -> Tensor:
     chunk, width, _ = lanes.shape
-    sequence = lanes.reshape(chunk, width, chunks, batch).permute(3, 2, 0, 1)
+    sequence = lanes.reshape(chunk * width, batch * chunks).t()
     return sequence.reshape(batch, chunks * chunk, width)  # (batch, length, width)
 
 
@@ -125,7 +125,7 @@ def _forward_chunks(
         x, delta: (step, 1, inner, lane).
         B, C: (step, state, 1, lane).
         A: (1, state, inner, 1).
-        chunks: Chunks in the lane axis, the slowest part of it.
+        chunks: Chunks in the lane axis, the fastest part of it.
 
     Returns:
         (step, 1, inner, lane); decays and states (step, state, inner, lane).
@@ -148,16 +148,18 @@ def _recur(decays: Tensor, entering: Tensor) -> Tensor:
 
 
 def _carry(decay: Tensor, last: Tensor, chunks: int, *, backwards: bool = False) -> Tensor:
-    """State that enters each chunk, from each chunk's whole decay and its own last state."""
-    decays = list(decay.unflatten(-1, (chunks, -1)).split(1, -2))  # (1, state, inner, 1, batch)
-    lasts = list(last.unflatten(-1, (chunks, -1)).split(1, -2))
+    """State that enters each chunk, from each chunk's whole decay and its own last state.
+
+    All are (1, state, inner, lane); ``backwards`` carries from the last chunk to the first.
+    """
+    decays = decay.reshape(-1, chunks).t()  # (chunk, state · inner · batch)
+    lasts = last.reshape(-1, chunks).t()
     if backwards:
-        decays.reverse()
-        lasts.reverse()
-    entering = [torch.zeros_like(lasts[0])]
-    for decay, last in zip(decays[:-1], lasts[:-1], strict=True):
-        entering.append(torch.addcmul(last, decay, entering[-1]))
-    return torch.cat(entering[::-1] if backwards else entering, -2).flatten(-2)
+        leaving = _recur(decays.flip(0)[:-1], lasts.flip(0)[:-1]).flip(0)
+        entering = F.pad(leaving, (0, 0, 0, 1))
+    else:
+        entering = F.pad(_recur(decays[:-1], lasts[:-1]), (0, 0, 1, 0))
+    return entering.t().reshape(last.shape)
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -176,8 +178,6 @@ class _ChunkedScan(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, delta, B, C, A, decays, states = ctx.saved_tensors
-        batch = x.shape[-1] // ctx.chunks
-
         # Gradient of each state: its own output's, plus the next state's times its decay.
         grads = C * grad_y
         for t in range(len(x) - 2, -1, -1):
@@ -191,7 +191,8 @@ class _ChunkedScan(torch.autograd.Function):
         grad_B = (grads * (delta * x)).sum(2, keepdim=True)
         grad_driven = (grads * B).sum(1, keepdim=True)
         # Before a chunk's first step comes the last state of the chunk before it.
-        before = torch.cat([F.pad(states[-1:, ..., :-batch], (batch, 0)), states[:-1]])
+        ends = states[-1:].unflatten(-1, (-1, ctx.chunks))  # (1, state, inner, batch, chunk)
+        before = torch.cat([F.pad(ends[..., :-1], (1, 0)).flatten(-2), states[:-1]])
         exponent = grads.mul_(decays).mul_(before)  # gradient of delta · A
         grad_delta = (exponent * A).sum(1, keepdim=True) + grad_driven * x
         grad_A = (exponent * delta).sum((0, 3), keepdim=True)
