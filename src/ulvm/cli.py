@@ -8,17 +8,18 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from ulvm.errors import InputError
+from ulvm.spec import DatasetName
 from ulvm.version import __version__
 
 NOTICE = "Not a medical device: for research and education, not for diagnosis."
 BUNDLED = "bundled"
 
-_DATASETS = click.Choice(["isic2017", "isic2018", "ph2", "folder"])
+_DATASETS = click.Choice(get_args(DatasetName))
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -244,7 +245,7 @@ def data_split(
 @click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
 @click.option(
     "--layout",
-    type=click.Choice(["folder", "isic2017", "isic2018", "ph2"]),
+    type=_DATASETS,
     default="folder",
     show_default=True,
 )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,10 @@ import PIL
 
 from ulvm.errors import InputError
 from ulvm.image import SUFFIXES, ImageSource, read_image, read_mask, resize
+from ulvm.spec import DatasetName
 from ulvm.splits import available_splits, load_split, name_some
 
-DATASETS = ("isic2017", "isic2018", "ph2", "folder")
+DATASETS: tuple[str, ...] = get_args(DatasetName)
 
 MASK_ENDINGS = ("_segmentation", "_lesion", "_mask")
 # What the official downloads and operating systems put beside the pictures.

@@ -28,10 +28,9 @@ from ulvm.image import (
     resize,
     resize_probability,
 )
-from ulvm.spec import RunSpec
+from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 
 BUNDLED_MODEL = "ulvm-isic2017.onnx"
-FORMAT = 1
 
 _ONNXRUNTIME_ERRORS = (
     onnxruntime_errors.Fail,
@@ -286,7 +285,7 @@ def _read_model(model: str | os.PathLike[str] | None) -> tuple[bytes, str]:
 
 
 def _read_metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any]:
-    text = session.get_modelmeta().custom_metadata_map.get("ulvm")
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     try:
         metadata = json.loads(text or "null")
     except json.JSONDecodeError:

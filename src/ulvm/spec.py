@@ -20,6 +20,9 @@ Augmentation = Literal["none", "paper", "strong"]
 Schedule = Literal["cosine-cycle", "one-cycle"]
 
 STAGES = 6
+# Model files, ONNX and safetensors, hold this key: JSON {"format": FORMAT, "run": RunSpec, …}.
+METADATA_KEY = "ulvm"
+FORMAT = 1
 DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples of it
 
 

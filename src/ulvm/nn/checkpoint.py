@@ -18,9 +18,8 @@ from torch import Tensor
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
-from ulvm.spec import ModelSpec, RunSpec
+from ulvm.spec import FORMAT, METADATA_KEY, ModelSpec, RunSpec
 
-METADATA_KEY = "ulvm"  # JSON: {"format": 1, "run": RunSpec, and where the weights come from}
 WEIGHTS = "weights.safetensors"  # in a run folder: the best epoch's
 _DEPTH = 6
 # The released code keeps losses as numpy floats beside the weights; numpy 2 renamed their module.
@@ -44,15 +43,19 @@ def save_weights(
         run: The resolved run that made it.
         provenance: JSON values to keep beside it: scores, split hash, versions.
     """
-    metadata = {METADATA_KEY: json.dumps({"format": 1, "run": run.to_dict(), **provenance})}
+    metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "run": run.to_dict(), **provenance})}
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_atomically(path, save(state, metadata))
 
 
 def load_weights(
-    path: Path, device: str = "cpu"
+    path: str | Path, device: str = "cpu"
 ) -> tuple[UltraLightVMUNet, RunSpec, dict[str, Any]]:
     """Read what ``save_weights`` wrote.
+
+    Args:
+        path: A weights file, or a run folder of ``ulvm train``.
+        device: Where the network goes.
 
     Returns:
         The network in evaluation mode, its run and the stored provenance.
@@ -60,7 +63,10 @@ def load_weights(
     Raises:
         InputError: The file is missing, no safetensors file or not written by ulvm.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if path.is_dir():
+        path /= WEIGHTS
+    if not path.is_file():
         raise InputError(
             f"{path} is no file", "accepted is a .safetensors file of ulvm train", "check the path"
         )
@@ -103,8 +109,7 @@ def load_probability(
     Raises:
         InputError: As ``load_weights``.
     """
-    path = Path(path)
-    network, run, _ = load_weights(path / WEIGHTS if path.is_dir() else path, device)
+    network, run, _ = load_weights(path, device)
     module = PictureToProbability(network).eval()
 
     def probability_of(images_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

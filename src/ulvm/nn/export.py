@@ -17,15 +17,16 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from torch import Tensor, nn
 
 from ulvm import synthetic
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.image import resize
-from ulvm.nn.checkpoint import METADATA_KEY, WEIGHTS, load_weights
+from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.model import PictureToProbability
 from ulvm.nn.train import versions
-from ulvm.spec import RunSpec
+from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 
 OPSET = 18  # the oldest that torch's exporter writes
 TOLERANCE = 1e-4
@@ -50,8 +51,8 @@ def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE)
         InputError: ``source`` is no run, or the two runtimes differ by more than the
             tolerance; then nothing is written.
     """
-    source, out = Path(source), Path(out)
-    network, run, provenance = load_weights(source / WEIGHTS if source.is_dir() else source)
+    out = Path(out)
+    network, run, provenance = load_weights(source)
     module = PictureToProbability(network).eval()
     content = build_onnx(module, run, provenance)
     difference = largest_difference(module, content, run.data.image_size, run.model.in_channels)
@@ -63,7 +64,7 @@ def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE)
             "nothing was written; try other versions of torch, onnx or onnxruntime",
         )
     side = {
-        "format": 1,
+        "format": FORMAT,
         "file": out.name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
@@ -81,31 +82,50 @@ def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str,
     """The ONNX file's content, with the run in its metadata."""
     size = run.data.image_size
     example = torch.randint(0, 256, (2, size, size, run.model.in_channels), dtype=torch.uint8)
-    with torch.no_grad(), quiet():
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image_rgb"],
-            output_names=["probability"],
-            dynamic_shapes={"image_rgb": {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
+    free = {"image_rgb": {0: torch.export.Dim("batch", min=1)}}
+    model = trace_onnx(module, example, "image_rgb", opset=OPSET, dynamic_shapes=free)
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
         del part.metadata_props[:]  # the exporter's traces: paths of this machine
     for node in model.graph.node:
         node.doc_string = ""
     del model.graph.value_info[:]
     model.producer_name = "ulvm"
-    metadata = {"format": 1, "run": run.to_dict(), "exported_with": versions(), **provenance}
+    metadata = {"format": FORMAT, "run": run.to_dict(), "exported_with": versions(), **provenance}
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     onnx.checker.check_model(model)
-    buffer = io.BytesIO()
-    onnx.save_model(model, buffer)
-    return buffer.getvalue()
+    return model.SerializeToString()
+
+
+def trace_onnx(
+    module: nn.Module,
+    example: Tensor,
+    input_name: str,
+    *,
+    opset: int,
+    dynamic_shapes: dict[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """A module of one input as an ONNX model whose output is named ``probability``.
+
+    Args:
+        module: In evaluation mode.
+        example: An input; its shape is fixed but for ``dynamic_shapes``, as for torch.onnx.
+        input_name: Of the graph's input.
+        opset: ONNX operator set.
+        dynamic_shapes: Free axes of the input, by name.
+    """
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[input_name],
+            output_names=["probability"],
+            dynamic_shapes=dynamic_shapes,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
 
 
 def largest_difference(
@@ -154,7 +174,7 @@ def probe_images(size: int, channels: int) -> Iterator[npt.NDArray[np.uint8]]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """The exporter's own deprecation notices and progress lines are not the user's to read."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -411,9 +411,9 @@ class UltraLightVMUNet(nn.Module):
         for depth, (block, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
             features = norm(block(features))
             if depth > 0:  # the deepest skip has the bottom's size
-                features = _double(features)
+                features = double(features)
             features = F.gelu(features) + bridged[depth]
-        return _double(self.head(features))
+        return double(self.head(features))
 
     def _check(self, images: Tensor) -> None:
         if images.dim() != 4 or images.shape[1] != self.spec.in_channels:
@@ -456,7 +456,8 @@ def _stage(kind: Stage, in_channels: int, out_channels: int, spec: ModelSpec) ->
     )
 
 
-def _double(features: Tensor) -> Tensor:
+def double(features: Tensor) -> Tensor:
+    """Twice the height and width, bilinear, corners kept."""
     return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
 
 

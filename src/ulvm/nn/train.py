@@ -134,7 +134,7 @@ def load_parts(
     """The resolved split and its training and validation pictures on the device."""
     decoded = datasets.decode(run.data.dataset, data_dir, size=run.data.image_size)
     split = splits.load_split(run.data.dataset, run.data.split)
-    split = split.resolve(datasets.find_pairs(run.data.dataset, data_dir))
+    split = split.resolve(decoded.pairs)
 
     def load(part: str) -> Part:
         rows = decoded.indices(split.ids(part))
@@ -290,13 +290,8 @@ class _State:
         # More epochs may be asked for; anything else would be another run.
         theirs["train"]["epochs"] = ours["train"]["epochs"]
         if theirs != ours:
-            changed = [
-                f"{part}.{name}" if isinstance(value, dict) else part
-                for part, value in ours.items()
-                for name in (value if isinstance(value, dict) else [part])
-                if (value[name] if isinstance(value, dict) else value)
-                != (theirs[part][name] if isinstance(value, dict) else theirs[part])
-            ]
+            ours_flat, theirs_flat = _flatten(ours), _flatten(theirs)
+            changed = [name for name, value in ours_flat.items() if theirs_flat[name] != value]
             raise InputError(
                 f"{path.parent} was run with other values of {', '.join(changed)}",
                 "accepted for --resume is the same preset with the same --set",
@@ -308,6 +303,17 @@ class _State:
         self.generator.set_state(stored["generator"].cpu())
         self.epoch, self.step = stored["epoch"], stored["step"]
         self.best_loss, self.history = stored["best_loss"], stored["history"]
+
+
+def _flatten(run: dict[str, Any]) -> dict[str, Any]:
+    """``{"train": {"seed": 1}, …}`` → ``{"train.seed": 1, …}``, as ``--set`` names fields."""
+    flat: dict[str, Any] = {}
+    for part, value in run.items():
+        if isinstance(value, dict):
+            flat |= {f"{part}.{name}": each for name, each in value.items()}
+        else:
+            flat[part] = value
+    return flat
 
 
 def _train_epoch(state: _State, training: Part, bar: _Bar) -> float:

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulvm.nn.model import init_weights
+from ulvm.nn.model import double, init_weights
 from ulvm.nn.peers.layers import (
     ChannelNorm,
     LearntPlane,
     convolutions,
     depthwise,
-    double,
     halve,
 )
 from ulvm.spec import require_divisible

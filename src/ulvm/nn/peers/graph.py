@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import onnx
 import torch
 from torch import Tensor, nn
 
-from ulvm.nn.export import quiet
+from ulvm.nn.export import trace_onnx
 
 # The first with GELU as one operator: with 18, as our own graph, LB-UNet takes a fifth longer.
 OPSET = 20
@@ -41,18 +39,7 @@ def build_graph(module: ImageToProbability, size: int) -> bytes:
         A graph with input ``image``, float32 (1, 3, size, size) in 0..255, and output
         ``probability``, float32 (1, 1, size, size).
     """
-    with torch.no_grad(), quiet():
-        program = torch.onnx.export(
-            module,
-            (torch.rand(1, 3, size, size) * 255,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["probability"],
-            verbose=False,
-        )
-    assert program is not None
-    onnx.checker.check_model(program.model_proto)
-    buffer = io.BytesIO()
-    onnx.save_model(program.model_proto, buffer)
-    return buffer.getvalue()
+    example = torch.rand(1, 3, size, size) * 255
+    model = trace_onnx(module, example, "image", opset=OPSET)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()

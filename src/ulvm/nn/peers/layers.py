@@ -10,11 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def double(features: Tensor) -> Tensor:
-    """Twice the height and width, bilinear, corners kept: the upsampling of the six-stage peers."""
-    return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
-
-
 def halve(features: Tensor, norm: nn.Module) -> Tensor:
     """Norm, 2×2 max-pool, GELU: what ends an encoder stage of the six-stage peers."""
     return F.gelu(F.max_pool2d(norm(features), 2))

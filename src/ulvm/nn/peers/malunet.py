@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulvm.nn.model import SkipBridge, init_weights
-from ulvm.nn.peers.layers import convolutions, depthwise, double, halve
+from ulvm.nn.model import SkipBridge, double, init_weights
+from ulvm.nn.peers.layers import convolutions, depthwise, halve
 from ulvm.spec import require_divisible
 
 
