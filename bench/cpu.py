@@ -31,7 +31,7 @@ from ulvm.files import write_atomically
 from ulvm.nn.model import UltraLightVMUNet
 from ulvm.nn.peers import PEERS, build_peer, count_parameters
 from ulvm.nn.peers.graph import ImageToProbability, build_graph
-from ulvm.nn.train import machine, versions
+from ulvm.nn.run_folder import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "src" / "ulvm" / "weights" / segmenter.BUNDLED_MODEL

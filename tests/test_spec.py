@@ -37,6 +37,7 @@ OTHER_TRAIN = TrainSpec(
     warmup_epochs=1,
     augmentation="strong",
     average_decay=0.9,
+    precision="bfloat16",
     seed=1,
 )
 OTHER_RUN = RunSpec(model=OTHER_MODEL, data=OTHER_DATA, train=OTHER_TRAIN, threshold=0.25)

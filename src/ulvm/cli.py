@@ -264,7 +264,7 @@ def data_draw(out_dir: Path, count: int, seed: int, size: int, layout: str) -> N
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="The run's folder.")
 @_set_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out after its last epoch.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out after its last checkpoint.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files as well.")
 def train(
     preset: str,
@@ -277,7 +277,11 @@ def train(
     resume: bool,
     tensorboard: bool,
 ) -> None:
-    """Train a preset, such as paper; `ulvm presets` lists them."""
+    """Train a preset, such as paper; `ulvm presets` lists them.
+
+    On several GPUs: torchrun --nproc-per-node=N -m ulvm train ...
+    """
+    from ulvm.nn.distributed import launched
     from ulvm.nn.train import train as run_training
     from ulvm.presets import find_preset
 
@@ -290,8 +294,11 @@ def train(
     except KeyboardInterrupt:
         again = " ".join(["ulvm", *(word for word in sys.argv[1:] if word != "--resume")])
         raise click.ClickException(
-            f"stopped; every finished epoch is in {out_dir}. Continue with: {again} --resume"
+            f"stopped; {out_dir} holds the run as of its last checkpoint, which is written after "
+            f"the first epoch and then every few seconds. Continue with: {again} --resume"
         ) from None
+    if launched().rank > 0:  # rank 0 says it
+        return
     click.echo(f"best weights: {weights}")
     click.echo(f"next: ulvm eval {out_dir} --dataset {dataset} --data {data_dir} --part test")
 

@@ -18,6 +18,7 @@ Init = Literal["paper", "mamba"]
 DatasetName = Literal["isic2017", "isic2018", "ph2", "folder"]
 Augmentation = Literal["none", "paper", "strong"]
 Schedule = Literal["cosine-cycle", "one-cycle"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 STAGES = 6
 # Model files, ONNX and safetensors, hold this key: JSON {"format": FORMAT, "run": RunSpec, …}.
@@ -192,6 +193,8 @@ class TrainSpec(_Spec):
             colour as well) or ``none``.
         average_decay: Decay of an exponential moving average of the weights, per step; the
             average is validated and kept. 0 keeps the weights themselves.
+        precision: In what the network computes where that is safe; weights, loss, the scan and
+            validation stay in float32. ``float16`` scales the loss against underflow.
         seed: Seed of initialisation, order and augmentation.
     """
 
@@ -205,6 +208,7 @@ class TrainSpec(_Spec):
     warmup_epochs: int = 0
     augmentation: Augmentation = "paper"
     average_decay: float = 0.0
+    precision: Precision = "float32"
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from ulvm.nn.augment import augment
+from ulvm.nn.augment import Draws, Part, augment, draw
 from ulvm.nn.model import normalise
 from ulvm.synthetic import draw_batch
 
@@ -33,6 +33,14 @@ def drawn_batch(count: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks).byte() * 255
 
 
+def augment_all(
+    images: Tensor, masks: Tensor, kind: Any, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw for a batch and apply it."""
+    draws = draw(kind, len(images), images.shape[1], generator)
+    return augment(Part(images, masks), torch.arange(len(images)), draws)
+
+
 def same_picture(count: int) -> tuple[Tensor, Tensor]:
     images, masks = drawn_batch(1)
     return images.repeat(count, 1, 1, 1), masks.repeat(count, 1, 1)
@@ -52,7 +60,7 @@ def turns_and_flips(plane: FloatArray) -> list[FloatArray]:
 def paper_results() -> tuple[FloatArray, FloatArray]:
     """One picture's first channel, normalised, and COUNT augmentations of it."""
     images, masks = same_picture(COUNT)
-    augmented, _ = augment(images, masks, "paper", generator_of(0))
+    augmented, _ = augment_all(images, masks, "paper", generator_of(0))
     return normalise(images[:1])[0, 0].numpy(), augmented[:, 0].numpy()
 
 
@@ -78,7 +86,7 @@ def test_none_normalises_and_scales() -> None:
     images, masks = drawn_batch(2)
     masks = masks.clone()
     masks[0, 0, :4] = torch.tensor([0, 51, 128, 255], dtype=torch.uint8)
-    inputs, soft = augment(images, masks, "none", generator_of(0))
+    inputs, soft = augment_all(images, masks, "none", generator_of(0))
     assert torch.equal(inputs, normalise(images))
     assert soft.shape == (2, SIDE, SIDE)
     assert soft[0, 0, :4].tolist() == pytest.approx([0, 0.2, 128 / 255, 1])
@@ -102,7 +110,7 @@ def test_turns_and_flips_without_rotation_are_numpys_exactly() -> None:
 def test_half_are_turned_and_half_are_rotated() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1, 1, 8, 8), dtype=np.uint8)
     images = torch.from_numpy(noise).repeat(4000, 1, 1, 1)
-    results, _ = augment(images, images[:, 0], "paper", generator_of(0))
+    results, _ = augment_all(images, images[:, 0], "paper", generator_of(0))
     candidates = torch.from_numpy(np.stack(turns_and_flips(normalise(images)[0, 0].numpy())))
     equal = (results - candidates).flatten(2).abs().amax(2) == 0  # (picture, candidate)
     unturned, *turned = equal.sum(0).tolist()
@@ -134,7 +142,7 @@ def test_the_search_detects_other_angles() -> None:
 def test_picture_and_mask_move_together(kind: Any) -> None:
     _, masks = drawn_batch(20)
     images = masks[:, None].repeat(1, 3, 1, 1)  # every channel is the mask
-    moved, soft = augment(images, masks, kind, generator_of(1))
+    moved, soft = augment_all(images, masks, kind, generator_of(1))
     assert masks.amax() == 255
     for channel in range(3):
         torch.testing.assert_close(moved[:, channel] / 255, soft, rtol=0, atol=1e-6)
@@ -143,7 +151,7 @@ def test_picture_and_mask_move_together(kind: Any) -> None:
 def test_picture_and_mask_move_together_under_strong() -> None:
     # Colour changes values but not their order, so a grey picture of the mask stays sorted.
     _, masks = drawn_batch(20)
-    moved, soft = augment(masks[:, None], masks, "strong", generator_of(1))
+    moved, soft = augment_all(masks[:, None], masks, "strong", generator_of(1))
     for picture, mask in zip(moved.flatten(1), soft.flatten(1), strict=True):
         ordered = picture[mask.argsort()]
         assert (ordered.diff() >= -1e-3).all()
@@ -155,10 +163,10 @@ def test_same_generator_state_gives_the_same_result(kind: Any) -> None:
     images, masks = drawn_batch(4)
     generator = generator_of(5)
     state = generator.get_state()
-    first = augment(images, masks, kind, generator)
-    second = augment(images, masks, kind, generator)
+    first = augment_all(images, masks, kind, generator)
+    second = augment_all(images, masks, kind, generator)
     generator.set_state(state)
-    again = augment(images, masks, kind, generator)
+    again = augment_all(images, masks, kind, generator)
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(first[0], second[0]) == (kind == "none")
@@ -169,7 +177,7 @@ def test_global_seed_and_arguments_are_left_alone(kind: Any) -> None:
     images, masks = drawn_batch(2)
     copies = images.clone(), masks.clone()
     state = torch.get_rng_state()
-    augment(images, masks, kind, generator_of(5))
+    augment_all(images, masks, kind, generator_of(5))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(images, copies[0])
     assert torch.equal(masks, copies[1])
@@ -180,7 +188,7 @@ def test_global_seed_and_arguments_are_left_alone(kind: Any) -> None:
 def test_shapes_types_and_ranges(kind: Any, channels: int) -> None:
     drawn, masks = drawn_batch(8, 32)
     images = drawn[:, [0, 1, 2, 0]][:, :channels]
-    inputs, soft = augment(images, masks, kind, generator_of(2))
+    inputs, soft = augment_all(images, masks, kind, generator_of(2))
     assert inputs.shape == images.shape
     assert soft.shape == masks.shape
     assert inputs.dtype == soft.dtype == torch.float32
@@ -193,14 +201,14 @@ def test_shapes_types_and_ranges(kind: Any, channels: int) -> None:
 
 def test_strong_pictures_are_normalised_each() -> None:
     images, masks = drawn_batch(10)
-    inputs, _ = augment(images, masks, "strong", generator_of(3))
+    inputs, _ = augment_all(images, masks, "strong", generator_of(3))
     assert inputs.amin(dim=(1, 2, 3)).tolist() == [0] * 10
     assert inputs.amax(dim=(1, 2, 3)).tolist() == pytest.approx([255] * 10, abs=1e-3)
 
 
 def test_strong_changes_colour_and_place_but_keeps_the_lesions() -> None:
     images, masks = same_picture(60)
-    inputs, soft = augment(images, masks, "strong", generator_of(4))
+    inputs, soft = augment_all(images, masks, "strong", generator_of(4))
     share = soft.mean(dim=(1, 2))
     original = (masks[0] / 255).mean()
     assert share.std() > 0.02  # scaled and shifted
@@ -214,7 +222,9 @@ def test_strong_changes_colour_and_place_but_keeps_the_lesions() -> None:
 def test_strong_never_shows_black_corners() -> None:
     # Reflection at the border: a picture of one colour stays one, whatever moves.
     images = torch.full((20, 3, 32, 32), 200, dtype=torch.uint8)
-    inputs, soft = augment(images, torch.full((20, 32, 32), 255).byte(), "strong", generator_of(6))
+    inputs, soft = augment_all(
+        images, torch.full((20, 32, 32), 255).byte(), "strong", generator_of(6)
+    )
     assert soft.min() > 1 - 1e-6
     spread = inputs.amax(dim=(2, 3)) - inputs.amin(dim=(2, 3))
     assert spread.max() < 0.1
@@ -222,5 +232,41 @@ def test_strong_never_shows_black_corners() -> None:
 
 def test_black_picture_stays_finite() -> None:
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    inputs, _ = augment(images, torch.zeros(4, 32, 32).byte(), "strong", generator_of(7))
+    inputs, _ = augment_all(images, torch.zeros(4, 32, 32).byte(), "strong", generator_of(7))
     assert torch.equal(inputs, torch.zeros(4, 3, 32, 32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_an_epochs_draws_gives_each_picture_alone(kind: Any) -> None:
+    images, masks = drawn_batch(6)
+    part = Part(images, masks)
+    draws = draw(kind, 6, 3, generator_of(8))
+    order = torch.tensor([4, 1, 3, 0, 5, 2])
+    inputs, soft = augment(part, order, draws)
+    for place, row in enumerate(order):
+        alone = Part(images[row : row + 1], masks[row : row + 1])
+        one, mask = augment(alone, torch.tensor([0]), draws[place : place + 1])
+        torch.testing.assert_close(one[0], inputs[place], rtol=0, atol=1e-4)
+        torch.testing.assert_close(mask[0], soft[place], rtol=0, atol=1e-6)
+    chosen = draws[order[:2]]
+    assert torch.equal(chosen.maps, draws.maps[[4, 1]])
+    assert torch.equal(chosen.colours, draws.colours[[4, 1]])
+
+
+def test_draws_that_change_nothing_leave_pictures_as_they_are() -> None:
+    images, masks = drawn_batch(3)
+    identity = draw("none", 3, 3, generator_of(0))
+    for kind in ("paper", "strong"):
+        still = Draws(kind, identity.maps, identity.colours)  # type: ignore[arg-type]
+        inputs, soft = augment(Part(images, masks), torch.arange(3), still)
+        torch.testing.assert_close(inputs, normalise(images), rtol=0, atol=0.01)
+        torch.testing.assert_close(soft, masks / 255, rtol=0, atol=1e-4)
+
+
+def test_normalising_with_kept_extremes_is_normalising() -> None:
+    images, masks = drawn_batch(4)
+    images = images.clone()
+    images[2] = 7  # of one value
+    part = Part(images, masks)
+    for rows in ([0, 2, 3], [1]):
+        assert torch.equal(part.normalised(torch.tensor(rows)), normalise(images[rows]))

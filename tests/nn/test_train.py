@@ -1,25 +1,26 @@
-"""The training loop: its parts against oracles, then whole small runs on drawn pictures."""
+"""Whole small runs on drawn pictures: what they leave, and how they continue."""
 
 import csv
-import itertools
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import ulvm.nn.train as training
 from ulvm import datasets, splits, synthetic
 from ulvm.errors import InputError
+from ulvm.metrics import Confusion
 from ulvm.nn.checkpoint import WEIGHTS, load_weights
-from ulvm.nn.train import CHECKPOINT, RUN, learning_rate, segmentation_loss, train
+from ulvm.nn.run_folder import RUN
+from ulvm.nn.train import CHECKPOINT, train
+from ulvm.nn.validate import Validation
 from ulvm.presets import find_preset
-from ulvm.spec import RunSpec, TrainSpec
+from ulvm.spec import RunSpec
 
 PICTURES = 12
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+gpu = (pytest.mark.gpu, needs_gpu)
 
 
 @pytest.fixture(scope="module")
@@ -51,46 +52,11 @@ def small_run(data_dir: Path, *assignments: str) -> RunSpec:
     )
 
 
-def run_small(data_dir: Path, out_dir: Path, *assignments: str, resume: bool = False) -> Path:
+def run_small(
+    data_dir: Path, out_dir: Path, *assignments: str, resume: bool = False, device: str = "cpu"
+) -> Path:
     run = small_run(data_dir, *assignments)
-    return train(run, data_dir, out_dir, device="cpu", resume=resume, progress=False)
-
-
-def test_the_authors_schedule_is_torchs_cosine_annealing() -> None:
-    recipe = TrainSpec()
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=1e-5)
-    for epoch in range(250):
-        rate = optimizer.param_groups[0]["lr"]
-        assert learning_rate(recipe, epoch + 0.7) == pytest.approx(rate, rel=1e-6), epoch
-        optimizer.step()
-        schedule.step()
-
-
-def test_one_cycle_rises_once_and_falls_to_its_floor() -> None:
-    recipe = TrainSpec(schedule="one-cycle", epochs=10, warmup_epochs=2, learning_rate=1.0)
-    rates = [learning_rate(recipe, epoch / 4) for epoch in range(41)]
-    top = rates.index(max(rates))
-    assert top == 8
-    assert rates[top] == pytest.approx(1.0)
-    assert all(a < b for a, b in itertools.pairwise(rates[: top + 1]))
-    assert all(a > b for a, b in itertools.pairwise(rates[top:]))
-    assert rates[-1] == pytest.approx(recipe.min_learning_rate)
-
-
-def test_loss_of_one_class_worked_by_hand() -> None:
-    logits = torch.tensor([[[[0.0, math.log(3)]]]])  # probabilities ½ and ¾
-    mask = torch.tensor([[[0.0, 1.0]]])
-    entropy = (-math.log(0.5) - math.log(0.75)) / 2
-    dice = (2 * 0.75 + 1) / (0.5 + 0.75 + 1 + 1)
-    assert segmentation_loss(logits, mask).item() == pytest.approx(entropy + 1 - dice)
-
-
-def test_loss_of_two_classes_is_lowest_for_the_truth() -> None:
-    labels = torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(0))
-    right = F.one_hot(labels, 3).movedim(-1, 1) * 50.0
-    assert segmentation_loss(right, labels).item() == pytest.approx(0, abs=1e-3)
-    assert segmentation_loss(right.roll(1, dims=1), labels).item() > 10
+    return train(run, data_dir, out_dir, device=device, resume=resume, progress=False)
 
 
 def test_a_run_leaves_everything_in_its_folder(data_dir: Path, tmp_path: Path) -> None:
@@ -126,34 +92,94 @@ def test_training_learns_drawn_lesions(data_dir: Path, tmp_path: Path) -> None:
     assert history[-1]["validation_loss"] < history[0]["validation_loss"]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_resume_continues_bit_for_bit(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, device: str
 ) -> None:
-    straight = run_small(data_dir, tmp_path / "straight")
-    validate = training._validate
-    calls = []
-
-    def interrupted(*arguments: object) -> object:
-        calls.append(None)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return validate(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(training, "_validate", interrupted)
+    """Whether the checkpoint is of the last finished epoch or of one long before."""
+    averaged = "train.average_decay=0.9"
+    straight = run_small(data_dir, tmp_path / "straight", averaged, device=device)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
+    interrupt_validation(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
-        run_small(data_dir, tmp_path / "resumed")
+        run_small(data_dir, tmp_path / "resumed", averaged, device=device)
     monkeypatch.undo()
-    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
-    resumed = run_small(data_dir, tmp_path / "resumed", resume=True)
-    tensors = [
+    stored = torch.load(tmp_path / "resumed" / CHECKPOINT, weights_only=True)
+    assert stored["epoch"] == (2 if seconds == 0 else 1)
+    resumed = run_small(data_dir, tmp_path / "resumed", averaged, resume=True, device=device)
+    one, other = (
         torch.load(each.parent / CHECKPOINT, weights_only=True) for each in (straight, resumed)
+    )
+    for name in ("model", "averaged", "best", "generator", "optimizer"):
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+    losses = [
+        [(row["train_loss"], row["validation_loss"]) for row in each["history"]]
+        for each in (one, other)
     ]
-    for name, value in tensors[0]["model"].items():
-        assert torch.equal(value, tensors[1]["model"][name]), name
-    assert torch.equal(tensors[0]["generator"], tensors[1]["generator"])
-    losses = [[row["train_loss"] for row in each["history"]] for each in tensors]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3
+
+
+def interrupt_validation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let a run stop in its ``number``-th validation."""
+    run = Validation.run
+    calls = []
+
+    def interrupted(self: Validation) -> tuple[float, Confusion]:
+        calls.append(None)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return run(self)
+
+    monkeypatch.setattr(Validation, "run", interrupted)
+
+
+def test_a_crash_between_files_is_repaired_by_resuming(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is written before the weights and holds them, so it never knows less."""
+
+    def crash(*_: object) -> None:
+        raise OSError("the disk went away")
+
+    monkeypatch.setattr(training, "save_weights", crash)
+    with pytest.raises(OSError, match="went away"):
+        run_small(data_dir, tmp_path / "run", "train.epochs=1")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+    weights = run_small(data_dir, tmp_path / "run", "train.epochs=1", resume=True)
+    stored = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    network, _, provenance = load_weights(weights)
+    assert provenance["validation"] == stored["history"][0]
+    torch.testing.assert_close(dict(network.state_dict()), dict(stored["best"]), rtol=0, atol=0)
+
+
+def test_the_best_weights_are_those_of_the_best_epoch(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few checkpoints too, and although later epochs moved the weights on."""
+    run = Validation.run
+    seen = []
+
+    def watched(self: Validation) -> tuple[float, Confusion]:
+        _, counts = run(self)
+        seen.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return float([3, 1, 2][len(seen) - 1]), counts
+
+    monkeypatch.setattr(Validation, "run", watched)
+    network, _, provenance = load_weights(run_small(data_dir, tmp_path / "run"))
+    assert provenance["validation"]["epoch"] == 2
+    torch.testing.assert_close(dict(network.state_dict()), seen[1], rtol=0, atol=0)
+
+
+def test_a_checkpoint_without_the_newest_fields_is_resumed(data_dir: Path, tmp_path: Path) -> None:
+    path = run_small(data_dir, tmp_path / "run", "train.epochs=1").parent / CHECKPOINT
+    stored = torch.load(path, weights_only=True)
+    del stored["run"]["train"]["precision"]
+    torch.save(stored, path)
+    run_small(data_dir, tmp_path / "run", "train.epochs=2", resume=True)
+    assert torch.load(path, weights_only=True)["epoch"] == 2
 
 
 def test_another_seed_gives_another_run(data_dir: Path, tmp_path: Path) -> None:
@@ -188,29 +214,6 @@ def test_two_classes_train_too(data_dir: Path, tmp_path: Path) -> None:
     network, _, _ = load_weights(weights)
     with torch.no_grad():
         assert network(torch.rand(1, 3, 64, 64) * 255).shape == (1, 2, 64, 64)
-
-
-def test_unknown_device_is_named() -> None:
-    with pytest.raises(InputError, match="'abacus' cannot be used"):
-        training.choose_device("abacus")
-
-
-def test_validation_counts_every_picture(data_dir: Path) -> None:
-    """Batches of any size give the loss and the counts of one picture at a time."""
-    run = small_run(data_dir)
-    _, part, _ = training.load_parts(run, data_dir, torch.device("cpu"))
-    torch.manual_seed(0)
-    network = training.UltraLightVMUNet(run.model)
-    loss, counts = training._validate(network, part, 0.5)
-    singles = [
-        training._validate(
-            network, training.Part(part.images[i : i + 1], part.masks[i : i + 1]), 0.5
-        )
-        for i in range(len(part))
-    ]
-    assert loss == pytest.approx(np.mean([single for single, _ in singles]), rel=1e-4)
-    assert counts.images == len(part)
-    assert counts.tp.sum() == sum(int(each.tp.sum()) for _, each in singles)
 
 
 def test_tensorboard_files_are_written_when_asked(data_dir: Path, tmp_path: Path) -> None:

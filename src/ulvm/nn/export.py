@@ -25,7 +25,7 @@ from ulvm.files import write_atomically
 from ulvm.image import resize
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.model import PictureToProbability
-from ulvm.nn.train import versions
+from ulvm.nn.run_folder import versions
 from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 
 OPSET = 18  # the oldest that torch's exporter writes

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.errors import InputError
+from ulvm.nn.fused import kernels_for
 from ulvm.nn.scan import selective_scan
 from ulvm.spec import Init, Mixer, ModelSpec, Stage, require_divisible
 
@@ -241,6 +242,9 @@ class PVMLayer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, in_channels, height, width) → (batch, out_channels, height, width)."""
+        kernels = kernels_for(features)
+        if kernels is not None and kernels.fits_pvm(self):
+            return kernels.run_pvm(self, features)
         height, width = features.shape[2:]
         tokens = features.flatten(2).transpose(1, 2)  # (batch, height · width, in_channels)
         tokens = self.forward_tokens(tokens, (height, width))
@@ -340,6 +344,8 @@ class SkipBridge(nn.Module):
 
     def forward(self, skips: list[Tensor]) -> list[Tensor]:
         """Features of each stage → bridged features of the same shapes."""
+        if (self.spatial or self.channel) and (kernels := kernels_for(skips[0])):
+            return kernels.run_bridge(self, skips)
         attended = residual = skips
         if self.spatial is not None:
             attended = [self.spatial(skip) * skip for skip in skips]
@@ -403,16 +409,16 @@ class UltraLightVMUNet(nn.Module):
         features = images
         skips = []
         for block, norm in zip(self.encoder[:-1], self.encoder_norms, strict=True):
-            features = F.gelu(F.max_pool2d(norm(block(features)), 2))  # half the size each time
+            features = halve(block, norm, features)  # half the size each time
             skips.append(features)
         features = F.gelu(self.encoder[-1](features))  # (batch, widths[5], height/32, width/32)
 
         bridged = self.bridge(skips)[::-1]
         for depth, (block, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
-            features = norm(block(features))
-            if depth > 0:  # the deepest skip has the bottom's size
-                features = double(features)
-            features = F.gelu(features) + bridged[depth]
+            # The deepest skip has the bottom's size.
+            features = merge(block, norm, features, bridged[depth], doubled=depth > 0)
+        if kernels := kernels_for(features):
+            return kernels.double_head(self.head, features)
         return double(self.head(features))
 
     def _check(self, images: Tensor) -> None:
@@ -454,6 +460,28 @@ def _stage(kind: Stage, in_channels: int, out_channels: int, spec: ModelSpec) ->
         mixer=spec.mixer,
         init=spec.init,
     )
+
+
+def halve(block: nn.Module, norm: nn.Module, features: Tensor) -> Tensor:
+    """A step down: GELU of the 2×2 maximum of the normalised block, at half the size."""
+    if kernels := kernels_for(features):
+        if isinstance(block, nn.Conv2d):
+            return kernels.halve_conv(block, norm, features)
+        return kernels.halve_norm(norm, block(features))
+    return F.gelu(F.max_pool2d(norm(block(features)), 2))
+
+
+def merge(
+    block: nn.Module, norm: nn.Module, features: Tensor, skip: Tensor, *, doubled: bool
+) -> Tensor:
+    """A step up: GELU of the normalised block, at twice the size if ``doubled``, plus the skip."""
+    if kernels := kernels_for(features):
+        features = (
+            kernels.convolve(block, features) if isinstance(block, nn.Conv2d) else block(features)
+        )
+        return kernels.merge_norm(norm, features, skip, doubled=doubled)
+    features = norm(block(features))
+    return F.gelu(double(features) if doubled else features) + skip
 
 
 def double(features: Tensor) -> Tensor:

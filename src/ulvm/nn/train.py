@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
+import copy
 import io
-import json
 import math
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ulvm import datasets, splits
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-from ulvm.metrics import Confusion, confusion, dice, pooled
-from ulvm.nn.augment import augment
+from ulvm.metrics import dice, pooled
+from ulvm.nn.augment import Part
 from ulvm.nn.checkpoint import WEIGHTS, save_weights
-from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
+from ulvm.nn.distributed import Processes, choose_device, join
+from ulvm.nn.epoch import Epoch, draw_epoch, learning_rate
+from ulvm.nn.run_folder import (
+    draw_curves,
+    tensorboard_writer,
+    versions,
+    write_metrics,
+    write_run,
+)
+from ulvm.nn.step import Learner, Steps
+from ulvm.nn.validate import Validation
 from ulvm.spec import RunSpec, TrainSpec
-from ulvm.version import __version__
 
 CHECKPOINT = "checkpoint.pt"
-RUN = "run.json"
-VALIDATION_BATCH = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Pictures and soft masks of one part of a split, on the device.
-
-    Args:
-        images: uint8 (pictures, 3, size, size).
-        masks: uint8 (pictures, size, size), 0..255.
-    """
-
-    images: Tensor
-    masks: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
+CHECKPOINT_SECONDS = 5.0  # shortest time between two; a GPU has done an epoch in less
 
 
 def train(
@@ -67,15 +52,20 @@ def train(
 
     The folder holds ``run.json`` (the resolved spec, versions, commit, split hash, machine),
     ``metrics.csv`` and ``metrics.jsonl`` (a row an epoch), ``curves.png``, ``checkpoint.pt``
-    (the last epoch, to resume from) and ``weights.safetensors`` (the epoch with the lowest
-    validation loss, as in the released code).
+    (to resume from) and ``weights.safetensors`` (the epoch with the lowest validation loss, as
+    in the released code). All but the curves are written after the first epoch, then every
+    epoch, but not more often than every 5 seconds.
+
+    Started by ``torchrun --nproc-per-node=N -m ulvm train …`` the processes share each batch of
+    the recipe's size, one GPU or CPU each, and rank 0 does the rest.
 
     Args:
         run: What to train; ``presets.find_preset("paper").run`` is the authors' recipe.
         data_dir: Folder of the data set as downloaded.
         out_dir: The run's folder; made if missing.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        resume: Continue ``out_dir`` after its last finished epoch, bit for bit.
+        resume: Continue ``out_dir`` after its last checkpoint, bit for bit; with another number
+            of processes up to the order of float sums.
         tensorboard: Write TensorBoard event files as well.
         progress: Show a progress bar on standard error.
 
@@ -87,8 +77,37 @@ def train(
     """
     out_dir = Path(out_dir)
     torch_device = choose_device(device)
-    split, training, validation = load_parts(run, data_dir, torch_device, progress=progress)
-    state = _State(run, torch_device)
+    if torch_device.type == "cuda":  # for what launches on the current device, such as Triton
+        torch.cuda.set_device(torch_device.index or 0)
+    with join(torch_device) as processes:
+        _train(
+            run,
+            data_dir,
+            out_dir,
+            torch_device,
+            processes,
+            resume=resume,
+            tensorboard=tensorboard,
+            progress=progress,
+        )
+    return out_dir / WEIGHTS
+
+
+def _train(
+    run: RunSpec,
+    data_dir: str | Path,
+    out_dir: Path,
+    device: torch.device,
+    processes: Processes,
+    *,
+    resume: bool,
+    tensorboard: bool,
+    progress: bool,
+) -> None:
+    """This process's part of ``train``."""
+    with processes.first_alone():
+        split, training, validation = load_parts(run, data_dir, device)
+    state = _State(run, device, processes, split)
     if resume:
         state.load(out_dir / CHECKPOINT)
     elif (out_dir / CHECKPOINT).exists():
@@ -97,39 +116,74 @@ def train(
             "accepted is a new folder, or --resume",
             "add --resume to continue it or choose another folder",
         )
-    _write_run(out_dir, state, split, torch_device, data_dir)
-    writer = _tensorboard_writer(out_dir) if tensorboard else None
-
+    if processes.rank > 0:
+        _follow(state, training)
+        return
     with _Bar(run.train, len(training), state.epoch, shown=progress) as bar:
-        while state.epoch < run.train.epochs:
-            started = time.perf_counter()
-            loss = _train_epoch(state, training, bar)
-            elapsed = time.perf_counter() - started
-            validation_loss, counts = _validate(state.averaged, validation, run.threshold)
-            row = {
-                "epoch": state.epoch + 1,
-                "train_loss": loss,
-                "validation_loss": validation_loss,
-                "validation_dsc_pooled": float(pooled(dice)(counts)),
-                "learning_rate": learning_rate(run.train, state.epoch + 1),
-                "images_per_second": len(training) / elapsed,
-                "seconds": time.perf_counter() - started,
-            }
-            _require_finite(row, out_dir)
-            state.finish_epoch(row, out_dir, split.hash)
-            bar.report(row)
-            if writer is not None:
-                for name, value in row.items():
-                    writer.add_scalar(name, value, row["epoch"])
+        _lead(state, training, validation, data_dir, out_dir, bar, tensorboard=tensorboard)
+
+
+def _lead(
+    state: _State,
+    training: Part,
+    validation: Part,
+    data_dir: str | Path,
+    out_dir: Path,
+    bar: _Bar,
+    *,
+    tensorboard: bool,
+) -> None:
+    """Train, validate and write."""
+    run = state.run
+    steps = Steps(state.learner, training, run.train, state.processes)
+    validate = Validation(state.learner.averaged, validation, run.threshold)
+    write_run(out_dir, state.device, state.describe(data_dir))
+    writer = tensorboard_writer(out_dir) if tensorboard else None
+    saved = -math.inf
+    while state.epoch < run.train.epochs:
+        started = time.perf_counter()
+        for pictures in steps.run(state.draw_epoch(training)):
+            bar.advance(pictures, steps.loss)
+        loss = steps.mean_loss()
+        elapsed = time.perf_counter() - started
+        validation_loss, counts = validate.run()
+        row = {
+            "epoch": state.epoch + 1,
+            "train_loss": loss,
+            "validation_loss": validation_loss,
+            "validation_dsc_pooled": float(pooled(dice)(counts)),
+            "learning_rate": learning_rate(run.train, state.epoch + 1),
+            "images_per_second": len(training) / elapsed,
+            "seconds": time.perf_counter() - started,
+        }
+        _require_finite(row, out_dir)
+        state.finish_epoch(row)
+        bar.report(row)
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            state.save(out_dir)
+            saved = time.monotonic()
+        if writer is not None:
+            for name, value in row.items():
+                writer.add_scalar(name, value, row["epoch"])
     if writer is not None:
         writer.close()
-    _draw_curves(out_dir / "curves.png", state.history)
-    _write_run(out_dir, state, split, torch_device, data_dir)
-    return out_dir / WEIGHTS
+    state.save(out_dir)
+    draw_curves(out_dir, state.history)
+    write_run(out_dir, state.device, state.describe(data_dir))
+
+
+def _follow(state: _State, training: Part) -> None:
+    """Train beside rank 0, which validates and writes; the next sum of gradients waits for it."""
+    steps = Steps(state.learner, training, state.run.train, state.processes)
+    while state.epoch < state.run.train.epochs:
+        for _ in steps.run(state.draw_epoch(training)):
+            pass
+        steps.mean_loss()
+        state.epoch += 1
 
 
 def load_parts(
-    run: RunSpec, data_dir: str | Path, device: torch.device, *, progress: bool = False
+    run: RunSpec, data_dir: str | Path, device: torch.device
 ) -> tuple[splits.Split, Part, Part]:
     """The resolved split and its training and validation pictures on the device."""
     decoded = datasets.decode(run.data.dataset, data_dir, size=run.data.image_size)
@@ -138,143 +192,76 @@ def load_parts(
 
     def load(part: str) -> Part:
         rows = decoded.indices(split.ids(part))
-        images = torch.from_numpy(np.asarray(decoded.images[rows]))  # (n, size, size, 3)
-        masks = torch.from_numpy(np.asarray(decoded.masks[rows]))
-        return Part(images.permute(0, 3, 1, 2).contiguous().to(device), masks.to(device))
+        images = torch.from_numpy(np.asarray(decoded.images[rows])).to(device)
+        masks = torch.from_numpy(np.asarray(decoded.masks[rows])).to(device)
+        return Part(images.permute(0, 3, 1, 2).contiguous(), masks)  # (pictures, 3, size, size)
 
     return split, load("train"), load("validation")
-
-
-def choose_device(name: str) -> torch.device:
-    """The named device, or for ``auto`` the first of CUDA, MPS, CPU that this machine has.
-
-    Raises:
-        InputError: The machine has no such device.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as problem:
-        raise InputError(
-            f"device {name!r} cannot be used ({str(problem).splitlines()[0]})",
-            "accepted are auto, cpu, cuda, cuda:1, mps where the machine has them",
-            "choose --device auto",
-        ) from None
-    return torch.device(name)
-
-
-def learning_rate(train: TrainSpec, epoch: float) -> float:
-    """The rate after ``epoch`` epochs, fractions included.
-
-    Source: the released code's ``CosineAnnealingLR(T_max=50, eta_min=1e-5)``, stepped once an
-    epoch, for ``cosine-cycle``: past T_max the cosine rises again.
-    """
-    lowest, highest = train.min_learning_rate, train.learning_rate
-    if train.schedule == "cosine-cycle":
-        phase = math.floor(epoch) / train.period_epochs
-    elif epoch < train.warmup_epochs:
-        return highest * max(epoch, 1e-2) / train.warmup_epochs
-    else:
-        phase = (epoch - train.warmup_epochs) / max(1e-9, train.epochs - train.warmup_epochs)
-    return lowest + (highest - lowest) * (1 + math.cos(math.pi * phase)) / 2
-
-
-def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy plus soft Dice per picture with smoothing 1.
-
-    Args:
-        logits: (batch, classes, height, width).
-        masks: (batch, height, width); for one class float in 0..1 (soft edges are kept), for
-            more int64 class labels.
-
-    Returns:
-        A scalar; 0 is perfect.
-
-    Source: the released code's ``BceDiceLoss`` with both weights 1, for one class; the mean
-    over classes of the same for more.
-    """
-    if logits.shape[1] == 1:
-        truth = masks[:, None].to(logits.dtype)  # (batch, 1, height, width)
-        entropy = F.binary_cross_entropy_with_logits(logits, truth)
-    else:
-        truth = F.one_hot(masks, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-        entropy = F.cross_entropy(logits, masks)
-    probability = probability_of_logits(logits)
-    overlap = (probability * truth).sum(dim=(2, 3))  # (batch, classes)
-    total = probability.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
-    return entropy + 1 - ((2 * overlap + 1) / (total + 1)).mean()
 
 
 class _State:
     """Everything that a run needs to continue bit for bit."""
 
-    def __init__(self, run: RunSpec, device: torch.device) -> None:
+    def __init__(
+        self, run: RunSpec, device: torch.device, processes: Processes, split: splits.Split
+    ) -> None:
         torch.manual_seed(run.train.seed)
         self.run = run
         self.device = device
-        self.model = self._build()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=run.train.learning_rate,
-            weight_decay=run.train.weight_decay,
-        )
-        self.averaged = self.model
-        if run.train.average_decay:
-            self.averaged = self._build()
-            self.averaged.load_state_dict(self.model.state_dict())
+        self.processes = processes
+        self.split = split
+        self.learner = Learner(run, device, processes)
+        self.best = copy.deepcopy(self.learner.averaged)
         self.generator = torch.Generator().manual_seed(run.train.seed)
         self.epoch = 0
-        self.step = 0
-        self.best_loss = math.inf
         self.history: list[dict[str, Any]] = []
 
-    def _build(self) -> UltraLightVMUNet:
-        # Channels last in memory: the full-size convolutions run faster and stay the same.
-        network = UltraLightVMUNet(self.run.model).to(self.device)
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def draw_epoch(self, training: Part) -> Epoch:
+        """The tables of the epoch that comes next."""
+        channels = self.run.model.in_channels
+        return draw_epoch(self.run.train, self.epoch, len(training), channels, self.generator)
 
-    def update_average(self) -> None:
-        """Move the average towards the weights, faster in the first steps."""
-        self.step += 1
-        if self.averaged is self.model:
-            return
-        decay = min(self.run.train.average_decay, self.step / (self.step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay
-            )
+    @property
+    def best_row(self) -> dict[str, Any] | None:
+        """The epoch with the lowest validation loss so far, the first of equals."""
+        return min(self.history, key=lambda row: row["validation_loss"], default=None)
 
-    def finish_epoch(self, row: dict[str, Any], out_dir: Path, split_hash: str) -> None:
-        """Keep the row, the checkpoint and, if it is the best yet, the weights."""
+    def finish_epoch(self, row: dict[str, Any]) -> None:
+        """Keep the row and, if it is the best yet, the weights."""
         self.epoch += 1
         self.history.append(row)
-        if row["validation_loss"] < self.best_loss:
-            self.best_loss = row["validation_loss"]
-            provenance = {"split_hash": split_hash, "validation": row, "versions": versions()}
-            save_weights(out_dir / WEIGHTS, self.averaged, self.run, provenance)
+        if self.best_row is row:
+            self.best.load_state_dict(self.learner.averaged.state_dict())
+
+    def save(self, out_dir: Path) -> None:
+        """Write the checkpoint, then what can be made from it: the best weights, the metrics.
+
+        A crash in between leaves files of an earlier checkpoint, which are valid too, and
+        resuming writes them again.
+        """
         buffer = io.BytesIO()
         torch.save(self._to_dict(), buffer)
         write_atomically(out_dir / CHECKPOINT, buffer.getvalue())
-        _write_metrics(out_dir, self.history)
+        provenance = {
+            "split_hash": self.split.hash,
+            "validation": self.best_row,
+            "versions": versions(),
+        }
+        save_weights(out_dir / WEIGHTS, self.best, self.run, provenance)
+        write_metrics(out_dir, self.history)
 
     def _to_dict(self) -> dict[str, Any]:
         return {
             "run": self.run.to_dict(),
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.learner.state_dict(),
+            "best": self.best.state_dict(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
-            "step": self.step,
-            "best_loss": self.best_loss,
             "history": self.history,
         }
 
     def load(self, path: Path) -> None:
-        """Take over what ``finish_epoch`` stored.
+        """Take over what ``save`` stored.
 
         Raises:
             InputError: There is no checkpoint, or it belongs to another run.
@@ -286,7 +273,7 @@ class _State:
                 "leave out --resume to start it",
             )
         stored = torch.load(path, map_location=self.device, weights_only=True)
-        theirs, ours = stored["run"], self.run.to_dict()
+        theirs, ours = RunSpec.from_dict(stored["run"]).to_dict(), self.run.to_dict()
         # More epochs may be asked for; anything else would be another run.
         theirs["train"]["epochs"] = ours["train"]["epochs"]
         if theirs != ours:
@@ -297,12 +284,26 @@ class _State:
                 "accepted for --resume is the same preset with the same --set",
                 "repeat the first command with --resume, or choose another folder",
             )
-        self.model.load_state_dict(stored["model"])
-        self.averaged.load_state_dict(stored["averaged"])
-        self.optimizer.load_state_dict(stored["optimizer"])
+        self.learner.load_state_dict(stored)
+        self.best.load_state_dict(stored["best"])
         self.generator.set_state(stored["generator"].cpu())
-        self.epoch, self.step = stored["epoch"], stored["step"]
-        self.best_loss, self.history = stored["best_loss"], stored["history"]
+        self.epoch, self.history = stored["epoch"], stored["history"]
+
+    def describe(self, data_dir: str | Path) -> dict[str, Any]:
+        """What ``run.json`` says of the run."""
+        return {
+            "run": self.run.to_dict(),
+            "data_dir": str(data_dir),
+            "split": {
+                "name": self.split.name,
+                "hash": self.split.hash,
+                "sizes": {part: len(self.split.ids(part)) for part in ("train", "validation")},
+            },
+            "parameters": sum(each.numel() for each in self.learner.model.parameters()),
+            "processes": self.processes.count,
+            "epochs_done": self.epoch,
+            "best": self.best_row,
+        }
 
 
 def _flatten(run: dict[str, Any]) -> dict[str, Any]:
@@ -314,61 +315,6 @@ def _flatten(run: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[part] = value
     return flat
-
-
-def _train_epoch(state: _State, training: Part, bar: _Bar) -> float:
-    """One pass in a new random order; the mean loss."""
-    recipe = state.run.train
-    state.model.train()
-    order = torch.randperm(len(training), generator=state.generator)
-    batches = order.split(recipe.batch_size)
-    total = torch.zeros((), device=state.device)
-    for index, batch in enumerate(batches):
-        rate = learning_rate(recipe, state.epoch + index / len(batches))
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        rows = batch.to(state.device)
-        images, masks = augment(
-            training.images[rows], training.masks[rows], recipe.augmentation, state.generator
-        )
-        images = images.contiguous(memory_format=torch.channels_last)
-        if state.run.model.classes > 1:
-            masks = masks.ge(0.5).long()
-        loss = segmentation_loss(state.model(images), masks)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        state.optimizer.step()
-        state.update_average()
-        total += loss.detach() * len(batch)
-        bar.advance(len(batch), loss.detach())
-    return float(total) / len(training)
-
-
-@torch.no_grad()
-def _validate(
-    model: UltraLightVMUNet, validation: Part, threshold: float
-) -> tuple[float, Confusion]:
-    """Mean loss over the pictures and their confusion counts."""
-    model.eval()
-    total = 0.0
-    counts = []
-    for start in range(0, len(validation), VALIDATION_BATCH):
-        rows = slice(start, start + VALIDATION_BATCH)
-        images = normalise(validation.images[rows])
-        soft = validation.masks[rows].float() / 255
-        logits = model(images.contiguous(memory_format=torch.channels_last))
-        target = soft if logits.shape[1] == 1 else soft.ge(0.5).long()
-        total += float(segmentation_loss(logits, target)) * len(images)
-        lesion = lesion_mask(probability_of_logits(logits), threshold)
-        counts.append(confusion(lesion.cpu().numpy(), soft.ge(0.5).cpu().numpy()))
-    return total / len(validation), sum(counts[1:], start=counts[0])
-
-
-def lesion_mask(probability: Tensor, threshold: float) -> Tensor:
-    """(batch, classes, height, width) in 0..1 → bool (batch, height, width), foreground."""
-    if probability.shape[1] == 1:
-        return probability[:, 0] >= threshold
-    return probability.argmax(dim=1) > 0
 
 
 class _Bar:
@@ -385,7 +331,7 @@ class _Bar:
             smoothing=0.05,
         )
         self.epochs = recipe.epochs
-        self.validation = "–"
+        self.loss = self.validation = "–"
 
     def __enter__(self) -> _Bar:
         return self
@@ -394,14 +340,17 @@ class _Bar:
         self.bar.close()
 
     def advance(self, pictures: int, loss: Tensor) -> None:
-        """Count a step; the loss is read only when the bar is redrawn, as reading it waits."""
+        """Count a step; its loss is read where that waits for no GPU, else the epoch's is shown."""
         if self.bar.update(pictures):
+            if loss.device.type == "cpu":
+                self.loss = f"{float(loss):.3f}"
             self.bar.set_postfix_str(
-                f"loss {float(loss):.3f}, validation DSC {self.validation}", refresh=False
+                f"loss {self.loss}, validation DSC {self.validation}", refresh=False
             )
 
     def report(self, row: dict[str, Any]) -> None:
         """Name the epoch that just ended."""
+        self.loss = f"{row['train_loss']:.3f}"
         self.validation = f"{row['validation_dsc_pooled']:.4f}"
         self.bar.set_description(f"epoch {row['epoch']}/{self.epochs}")
 
@@ -410,121 +359,6 @@ def _require_finite(row: dict[str, Any], out_dir: Path) -> None:
     if not math.isfinite(row["train_loss"]) or not math.isfinite(row["validation_loss"]):
         raise InputError(
             f"the loss of epoch {row['epoch']} is not finite",
-            f"accepted is a run that stays finite; {out_dir} keeps the epoch before",
+            f"accepted is a run that stays finite; {out_dir} keeps its last checkpoint, if any",
             "lower the rate with --set train.learning_rate=… and a new folder",
         )
-
-
-def _write_metrics(out_dir: Path, history: list[dict[str, Any]]) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(history[0]))
-    writer.writeheader()
-    writer.writerows(history)
-    write_atomically(out_dir / "metrics.csv", table.getvalue().encode())
-    lines = "".join(json.dumps(row) + "\n" for row in history)
-    write_atomically(out_dir / "metrics.jsonl", lines.encode())
-
-
-def _write_run(
-    out_dir: Path,
-    state: _State,
-    split: splits.Split,
-    device: torch.device,
-    data_dir: str | Path,
-) -> None:
-    best = min(state.history, key=lambda row: row["validation_loss"], default=None)
-    content = {
-        "run": state.run.to_dict(),
-        "command": sys.argv,
-        "data_dir": str(data_dir),
-        "split": {
-            "name": split.name,
-            "hash": split.hash,
-            "sizes": {part: len(split.ids(part)) for part in ("train", "validation")},
-        },
-        "parameters": sum(each.numel() for each in state.model.parameters()),
-        "device": str(device),
-        "versions": versions(),
-        "git_commit": _git_commit(),
-        "machine": machine(device),
-        "epochs_done": state.epoch,
-        "best": best,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_atomically(out_dir / RUN, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    return {
-        "ulvm": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the run ran on."""
-    description: dict[str, Any] = {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-    }
-    if device.type == "cuda":
-        description["gpu"] = torch.cuda.get_device_name(device)
-    return description
-
-
-def _processor() -> str:
-    for line in _read_lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _read_lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        yield from path.read_text().splitlines()
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this file lies in; None for an installed package."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def _draw_curves(path: Path, history: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure
-
-    epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    losses, scores = figure.subplots(2, sharex=True)
-    for name in ("train_loss", "validation_loss"):
-        losses.plot(epochs, [row[name] for row in history], label=name.replace("_", " "))
-    losses.set_ylabel("BCE + Dice loss")
-    losses.legend()
-    scores.plot(epochs, [row["validation_dsc_pooled"] for row in history])
-    scores.set_ylabel("validation DSC (pooled)")
-    scores.set_xlabel("epoch")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
-
-
-def _tensorboard_writer(out_dir: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
-        raise InputError(
-            "TensorBoard is not installed",
-            "accepted is the extra ultralight-vm-unet[tensorboard]",
-            "pip install 'ultralight-vm-unet[tensorboard]' or leave out --tensorboard",
-        ) from None
-    return SummaryWriter(str(out_dir / "tensorboard"))

@@ -1,0 +1,220 @@
+"""What the GPU benchmarks share: pictures, timing, a profile per kernel, and where it ran."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from ulvm import synthetic
+from ulvm.files import write_atomically
+from ulvm.nn.graph import record
+from ulvm.nn.run_folder import machine, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+SIZE = 256
+WARM_UP = 5  # untimed runs before each block: clocks and caches settle
+PROFILED = 5  # runs in a profile
+NAME = 100  # characters kept of a kernel's name; torch's own are long templates
+Run = Callable[[], object]
+
+
+def command_line(description: str | None, result: str) -> argparse.ArgumentParser:
+    """A parser with the options of every GPU benchmark."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=RESULTS / result)
+    parser.add_argument("--commit", help="to record where this folder is no git checkout")
+    return parser
+
+
+def require_gpu() -> torch.device:
+    """The current CUDA GPU; exits where there is none."""
+    if not torch.cuda.is_available():
+        sys.exit("this benchmark needs a CUDA GPU and a CUDA build of torch; torch sees none")
+    return torch.device("cuda")
+
+
+def use_float32() -> None:
+    """Keep cuDNN's convolutions in float32; by default torch lets them round to TF32."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def provenance(commit: str | None) -> dict[str, Any]:
+    """Date, commit, GPU and versions; ``commit`` overrides git's."""
+    import triton
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "git_commit": commit or git_commit(),
+        "machine": machine(torch.device("cuda")),
+        "versions": versions() | {"triton": triton.__version__, "cuda": torch.version.cuda},
+    }
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, None outside of one."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def draw_pictures(count: int, drawn: int = 64) -> tuple[Tensor, Tensor]:
+    """Drawn pictures and masks, on the CPU.
+
+    Args:
+        count: How many.
+        drawn: How many of them differ; time does not depend on it.
+
+    Returns:
+        uint8 (count, size, size, 3) and float32 (count, size, size), 0 or 1.
+    """
+    images, masks = synthetic.draw_batch(min(count, drawn), 0, (SIZE, SIZE))
+    rows = np.arange(count) % drawn
+    return torch.from_numpy(images[rows]), torch.from_numpy(masks[rows].astype(np.float32))
+
+
+def time_interleaved(
+    runs: Mapping[str, Run], rounds: int, repeats: int, wait: Run = torch.cuda.synchronize
+) -> dict[str, list[float]]:
+    """Milliseconds of each run, waited for each time; blocks take turns, ``rounds`` times."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            for _ in range(WARM_UP):
+                run()
+            wait()
+            for _ in range(repeats):
+                start = time.perf_counter()
+                run()
+                wait()
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def time_back_to_back(run: Run, repeats: int = 20, wait: Run = torch.cuda.synchronize) -> float:
+    """Milliseconds of a run when ``repeats`` follow each other without waiting."""
+    run()
+    wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    wait()
+    return (time.perf_counter() - start) * 1e3 / repeats
+
+
+def spread(durations: list[float]) -> dict[str, float | int]:
+    """Count, lowest, quartiles and highest of milliseconds."""
+    q1, median, q3 = statistics.quantiles(durations, n=4, method="inclusive")
+    return {
+        "n": len(durations),
+        "median_ms": round(median, 4),
+        "min_ms": round(min(durations), 4),
+        "q1_ms": round(q1, 4),
+        "q3_ms": round(q3, 4),
+        "max_ms": round(max(durations), 4),
+    }
+
+
+def spread_cells(row: dict[str, Any]) -> str:
+    """Cells of a Markdown table: median, quartiles, range."""
+    return (
+        f"{row['median_ms']:.3f} | {row['q1_ms']:.3f}–{row['q3_ms']:.3f} "
+        f"| {row['min_ms']:.3f}–{row['max_ms']:.3f}"
+    )
+
+
+def profile_kernels(run: Run) -> list[dict[str, Any]]:
+    """The GPU's kernels, copies and fills in one run, longest first: name, count, microseconds."""
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(PROFILED):
+            run()
+        torch.cuda.synchronize()
+    return sum_kernels(
+        [
+            (event.name, event.time_range.elapsed_us())
+            for event in profiled.events()
+            if event.device_type == DeviceType.CUDA
+        ],
+        PROFILED,
+    )
+
+
+def sum_kernels(events: list[tuple[str, float]], runs: int) -> list[dict[str, Any]]:
+    """One row a name from (name, microseconds) of all ``runs``, per run and longest first."""
+    rows: dict[str, list[float]] = {}
+    for name, duration in events:
+        rows.setdefault(name.removeprefix("void ")[:NAME], []).append(duration)
+    table = [
+        {"name": name, "count": len(each) / runs, "us": round(sum(each) / runs, 2)}
+        for name, each in rows.items()
+    ]
+    return sorted(table, key=lambda row: -row["us"])
+
+
+def summarise_kernels(rows: list[dict[str, Any]], shown: int = 40) -> dict[str, Any]:
+    """Totals of a profile and its longest kernels."""
+    if not rows:
+        print("the profiler saw no kernel; counts and floors of launches are void", file=sys.stderr)
+    return {
+        "kernels": round(sum(row["count"] for row in rows)),
+        "busy_us": round(sum(row["us"] for row in rows), 1),
+        "per_kernel": rows[:shown],
+        "others_us": round(sum(row["us"] for row in rows[shown:]), 1),
+    }
+
+
+def measure_bandwidth() -> float:
+    """Bytes a second, read plus written, of copying 1 GiB within the GPU's memory."""
+    source = torch.rand(2**28, device="cuda")
+    target = torch.empty_like(source)
+    milliseconds = time_back_to_back(lambda: target.copy_(source))
+    return 2 * source.nbytes / milliseconds * 1e3
+
+
+def measure_empty_kernel(kernels: int = 1000) -> float:
+    """Microseconds of a kernel that does next to nothing, one of many in a row in a graph."""
+    one = torch.zeros(1, device="cuda")
+
+    def work() -> None:
+        for _ in range(kernels):
+            one.add_(1)
+
+    return time_back_to_back(record(work, [one])) * 1e3 / kernels
+
+
+def kernel_table(summary: dict[str, Any], shown: int = 25) -> str:
+    """A profile as Markdown."""
+    lines = ["| kernel | count | µs |", "|---|---|---|"]
+    lines += [
+        f"| `{row['name']}` | {row['count']:g} | {row['us']:.1f} |"
+        for row in summary["per_kernel"][:shown]
+    ]
+    return "\n".join([*lines, f"| all | {summary['kernels']} | {summary['busy_us']:.1f} |"])
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write a result file in one step."""
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())

@@ -1,0 +1,178 @@
+"""Times the network on a GPU in three precisions, and says whether their masks agree.
+
+Timed is what the released model computes: normalised pictures on the GPU → probability, as a CUDA
+graph; each batch size has all precisions and plain torch interleaved. With ``--data`` the masks of
+the ISIC 2017 ``paper-permutation`` test pictures in each precision are compared with those in
+float32; the true masks are not looked at, so nothing is scored. Writes
+``bench/results/inference.json``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gpu
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ulvm import datasets, splits
+from ulvm.metrics import confusion, dice, pooled
+from ulvm.nn import fused
+from ulvm.nn.checkpoint import load_weights
+from ulvm.nn.graph import record
+from ulvm.nn.model import (
+    PictureToProbability,
+    UltraLightVMUNet,
+    normalise,
+    probability_of_logits,
+)
+from ulvm.nn.validate import lesion_mask
+
+WEIGHTS = gpu.ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
+PRECISIONS = ("float32", "bfloat16", "float16")
+PLAIN = "float32, plain torch"
+SPLIT = "paper-permutation"
+BoolArray = npt.NDArray[np.bool_]
+Function = Callable[[Tensor], Tensor]
+
+
+def in_precision(function: Function, precision: str, *, kernels: bool) -> Function:
+    """The function computed in this precision, with our kernels or without."""
+    dtype = getattr(torch, precision)
+
+    @torch.no_grad()
+    def run(images: Tensor) -> Tensor:
+        fused.enabled = kernels
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            return function(images)
+
+    return run
+
+
+def measure(network: UltraLightVMUNet, batch: int, rounds: int, repeats: int) -> dict[str, Any]:
+    """A summary for each precision, and for plain torch in float32."""
+    device = next(network.parameters()).device
+    pictures = gpu.draw_pictures(batch)[0].to(device)
+    images = normalise(pictures.permute(0, 3, 1, 2))
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def probability(images: Tensor) -> Tensor:
+        return probability_of_logits(network(images))
+
+    def recorded(precision: str, *, kernels: bool) -> Callable[[], None]:
+        run = in_precision(probability, precision, kernels=kernels)
+
+        def work() -> None:
+            run(images)
+
+        return record(work, [])
+
+    replays = {name: recorded(name, kernels=True) for name in PRECISIONS}
+    replays[PLAIN] = recorded("float32", kernels=False)
+    times = gpu.time_interleaved(replays, rounds, repeats)
+    rows: dict[str, Any] = {}
+    for name, replay in replays.items():
+        back_to_back_ms = gpu.time_back_to_back(replay)
+        rows[name] = {
+            **gpu.spread(times[name]),
+            "back_to_back_ms": round(back_to_back_ms, 4),
+            "images_per_second": round(batch / back_to_back_ms * 1e3),
+            **gpu.summarise_kernels(gpu.profile_kernels(replay)),
+        }
+    return rows
+
+
+def predict_masks(
+    network: UltraLightVMUNet, images_rgb: npt.NDArray[np.uint8], precision: str, threshold: float
+) -> BoolArray:
+    """uint8 (pictures, size, size, 3) → bool (pictures, size, size)."""
+    device = next(network.parameters()).device
+    run = in_precision(PictureToProbability(network), precision, kernels=True)
+    return np.concatenate(
+        [
+            lesion_mask(run(images.to(device)), threshold).cpu().numpy()
+            for images in torch.from_numpy(images_rgb).split(50)
+        ]
+    )
+
+
+def agreement(masks: BoolArray, reference: BoolArray, ids: list[str]) -> dict[str, Any]:
+    """Dice between two sets of masks, pooled and of the picture where it is lowest."""
+    counts = confusion(masks, reference)
+    each = dice(counts)
+    lowest = int(each.argmin())
+    return {
+        "pooled_dice": float(pooled(dice)(counts)),
+        "lowest_dice": float(each[lowest]),
+        "lowest_id": ids[lowest],
+        "changed_pixels": int((masks != reference).sum()),
+    }
+
+
+def compare(network: UltraLightVMUNet, data_dir: Path, threshold: float) -> dict[str, Any]:
+    """Agreement of each lower precision with float32 on the test pictures."""
+    decoded = datasets.decode("isic2017", data_dir, size=gpu.SIZE)
+    split = splits.load_split("isic2017", SPLIT).resolve(decoded.pairs)
+    ids = list(split.ids("test"))
+    images_rgb = np.asarray(decoded.images[decoded.indices(ids)])
+    masks = {name: predict_masks(network, images_rgb, name, threshold) for name in PRECISIONS}
+    rows = {name: agreement(masks[name], masks["float32"], ids) for name in PRECISIONS[1:]}
+    return {"split": SPLIT, "hash": split.hash, "pictures": len(ids), "precisions": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = [
+        "| batch | precision | median, ms | quartiles | range | images/s | kernels | busy, µs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for batch, rows in result["batches"].items():
+        for name, row in rows.items():
+            lines.append(
+                f"| {batch} | {name} | {gpu.spread_cells(row)} | {row['images_per_second']:,} "
+                f"| {row['kernels']} | {row['busy_us']:.0f} |"
+            )
+    for name, row in (result["agreement"] or {"precisions": {}})["precisions"].items():
+        lines.append(
+            f"\n{name} against float32: Dice {row['pooled_dice']:.5f} pooled, at least "
+            f"{row['lowest_dice']:.5f} ({row['lowest_id']})"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Record, time, compare, write, print."""
+    parser = gpu.command_line(__doc__, "inference.json")
+    parser.add_argument("--data", type=Path, help="folder of ISIC 2017, to compare masks")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each a round")
+    options = parser.parse_args()
+    device = gpu.require_gpu()
+    gpu.use_float32()
+
+    network, run, _ = load_weights(WEIGHTS, str(device))
+    batches: dict[str, Any] = {}
+    for batch in options.batches:
+        print(f"batch {batch}", file=sys.stderr)
+        batches[str(batch)] = measure(network, batch, options.rounds, options.repeats)
+    result = {
+        "what": f"normalised drawn pictures of {gpu.SIZE}×{gpu.SIZE} on the GPU → probability, "
+        "one CUDA graph, each replay waited for; lower precisions by autocast (float32 without "
+        f"TF32); {options.rounds} interleaved rounds of {options.repeats}; images_per_second "
+        "from replays back to back",
+        **gpu.provenance(options.commit),
+        "batches": batches,
+        "agreement": compare(network, options.data, run.threshold) if options.data else None,
+    }
+    gpu.write_result(options.out, result)
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

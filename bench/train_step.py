@@ -1,0 +1,203 @@
+"""Times a whole training step on a GPU: our kernels against plain torch, interleaved in one run.
+
+A step is forward, BCE + Dice, backward and AdamW of the recipe ``paper`` in float32, on a batch of
+drawn pictures that is already on the GPU, recorded as a CUDA graph. Writes
+``bench/results/train_step.json``: times, memory, kernels, the two floors that no such step can go
+below, and whether the same seed gives the same bits twice.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import gpu
+import torch
+from torch import Tensor
+
+from ulvm.nn import fused
+from ulvm.nn.graph import record
+from ulvm.nn.model import normalise
+from ulvm.nn.step import Learner
+from ulvm.presets import find_preset
+from ulvm.spec import ModelSpec
+
+RATE = 1e-3
+SEED = 0
+REPEATED = 20  # steps after which two runs of one seed must have the same bits
+FLOAT = 4  # bytes
+
+
+class Step:
+    """A recorded training step on one fixed batch.
+
+    Args:
+        images: float32 (batch, 3, size, size), normalised, on the GPU.
+        masks: float32 (batch, size, size), 0 or 1.
+        kernels: Our kernels; else plain torch.
+    """
+
+    def __init__(self, images: Tensor, masks: Tensor, *, kernels: bool) -> None:
+        fused.enabled = kernels
+        torch.manual_seed(SEED)
+        before = torch.cuda.memory_allocated()
+        self.learner = Learner(find_preset("paper").run, images.device)
+        self.loss = torch.zeros((), device=images.device)
+        rate, pull = torch.tensor([RATE, 1.0], device=images.device)
+
+        def work() -> None:
+            loss = self.learner.loss(images, masks)
+            self.learner.update(loss, rate, pull)
+            self.loss.copy_(loss.detach())
+
+        start = time.perf_counter()
+        work()
+        self.first_loss = float(self.loss)
+        self.first_step_s = time.perf_counter() - start
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        self.peak_bytes = torch.cuda.max_memory_allocated() - before
+        self.replay = record(work, [*self.learner.tensors(), self.loss])
+
+    def weights(self) -> list[Tensor]:
+        """A copy of the network's parameters."""
+        return [each.detach().clone() for each in self.learner.model.parameters()]
+
+
+def gives_same_bits(images: Tensor, masks: Tensor) -> bool:
+    """Whether some steps from one seed lead to the same bits of the weights twice."""
+    ends = []
+    for _ in range(2):
+        step = Step(images, masks, kernels=True)
+        start = step.weights()
+        for _ in range(REPEATED):
+            step.replay()
+        ends.append(step.weights())
+        moved = any(not torch.equal(*pair) for pair in zip(start, ends[-1], strict=True))
+        assert moved, "the steps changed no weight"
+    return all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+
+
+def least_bytes(spec: ModelSpec, batch: int, size: int = gpu.SIZE) -> int:
+    """Bytes that a training step in float32 must move, with everything inside a stage on chip.
+
+    Forward, every picture and mask is read, every output of a stage (encoder, bridge, decoder,
+    logits) written and read once. Backward reads pictures, masks and outputs again, and writes
+    and reads a gradient for each output. Weights are read twice, written once, their gradients
+    written and read, AdamW's two moments read and written; they are few and left out.
+    """
+    skips = [width * (size >> depth) ** 2 for depth, width in enumerate(spec.widths[:-1], 1)]
+    bottom = spec.widths[-1] * (size // 32) ** 2
+    # A decoder stage has the width and size of the skip that it is added to.
+    outputs = 3 * sum(skips) + bottom + spec.classes * size**2
+    inputs = (spec.in_channels + 1) * size**2
+    return FLOAT * batch * (2 * inputs + 5 * outputs)
+
+
+def floors(
+    moved_bytes: int, bandwidth: float, kernels: int, empty_kernel_us: float
+) -> dict[str, Any]:
+    """The least time by memory traffic and by launches alone.
+
+    Args:
+        moved_bytes: As ``least_bytes`` gives them.
+        bandwidth: Bytes a second.
+        kernels: Launches in a step.
+        empty_kernel_us: Of one that does nothing.
+    """
+    return {
+        "least_mb": round(moved_bytes / 1e6, 1),
+        "bytes_ms": round(moved_bytes / bandwidth * 1e3, 4),
+        "launches_ms": round(kernels * empty_kernel_us / 1e3, 4),
+    }
+
+
+def measure(step: Step, durations: list[float]) -> dict[str, Any]:
+    """All figures of one step but its floors."""
+    last_loss = float(step.loss)
+    assert math.isfinite(last_loss), f"the loss became {last_loss}"
+    return {
+        **gpu.spread(durations),
+        "back_to_back_ms": round(gpu.time_back_to_back(step.replay), 4),
+        "peak_mib": round(step.peak_bytes / 2**20, 1),
+        "first_step_s": round(step.first_step_s, 2),
+        "first_loss": step.first_loss,
+        "last_loss": last_loss,
+        **gpu.summarise_kernels(gpu.profile_kernels(step.replay)),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = [
+        "| batch | | median, ms | quartiles | range | back to back | MiB | kernels | busy, µs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for batch, row in result["batches"].items():
+        for name in ("ours", "plain"):
+            one = row[name]
+            lines.append(
+                f"| {batch} | {name} | {gpu.spread_cells(one)} | {one['back_to_back_ms']:.3f} "
+                f"| {one['peak_mib']:.0f} | {one['kernels']} | {one['busy_us']:.0f} |"
+            )
+        floor = row["floors"]
+        lines.append(
+            f"| {batch} | floors | bytes {floor['bytes_ms']:.3f}, launches "
+            f"{floor['launches_ms']:.3f} | | | | | | |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Record, time, write, print."""
+    parser = gpu.command_line(__doc__, "train_step.json")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=10, help="timed steps of each a round")
+    options = parser.parse_args()
+    device = gpu.require_gpu()
+    gpu.use_float32()
+
+    bandwidth, empty_kernel_us = gpu.measure_bandwidth(), gpu.measure_empty_kernel()
+    batches: dict[str, Any] = {}
+    for batch in options.batches:
+        print(f"batch {batch}", file=sys.stderr)
+        pictures, masks = (each.to(device) for each in gpu.draw_pictures(batch))
+        images = normalise(pictures.permute(0, 3, 1, 2))
+        same_bits = gives_same_bits(images, masks)
+        steps = {
+            "ours": Step(images, masks, kernels=True),
+            "plain": Step(images, masks, kernels=False),
+        }
+        replays = {name: step.replay for name, step in steps.items()}
+        times = gpu.time_interleaved(replays, options.rounds, options.repeats)
+        row = {name: measure(step, times[name]) for name, step in steps.items()}
+        least = least_bytes(steps["ours"].learner.model.spec, batch)
+        kernels = row["ours"]["kernels"]
+        row["floors"] = floors(least, bandwidth, kernels, empty_kernel_us)
+        row["same_bits"] = same_bits
+        batches[str(batch)] = row
+    result = {
+        "what": "forward, BCE + Dice, backward, AdamW in float32 (no TF32) on one batch of drawn "
+        f"pictures of {gpu.SIZE}×{gpu.SIZE} on the GPU, one CUDA graph, each replay waited for; "
+        f"ours and plain torch in {options.rounds} interleaved rounds of {options.repeats}; "
+        "memory: the most that one eager step has allocated, with weights, moments, gradients "
+        "and activations, without the batch; same_bits: our weights after "
+        f"{REPEATED} steps from one seed, twice",
+        **gpu.provenance(options.commit),
+        "bandwidth_tb_s": round(bandwidth / 1e12, 3),
+        "empty_kernel_us": round(empty_kernel_us, 3),
+        "batches": batches,
+    }
+    gpu.write_result(options.out, result)
+    print(table(result))
+    for batch, row in batches.items():
+        print(f"\nbatch {batch}, ours; same bits twice: {row['same_bits']}")
+        print(gpu.kernel_table(row["ours"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""From torch's modules and (batch, channels, height, width) to the kernels, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ulvm.nn.fused import bridge as bridges
+from ulvm.nn.fused import conv, halve, merge, pvm
+
+if TYPE_CHECKING:
+    from ulvm.nn.model import PVMLayer, SkipBridge
+
+
+def halve_conv(block: nn.Conv2d, norm: nn.GroupNorm, features: Tensor) -> Tensor:
+    """3×3 convolution, GroupNorm, 2×2 maximum, GELU: half the height and width."""
+    y = halve.conv_halve(
+        _last(features),
+        block.weight.contiguous(),  # a channels-last network has other strides
+        _bias(block),
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        dtype=_activation_type(features),
+    )
+    return _first(y)
+
+
+def halve_norm(norm: nn.GroupNorm, features: Tensor) -> Tensor:
+    """GroupNorm, 2×2 maximum, GELU."""
+    return _first(halve.norm_halve(_last(features), norm.weight, norm.bias, norm.eps))
+
+
+def convolve(block: nn.Conv2d, features: Tensor) -> Tensor:
+    """3×3 convolution."""
+    return _first(conv.conv(_last(features), block.weight.contiguous(), _bias(block)))
+
+
+def merge_norm(norm: nn.GroupNorm, features: Tensor, skip: Tensor, *, doubled: bool) -> Tensor:
+    """GroupNorm, twice the size if ``doubled``, GELU, plus the skip."""
+    y = merge.norm_merge(
+        _last(features), norm.weight, norm.bias, norm.eps, _last(skip), doubled=doubled
+    )
+    return _first(y)
+
+
+def double_head(head: nn.Conv2d, features: Tensor) -> Tensor:
+    """1×1 convolution, then twice the size: float32 logits."""
+    return merge.head_double(_last(features), head.weight, _bias(head))
+
+
+def fits_pvm(layer: PVMLayer) -> bool:
+    """Whether the kernels cover this layer: the plain Mamba, not a bidirectional or 2-D one."""
+    return type(layer.mixer).__name__ == "Mamba"
+
+
+def run_pvm(layer: PVMLayer, features: Tensor) -> Tensor:
+    """The whole PVM layer on (batch, channels, height, width)."""
+    tokens = _last(features)
+    y = pvm.pvm(tokens.flatten(1, 2), weights_of(layer), layer.norm.eps, layer.branches)
+    return _first(y.unflatten(1, tokens.shape[1:3]))
+
+
+def weights_of(layer: PVMLayer) -> pvm.Weights:
+    """The layer's parameters under the kernels' names."""
+    mamba: Any = layer.mixer
+    return pvm.Weights(
+        norm_weight=layer.norm.weight,
+        norm_bias=layer.norm.bias,
+        in_proj=mamba.in_proj.weight,
+        conv_weight=mamba.conv.weight,
+        conv_bias=mamba.conv.bias,
+        x_proj=mamba.scan.x_proj.weight,
+        dt_weight=mamba.scan.dt_proj.weight,
+        dt_bias=mamba.scan.dt_proj.bias,
+        A_log=mamba.scan.A_log,
+        D=mamba.scan.D,
+        out_proj=mamba.out_proj.weight,
+        skip_scale=layer.skip_scale,
+        project_weight=layer.project.weight,
+        project_bias=layer.project.bias,
+    )
+
+
+def run_bridge(module: SkipBridge, skips: list[Tensor]) -> list[Tensor]:
+    """Spatial, then channel attention over the skips of all stages."""
+    spatial: Any = module.spatial
+    channel: Any = module.channel
+    bridged = bridges.bridge(
+        [_last(skip) for skip in skips],
+        None if spatial is None else spatial.conv.weight.contiguous(),
+        None if spatial is None else spatial.conv.bias,
+        None if channel is None else channel.conv.weight,
+        None if channel is None else [head.weight for head in channel.heads],
+        None if channel is None else [head.bias for head in channel.heads],
+    )
+    return [_first(each) for each in bridged]
+
+
+def _activation_type(features: Tensor) -> torch.dtype:
+    kind = features.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
+
+
+def _bias(block: nn.Conv2d) -> Tensor:
+    if block.bias is None:
+        raise TypeError("the kernels take convolutions with a bias")
+    return block.bias
+
+
+def _last(features: Tensor) -> Tensor:
+    return features.permute(0, 2, 3, 1).contiguous()  # a view where memory is channels-last
+
+
+def _first(features: Tensor) -> Tensor:
+    return features.permute(0, 3, 1, 2)

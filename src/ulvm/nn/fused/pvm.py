@@ -1,0 +1,820 @@
+"""The PVM layer: kernels over tokens for its projections, kernels over steps for its scan.
+
+A sequence is one branch of one picture. The scan cuts each sequence into chunks; one warp walks
+through one chunk with the states of 16 inner channels in registers. As in ``nn/scan.py``, the
+state that enters a chunk is put together from what each earlier chunk adds to it. Backward starts
+from every fourth state, which forward keeps, and recomputes the three between.
+
+Arrays between the kernels are float32: *inner* arrays (sequence, length, E) and *state* arrays
+(sequence, length, N), E and N the inner width and the state size padded to powers of two.
+
+Source: arXiv 2403.20035, section 3.2; Gu & Dao 2023, arXiv 2312.00752, algorithm 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ulvm.nn.fused.sums import sum_partials
+
+ROWS = 32  # tokens of one program that works on tokens
+LANES = 16  # inner channels of one program that scans
+STEPS = 4  # steps whose operands are loaded together, and between two kept states
+PROGRAMS = 264  # of the kernels that sum parameter gradients: two on each multiprocessor
+SCANNERS = 1056  # programs that a scan should have at least: eight on each multiprocessor
+
+
+class Weights(NamedTuple):
+    """The layer's parameters, float32, named as in ``nn/model.py``."""
+
+    norm_weight: Tensor  # (channels,)
+    norm_bias: Tensor  # (channels,)
+    in_proj: Tensor  # (2 · inner, group)
+    conv_weight: Tensor  # (inner, 1, width)
+    conv_bias: Tensor  # (inner,)
+    x_proj: Tensor  # (rank + 2 · state, inner)
+    dt_weight: Tensor  # (inner, rank)
+    dt_bias: Tensor  # (inner,)
+    A_log: Tensor  # (inner, state)
+    D: Tensor  # (inner,)
+    out_proj: Tensor  # (group, inner)
+    skip_scale: Tensor  # (1,)
+    project_weight: Tensor  # (out_channels, channels)
+    project_bias: Tensor  # (out_channels,)
+
+
+class Sizes(NamedTuple):
+    """What the kernels are compiled for."""
+
+    channels: int
+    branches: int
+    inner: int
+    state: int
+    rank: int
+    width: int
+    out: int
+
+    @property
+    def group(self) -> int:
+        return self.channels // self.branches
+
+    def constants(self, *names: str) -> dict[str, int]:
+        """Keyword arguments of the kernels; padded sizes are powers of two, 16 or more."""
+        every = {
+            "CHANNELS": self.channels,
+            "BRANCHES": self.branches,
+            "GROUP": self.group,
+            "INNER": self.inner,
+            "STATE": self.state,
+            "RANK": self.rank,
+            "WIDTH": self.width,
+            "OUT": self.out,
+            "C": padded(self.channels),
+            "G": padded(self.group),
+            "E": padded(self.inner),
+            "N": padded(self.state),
+            "O": padded(self.out),
+            "ROWS": ROWS,
+            "LANES": LANES,
+            "STEPS": STEPS,
+        }
+        return {name: every[name] for name in names} if names else every
+
+
+_SCAN = ("INNER", "STATE", "E", "N", "LANES", "STEPS")
+
+
+def padded(size: int) -> int:
+    return max(16, triton.next_power_of_2(size))
+
+
+def choose_chunk(sequences: int, length: int, inner: int) -> int:
+    """Steps of one scanning program: as many as leave enough programs, 16 to 128."""
+    steps = sequences * length * (padded(inner) // LANES) // SCANNERS
+    return min(128, max(16, triton.next_power_of_2(steps)))
+
+
+def pvm(tokens: Tensor, weights: Weights, eps: float, branches: int) -> Tensor:
+    """The whole layer of ``nn.model.PVMLayer`` with the plain Mamba.
+
+    Args:
+        tokens: (batch, length, channels), contiguous.
+        weights: The parameters.
+        eps: Of the LayerNorm.
+        branches: Groups of channels.
+
+    Returns:
+        (batch, length, out_channels), in the type of ``tokens``.
+    """
+    y: Tensor = _PVM.apply(tokens, eps, branches, *weights)
+    return y
+
+
+class _PVM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, eps: float, branches: int, *parameters: Tensor) -> Tensor:
+        w = Weights(*(each.contiguous() for each in parameters))
+        sizes = Sizes(
+            channels=tokens.shape[2],
+            branches=branches,
+            inner=w.D.shape[0],
+            state=w.A_log.shape[1],
+            rank=w.dt_weight.shape[1],
+            width=w.conv_weight.shape[2],
+            out=w.project_bias.shape[0],
+        )
+        tokens = tokens.contiguous()
+        batch, length, channels = tokens.shape
+        rows, sequences = batch * length, batch * branches
+        chunk = choose_chunk(sequences, length, sizes.inner)
+        chunks = triton.cdiv(length, chunk)
+        train = any(ctx.needs_input_grad)
+        E, N = padded(sizes.inner), padded(sizes.state)
+
+        def scratch(*shape: int) -> Tensor:
+            return tokens.new_empty(shape, dtype=torch.float32)
+
+        inner, before, gate, delta, driven, y = (scratch(sequences, length, E) for _ in range(6))
+        B, C = (scratch(sequences, length, N) for _ in range(2))
+        ends, spans = scratch(sequences, chunks, N, E), scratch(sequences, chunks, E)
+        kept = scratch(sequences, triton.cdiv(length, STEPS) if train else 0, N, E)
+        mixed = scratch(batch, length, channels)
+        out = tokens.new_empty(batch, length, sizes.out)
+
+        useful = ROWS - (sizes.width - 1)  # the convolution needs the tokens before
+        _operands_kernel[(triton.cdiv(rows, useful), branches)](
+            tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.conv_bias, w.x_proj,
+            w.dt_weight, w.dt_bias, inner, before, gate, delta, driven, B, C, rows, length, eps,
+            **sizes.constants(),
+        )  # fmt: skip
+        grid = (sequences, chunks, E // LANES)
+        if chunks > 1:
+            _ends_kernel[grid](
+                w.A_log, delta, driven, B, ends, spans, length,
+                CHUNK=chunk, num_warps=1, **sizes.constants(*_SCAN),
+            )  # fmt: skip
+        _scan_kernel[grid](
+            w.A_log, delta, driven, B, C, ends, spans, y, kept, length,
+            CHUNK=chunk, KEEP=train, num_warps=1, **sizes.constants(*_SCAN),
+        )  # fmt: skip
+        _mix_kernel[(triton.cdiv(rows, ROWS),)](
+            tokens, w.norm_weight, w.norm_bias, w.D, w.out_proj, w.skip_scale, w.project_weight,
+            w.project_bias, before, gate, y, mixed, out, rows, length, eps, **sizes.constants(),
+        )  # fmt: skip
+        if train:
+            ctx.save_for_backward(
+                tokens, inner, before, gate, delta, driven, B, C, y, kept, mixed, *w
+            )
+            ctx.eps, ctx.sizes, ctx.chunk = eps, sizes, chunk
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, inner, before, gate, delta, driven, B, C, y, kept, mixed, *parameters = (
+            ctx.saved_tensors
+        )
+        w, sizes, eps, chunk = Weights(*parameters), ctx.sizes, ctx.eps, ctx.chunk
+        batch, length, channels = tokens.shape
+        rows, sequences = batch * length, batch * sizes.branches
+        chunks, blocks = triton.cdiv(length, chunk), padded(sizes.inner) // LANES
+        tiles = triton.cdiv(rows, ROWS)
+
+        def scratch(*shape: int) -> Tensor:
+            return tokens.new_empty(shape, dtype=torch.float32)
+
+        mix_sizes = [sizes.out * channels, sizes.out, channels, channels]
+        mix_sizes += [w.out_proj.numel(), sizes.inner]
+        mix_partials = scratch(min(tiles, PROGRAMS), sum(mix_sizes))
+        grad_mixed, grad_gate, grad_y = (torch.empty_like(each) for each in (mixed, gate, y))
+        _mix_backward_kernel[(len(mix_partials),)](
+            w.norm_weight, w.norm_bias, w.D, w.out_proj, w.project_weight, before, gate, y, mixed,
+            grad_out.contiguous(), grad_mixed, grad_gate, grad_y, mix_partials,
+            rows, length, tiles, eps, **sizes.constants(),
+        )  # fmt: skip
+
+        grid = (sequences, chunks, blocks)
+        leaving = scratch(sequences, chunks, *kept.shape[2:])
+        spans = scratch(sequences, chunks, kept.shape[3])
+        if chunks > 1:
+            _leaving_kernel[grid](
+                w.A_log, delta, C, grad_y, leaving, spans, length,
+                CHUNK=chunk, num_warps=1, **sizes.constants(*_SCAN),
+            )  # fmt: skip
+        grad_driven, grad_exponent = torch.empty_like(delta), torch.empty_like(delta)
+        grad_B, grad_C = (scratch(blocks, *B.shape) for _ in range(2))
+        scan_partials = scratch(sequences * chunks, w.A_log.numel())
+        _scan_backward_kernel[grid](
+            w.A_log, delta, driven, B, C, kept, leaving, spans, grad_y,
+            grad_driven, grad_exponent, grad_B, grad_C, scan_partials, length,
+            CHUNK=chunk, num_warps=1, **sizes.constants(*_SCAN),
+        )  # fmt: skip
+
+        operand_sizes = [w.x_proj.numel(), w.dt_weight.numel(), sizes.inner]
+        tiles = triton.cdiv(sequences * length, ROWS)
+        operand_partials = scratch(min(tiles, PROGRAMS), sum(operand_sizes))
+        grad_before = torch.empty_like(before)
+        _operands_backward_kernel[(len(operand_partials),)](
+            w.x_proj, w.dt_weight, w.D, before, delta, grad_y, grad_driven, grad_exponent, grad_B,
+            grad_C, grad_before, operand_partials, sequences * length, tiles, **sizes.constants(),
+        )  # fmt: skip
+
+        input_sizes = [w.in_proj.numel(), w.conv_weight.numel(), sizes.inner, channels, channels, 1]
+        tiles = triton.cdiv(rows, ROWS // 2)
+        input_partials = scratch(min(tiles, PROGRAMS), sum(input_sizes))
+        grad_normal, grad_tokens = torch.empty_like(mixed), torch.empty_like(tokens)
+        _tokens_backward_kernel[(len(input_partials),)](
+            tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.skip_scale, inner,
+            grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, input_partials,
+            rows, length, tiles, eps, **(sizes.constants() | {"ROWS": ROWS // 2}),
+        )  # fmt: skip
+
+        sums = sum_partials(mix_partials, scan_partials, operand_partials, input_partials)
+        project_weight, project_bias, *late_norm, out_proj, D = sums[0].split(mix_sizes)
+        x_proj, dt_weight, dt_bias = sums[2].split(operand_sizes)
+        in_proj, conv_weight, conv_bias, *norm, skip_scale = sums[3].split(input_sizes)
+        norm_weight, norm_bias = (torch.cat(late_norm) + torch.cat(norm)).split(channels)
+        grads = Weights(
+            norm_weight=norm_weight,
+            norm_bias=norm_bias,
+            in_proj=in_proj,
+            conv_weight=conv_weight,
+            conv_bias=conv_bias,
+            x_proj=x_proj,
+            dt_weight=dt_weight,
+            dt_bias=dt_bias,
+            A_log=sums[1],
+            D=D,
+            out_proj=out_proj,
+            skip_scale=skip_scale,
+            project_weight=project_weight,
+            project_bias=project_bias,
+        )
+        shaped = (grad.view_as(parameter) for grad, parameter in zip(grads, w, strict=True))
+        return grad_tokens, None, None, *shaped
+
+
+@triton.jit
+def _product(left, right):
+    return tl.dot(left, right, input_precision="tf32x3")
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _silu_slope(x):
+    s = _sigmoid(x)
+    return s * (1.0 + x * (1.0 - s))
+
+
+@triton.jit
+def _softplus(x):
+    small = tl.exp(-tl.abs(x))
+    # log(1 + small), also where 1 + small rounds to 1.
+    log = tl.where(small < 1e-4, small * (1.0 - 0.5 * small), tl.log(1.0 + small))
+    return tl.maximum(x, 0.0) + log
+
+
+@triton.jit
+def _matrix(pointer, row, column, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
+    """Entries (row, column) of a row-major matrix of that size, zeros outside."""
+    inside = (row < ROW_COUNT) & (column < COLUMN_COUNT)
+    return tl.load(pointer + row * COLUMN_COUNT + column, inside, 0.0)
+
+
+@triton.jit
+def _vector(pointer, place, COUNT: tl.constexpr):
+    """Entries of a vector as a row (1, place), zeros outside."""
+    return tl.load(pointer + place, place < COUNT, 0.0)[None, :]
+
+
+@triton.jit
+def _load_rows(pointer, row, inside, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+    """(rows, WIDE) of a (any, WIDTH) array in float32, zeros outside."""
+    column = tl.arange(0, WIDE)[None, :]
+    keep = inside[:, None] & (column < WIDTH)
+    return tl.load(pointer + row[:, None] * WIDTH + column, keep, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _store_rows(pointer, row, inside, value, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+    column = tl.arange(0, WIDE)[None, :]
+    keep = inside[:, None] & (column < WIDTH)
+    tl.store(pointer + row[:, None] * WIDTH + column, value, keep)
+
+
+@triton.jit
+def _store_sum(pointer, value, row, column, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
+    """Write a (row, column) matrix of that size into a row of partial sums."""
+    keep = (row < ROW_COUNT) & (column < COLUMN_COUNT)
+    tl.store(pointer + row * COLUMN_COUNT + column, value, keep)
+
+
+@triton.jit
+def _statistics(x, eps, CHANNELS: tl.constexpr, C: tl.constexpr):
+    """Mean and 1/deviation of each row of x (rows, C) with zeros beyond CHANNELS: (rows, 1)."""
+    mean = tl.sum(x, 1)[:, None] / CHANNELS
+    centred = tl.where(tl.arange(0, C)[None, :] < CHANNELS, x - mean, 0.0)
+    return mean, tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / CHANNELS + eps)
+
+
+@triton.jit
+def _norm_backward(grad, standard, scale, CHANNELS: tl.constexpr):
+    """Gradient of a LayerNorm's input from that of its standardised output."""
+    along = tl.sum(grad, 1)[:, None] / CHANNELS
+    across = tl.sum(grad * standard, 1)[:, None] / CHANNELS
+    return scale * (grad - along - standard * across)
+
+
+@triton.jit
+def _normal_group(
+    tokens, norm_weight, norm_bias, row, inside, branch, mean, scale,
+    CHANNELS: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr,
+):  # fmt: skip
+    """One branch's channels of some tokens after the LayerNorm, (rows, G), zeros outside."""
+    g = tl.arange(0, G)
+    keep = inside[:, None] & (g < GROUP)[None, :]
+    place = row[:, None] * CHANNELS + branch * GROUP + g[None, :]
+    x = tl.load(tokens + place, keep, 0.0).to(tl.float32)
+    weight = _vector(norm_weight + branch * GROUP, g, GROUP)
+    bias = _vector(norm_bias + branch * GROUP, g, GROUP)
+    return tl.where(keep, (x - mean) * scale * weight + bias, 0.0)
+
+
+@triton.jit
+def _place_in_sequence(row, length, branch, BRANCHES: tl.constexpr):
+    """Row of a (sequence · length) array that holds a token's branch."""
+    return (row // length * BRANCHES + branch) * length + row % length
+
+
+@triton.jit
+def _operands_kernel(
+    tokens, norm_weight, norm_bias, in_proj, conv_weight, conv_bias, x_proj, dt_weight, dt_bias,
+    inner, before, gate, delta_out, driven_out, B_out, C_out, rows, length, eps,
+    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
+    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """From some tokens of one branch to everything that the scan reads.
+
+    A program's first WIDTH − 1 rows belong to the program before; it makes them again for the
+    convolution, which reads what this program itself has written.
+    """
+    branch = tl.program_id(1)
+    first = tl.program_id(0) * (ROWS - (WIDTH - 1))
+    row = first - (WIDTH - 1) + tl.arange(0, ROWS)
+    inside = (row >= 0) & (row < rows)
+    g, e, n = tl.arange(0, G), tl.arange(0, E), tl.arange(0, N)
+    mean, scale = _statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
+    group = _normal_group(
+        tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
+    )
+    to_inner = _matrix(in_proj, e[None, :], g[:, None], INNER, GROUP)  # (G, E)
+    to_gate = _matrix(in_proj + INNER * GROUP, e[None, :], g[:, None], INNER, GROUP)
+    place = _place_in_sequence(row, length, branch, BRANCHES)
+    _store_rows(inner, place, inside, _product(group, to_inner), E, E)
+    _store_rows(gate, place, inside, _product(group, to_gate), E, E)
+    tl.debug_barrier()
+
+    row = first + tl.arange(0, ROWS)
+    inside = (row < rows) & (tl.arange(0, ROWS) < ROWS - (WIDTH - 1))
+    place = _place_in_sequence(row, length, branch, BRANCHES)
+    convolved = tl.zeros((ROWS, E), tl.float32) + _vector(conv_bias, e, INNER)
+    for tap in tl.static_range(WIDTH):
+        weight = tl.load(conv_weight + e * WIDTH + tap, e < INNER, 0.0)[None, :]
+        there = inside & (row % length >= WIDTH - 1 - tap)
+        convolved += _load_rows(inner, place - (WIDTH - 1 - tap), there, E, E) * weight
+    x = convolved * _sigmoid(convolved)
+    to_B = _matrix(x_proj + RANK * INNER, n[None, :], e[:, None], STATE, INNER)  # (E, N)
+    to_C = _matrix(x_proj + (RANK + STATE) * INNER, n[None, :], e[:, None], STATE, INNER)
+    raw = tl.zeros((ROWS, E), tl.float32) + _vector(dt_bias, e, INNER)
+    for r in tl.static_range(RANK):
+        rank = tl.sum(x * _vector(x_proj + r * INNER, e, INNER), 1)[:, None]
+        raw += rank * tl.load(dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
+    delta = tl.where((e < INNER)[None, :], _softplus(raw), 0.0)
+    _store_rows(before, place, inside, convolved, E, E)
+    _store_rows(delta_out, place, inside, delta, E, E)
+    _store_rows(driven_out, place, inside, delta * x, E, E)
+    _store_rows(B_out, place, inside, _product(x, to_B), N, N)
+    _store_rows(C_out, place, inside, _product(x, to_C), N, N)
+
+
+@triton.jit
+def _decay_rates(A_log, e, INNER: tl.constexpr, STATE: tl.constexpr, N: tl.constexpr):
+    """A of some inner channels, (N, e), zero outside."""
+    n, e = tl.arange(0, N)[:, None], e[None, :]
+    inside = (n < STATE) & (e < INNER)
+    return tl.where(inside, -tl.exp(tl.load(A_log + e * STATE + n, inside, 0.0)), 0.0)
+
+
+@triton.jit
+def _decay(A, delta):
+    """exp(delta · A), (N, lanes)."""
+    return tl.exp2(A * 1.4426950408889634 * delta[None, :])
+
+
+@triton.jit
+def _step(pointer, sequence, t, length, column, WIDE: tl.constexpr):
+    """One token of a (sequences, length, WIDE) array; zeros past the end, which change nothing."""
+    inside = (t < length) & (column < WIDE)
+    return tl.load(pointer + (sequence * length + t) * WIDE + column, inside, 0.0)
+
+
+@triton.jit
+def _state(pointer, place, e, N: tl.constexpr, E: tl.constexpr):
+    """Where the state (N, e) of a (places, N, E) array lies."""
+    return pointer + place * N * E + tl.arange(0, N)[:, None] * E + e[None, :]
+
+
+@triton.jit
+def _gather_chunks(
+    A, states, spans, sequence, start, count, direction, e,
+    N: tl.constexpr, E: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """What ``count`` chunks from ``start`` on, one way or the other, leave behind: (N, e)."""
+    total = tl.zeros((N, e.shape[0]), tl.float32)
+    for done in range(0, count, STEPS):
+        for i in tl.static_range(STEPS):
+            there = done + i < count
+            place = sequence * tl.num_programs(1) + start + direction * (done + i)
+            span = tl.load(spans + place * E + e, there, 0.0)
+            total = _decay(A, span) * total + tl.load(_state(states, place, e, N, E), there, 0.0)
+    return total
+
+
+@triton.jit
+def _ends_kernel(
+    A_log, delta_in, driven_in, B_in, ends, spans, length,
+    CHUNK: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """What a chunk alone adds to the state, and the sum of its step sizes."""
+    sequence, chunk = tl.program_id(0), tl.program_id(1)
+    e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
+    A = _decay_rates(A_log, e, INNER, STATE, N)
+    state = tl.zeros((N, LANES), tl.float32)
+    span = tl.zeros((LANES,), tl.float32)
+    for start in range(chunk * CHUNK, (chunk + 1) * CHUNK, STEPS):
+        for i in tl.static_range(STEPS):
+            delta = _step(delta_in, sequence, start + i, length, e, E)
+            driven = _step(driven_in, sequence, start + i, length, e, E)
+            B = _step(B_in, sequence, start + i, length, n, N)
+            state = _decay(A, delta) * state + B[:, None] * driven[None, :]
+            span += delta
+    place = sequence * tl.num_programs(1) + chunk
+    tl.store(_state(ends, place, e, N, E), state)
+    tl.store(spans + place * E + e, span)
+
+
+@triton.jit
+def _scan_kernel(
+    A_log, delta_in, driven_in, B_in, C_in, ends, spans, y_out, kept, length,
+    CHUNK: tl.constexpr, KEEP: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """A chunk's outputs C · state, from the state that enters it."""
+    sequence, chunk = tl.program_id(0), tl.program_id(1)
+    e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
+    A = _decay_rates(A_log, e, INNER, STATE, N)
+    state = _gather_chunks(A, ends, spans, sequence, 0, chunk, 1, e, N, E, STEPS)
+    for start in range(chunk * CHUNK, (chunk + 1) * CHUNK, STEPS):
+        if KEEP:
+            if start < length:
+                place = sequence * tl.cdiv(length, STEPS) + start // STEPS
+                tl.store(_state(kept, place, e, N, E), state)
+        deltas, drivens, Bs, Cs = (), (), (), ()
+        for i in tl.static_range(STEPS):  # before the first store, or each load would wait
+            deltas = deltas + (_step(delta_in, sequence, start + i, length, e, E),)
+            drivens = drivens + (_step(driven_in, sequence, start + i, length, e, E),)
+            Bs = Bs + (_step(B_in, sequence, start + i, length, n, N),)
+            Cs = Cs + (_step(C_in, sequence, start + i, length, n, N),)
+        for i in tl.static_range(STEPS):
+            state = _decay(A, deltas[i]) * state + Bs[i][:, None] * drivens[i][None, :]
+            y = tl.sum(Cs[i][:, None] * state, 0)
+            tl.store(y_out + (sequence * length + start + i) * E + e, y, start + i < length)
+
+
+@triton.jit
+def _mix_kernel(
+    tokens, norm_weight, norm_bias, D, out_proj, skip_scale, project_weight, project_bias,
+    before, gate, y_in, mixed, out, rows, length, eps,
+    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
+    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Gate, way out and skip of every branch of some tokens, then LayerNorm and projection."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    g, e, c, o = tl.arange(0, G), tl.arange(0, E), tl.arange(0, C), tl.arange(0, O)
+    to_out = _matrix(out_proj, g[None, :], e[:, None], GROUP, INNER)  # (E, G)
+    direct = _vector(D, e, INNER)
+    skip = tl.load(skip_scale)
+    mean, scale = _statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
+    for branch in tl.static_range(BRANCHES):
+        place = _place_in_sequence(row, length, branch, BRANCHES)
+        convolved = _load_rows(before, place, inside, E, E)
+        z = _load_rows(gate, place, inside, E, E)
+        y = _load_rows(y_in, place, inside, E, E) + direct * convolved * _sigmoid(convolved)
+        group = _normal_group(
+            tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
+        )
+        left = _product(y * z * _sigmoid(z), to_out) + skip * group
+        keep = inside[:, None] & (g < GROUP)[None, :]
+        tl.store(mixed + row[:, None] * CHANNELS + branch * GROUP + g[None, :], left, keep)
+    tl.debug_barrier()  # the branches are read as whole rows below
+    x = _load_rows(mixed, row, inside, CHANNELS, C)
+    mean, scale = _statistics(x, eps, CHANNELS, C)
+    normal = (x - mean) * scale * _vector(norm_weight, c, CHANNELS)
+    normal += _vector(norm_bias, c, CHANNELS)
+    projected = _product(normal, _matrix(project_weight, o[None, :], c[:, None], OUT, CHANNELS))
+    _store_rows(out, row, inside, projected + _vector(project_bias, o, OUT), OUT, O)
+
+
+@triton.jit
+def _mix_backward_kernel(
+    norm_weight, norm_bias, D, out_proj, project_weight, before, gate, y_in, mixed,
+    grad_out, grad_mixed, grad_gate, grad_y_out, partials, rows, length, tiles, eps,
+    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
+    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Back through ``_mix_kernel`` for some tiles of tokens, with their parameters' sums."""
+    g, e, c, o = tl.arange(0, G), tl.arange(0, E), tl.arange(0, C), tl.arange(0, O)
+    gain, shift = _vector(norm_weight, c, CHANNELS), _vector(norm_bias, c, CHANNELS)
+    project_back = _matrix(project_weight, o[:, None], c[None, :], OUT, CHANNELS)  # (O, C)
+    out_back = _matrix(out_proj, g[:, None], e[None, :], GROUP, INNER)  # (G, E)
+    direct = _vector(D, e, INNER)
+    grad_project = tl.zeros((O, C), tl.float32)
+    grad_bias = tl.zeros((O,), tl.float32)
+    grad_gain = tl.zeros((C,), tl.float32)
+    grad_shift = tl.zeros((C,), tl.float32)
+    grad_out_proj = tl.zeros((G, E), tl.float32)
+    grad_D = tl.zeros((E,), tl.float32)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        inside = row < rows
+        x = _load_rows(mixed, row, inside, CHANNELS, C)
+        mean, scale = _statistics(x, eps, CHANNELS, C)
+        standard = tl.where((c < CHANNELS)[None, :], (x - mean) * scale, 0.0)
+        grad = _load_rows(grad_out, row, inside, OUT, O)
+        grad_project += _product(tl.trans(grad), standard * gain + shift)
+        grad_bias += tl.sum(grad, 0)
+        grad_normal = _product(grad, project_back)
+        grad_gain += tl.sum(grad_normal * standard, 0)
+        grad_shift += tl.sum(grad_normal, 0)
+        grad_x = _norm_backward(grad_normal * gain, standard, scale, CHANNELS)
+        _store_rows(grad_mixed, row, inside, grad_x, CHANNELS, C)
+        tl.debug_barrier()  # the rows are read by branches below
+        for branch in range(BRANCHES):
+            keep = inside[:, None] & (g < GROUP)[None, :]
+            here = grad_mixed + row[:, None] * CHANNELS + branch * GROUP + g[None, :]
+            grad_left = tl.load(here, keep, 0.0)
+            place = _place_in_sequence(row, length, branch, BRANCHES)
+            convolved = _load_rows(before, place, inside, E, E)
+            own = convolved * _sigmoid(convolved)
+            z = _load_rows(gate, place, inside, E, E)
+            y = _load_rows(y_in, place, inside, E, E) + direct * own
+            opened = z * _sigmoid(z)
+            grad_gated = _product(grad_left, out_back)
+            grad_y = grad_gated * opened
+            grad_out_proj += _product(tl.trans(grad_left), y * opened)
+            grad_D += tl.sum(grad_y * own, 0)
+            _store_rows(grad_y_out, place, inside, grad_y, E, E)
+            _store_rows(grad_gate, place, inside, grad_gated * y * _silu_slope(z), E, E)
+    # In the order of ``mix_sizes``.
+    size: tl.constexpr = OUT * CHANNELS + OUT + 2 * CHANNELS + GROUP * INNER + INNER
+    partials += tl.program_id(0) * size
+    _store_sum(partials, grad_project, o[:, None], c[None, :], OUT, CHANNELS)
+    partials += OUT * CHANNELS
+    tl.store(partials + o, grad_bias, o < OUT)
+    tl.store(partials + OUT + c, grad_gain, c < CHANNELS)
+    tl.store(partials + OUT + CHANNELS + c, grad_shift, c < CHANNELS)
+    partials += OUT + 2 * CHANNELS
+    _store_sum(partials, grad_out_proj, g[:, None], e[None, :], GROUP, INNER)
+    tl.store(partials + GROUP * INNER + e, grad_D, e < INNER)
+
+
+@triton.jit
+def _leaving_kernel(
+    A_log, delta_in, C_in, grad_y_in, leaving, spans, length,
+    CHUNK: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the state before a chunk, from this chunk's outputs alone."""
+    sequence, chunk = tl.program_id(0), tl.program_id(1)
+    e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
+    A = _decay_rates(A_log, e, INNER, STATE, N)
+    grad = tl.zeros((N, LANES), tl.float32)
+    span = tl.zeros((LANES,), tl.float32)
+    for done in range(0, CHUNK, STEPS):
+        last = (chunk + 1) * CHUNK - 1 - done
+        for i in tl.static_range(STEPS):
+            delta = _step(delta_in, sequence, last - i, length, e, E)
+            C = _step(C_in, sequence, last - i, length, n, N)
+            grad_y = _step(grad_y_in, sequence, last - i, length, e, E)
+            grad = _decay(A, delta) * (grad + C[:, None] * grad_y[None, :])
+            span += delta
+    place = sequence * tl.num_programs(1) + chunk
+    tl.store(_state(leaving, place, e, N, E), grad)
+    tl.store(spans + place * E + e, span)
+
+
+@triton.jit
+def _scan_backward_kernel(
+    A_log, delta_in, driven_in, B_in, C_in, kept, leaving, spans, grad_y_in,
+    grad_driven, grad_exponent, grad_B, grad_C, partials, length,
+    CHUNK: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """A chunk's gradients of delta · x, delta · A (summed over the states), B, C and A_log."""
+    sequence, chunk, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    sequences, chunks = tl.num_programs(0), tl.num_programs(1)
+    e, n = block * LANES + tl.arange(0, LANES), tl.arange(0, N)
+    A = _decay_rates(A_log, e, INNER, STATE, N)
+    # The gradient of the state at this chunk's end, with the decay of the next step in it.
+    grad = _gather_chunks(
+        A, leaving, spans, sequence, chunks - 1, chunks - 1 - chunk, -1, e, N, E, STEPS
+    )
+    grad_A = tl.zeros((N, LANES), tl.float32)
+    for done in range(0, CHUNK, STEPS):
+        start = (chunk + 1) * CHUNK - STEPS - done
+        deltas, drivens, Bs, Cs, grad_ys = (), (), (), (), ()
+        for i in tl.static_range(STEPS):
+            deltas = deltas + (_step(delta_in, sequence, start + i, length, e, E),)
+            drivens = drivens + (_step(driven_in, sequence, start + i, length, e, E),)
+            Bs = Bs + (_step(B_in, sequence, start + i, length, n, N),)
+            Cs = Cs + (_step(C_in, sequence, start + i, length, n, N),)
+            grad_ys = grad_ys + (_step(grad_y_in, sequence, start + i, length, e, E),)
+        place = sequence * tl.cdiv(length, STEPS) + start // STEPS
+        states = (tl.load(_state(kept, place, e, N, E), start < length, 0.0),)
+        decays = ()
+        for i in tl.static_range(STEPS):
+            decays = decays + (_decay(A, deltas[i]),)
+            entered = Bs[i][:, None] * drivens[i][None, :]
+            states = states + (decays[i] * states[i] + entered,)
+        for i in tl.static_range(STEPS - 1, -1, -1):
+            here, inside = sequence * length + start + i, start + i < length
+            grad += Cs[i][:, None] * grad_ys[i][None, :]
+            of_C = tl.sum(states[i + 1] * grad_ys[i][None, :], 1)
+            of_B = tl.sum(grad * drivens[i][None, :], 1)
+            of_driven = tl.sum(grad * Bs[i][:, None], 0)
+            grad *= decays[i]
+            exponent = grad * states[i]
+            grad_A += exponent * deltas[i][None, :]
+            of_exponent = tl.sum(exponent * A, 0)
+            tl.store(grad_driven + here * E + e, of_driven, inside)
+            tl.store(grad_exponent + here * E + e, of_exponent, inside)
+            tl.store(grad_B + (block * sequences * length + here) * N + n, of_B, inside)
+            tl.store(grad_C + (block * sequences * length + here) * N + n, of_C, inside)
+    partials += (sequence * chunks + chunk) * INNER * STATE
+    # A = −exp(A_log), so A is its own slope.
+    _store_sum(partials, grad_A * A, e[None, :], n[:, None], INNER, STATE)
+
+
+@triton.jit
+def _operands_backward_kernel(
+    x_proj, dt_weight, D, before, delta_in, grad_y_in, grad_driven, grad_exponent, grad_B, grad_C,
+    grad_before, partials, rows, tiles,
+    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
+    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Back from the scan's operands to the convolution's output, for rows (sequence, token)."""
+    e, n = tl.arange(0, E), tl.arange(0, N)
+    B_back = _matrix(x_proj + RANK * INNER, n[:, None], e[None, :], STATE, INNER)  # (N, E)
+    C_back = _matrix(x_proj + (RANK + STATE) * INNER, n[:, None], e[None, :], STATE, INNER)
+    direct = _vector(D, e, INNER)
+    grad_to_B = tl.zeros((N, E), tl.float32)
+    grad_to_C = tl.zeros((N, E), tl.float32)
+    grad_dt_bias = tl.zeros((E,), tl.float32)
+    ranks = tl.arange(0, 8)[:, None]  # rows beyond RANK stay zero
+    grad_to_rank = tl.zeros((8, E), tl.float32)
+    grad_dt_weight = tl.zeros((8, E), tl.float32)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        inside = row < rows
+        convolved = _load_rows(before, row, inside, E, E)
+        x = convolved * _sigmoid(convolved)
+        delta = _load_rows(delta_in, row, inside, E, E)
+        of_driven = _load_rows(grad_driven, row, inside, E, E)
+        of_B = tl.zeros((ROWS, N), tl.float32)
+        of_C = tl.zeros((ROWS, N), tl.float32)
+        for block in tl.static_range(E // LANES):
+            of_B += _load_rows(grad_B + block * rows * N, row, inside, N, N)
+            of_C += _load_rows(grad_C + block * rows * N, row, inside, N, N)
+        grad_delta = of_driven * x + _load_rows(grad_exponent, row, inside, E, E)
+        grad_raw = grad_delta * (1.0 - tl.exp(-delta))  # the slope of softplus
+        grad_x = of_driven * delta + direct * _load_rows(grad_y_in, row, inside, E, E)
+        grad_x += _product(of_B, B_back) + _product(of_C, C_back)
+        for r in tl.static_range(RANK):
+            to_rank = _vector(x_proj + r * INNER, e, INNER)
+            from_rank = tl.load(dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
+            grad_rank = tl.sum(grad_raw * from_rank, 1)[:, None]
+            grad_x += grad_rank * to_rank
+            rank = tl.sum(x * to_rank, 1)[:, None]
+            grad_dt_weight += tl.where(ranks == r, tl.sum(grad_raw * rank, 0)[None, :], 0.0)
+            grad_to_rank += tl.where(ranks == r, tl.sum(grad_rank * x, 0)[None, :], 0.0)
+        grad_dt_bias += tl.sum(grad_raw, 0)
+        grad_to_B += _product(tl.trans(of_B), x)
+        grad_to_C += _product(tl.trans(of_C), x)
+        _store_rows(grad_before, row, inside, grad_x * _silu_slope(convolved), E, E)
+    # In the order of ``operand_sizes``.
+    partials += tl.program_id(0) * ((2 * RANK + 2 * STATE) * INNER + INNER)
+    _store_sum(partials, grad_to_rank, ranks, e[None, :], RANK, INNER)
+    partials += RANK * INNER
+    _store_sum(partials, grad_to_B, n[:, None], e[None, :], STATE, INNER)
+    partials += STATE * INNER
+    _store_sum(partials, grad_to_C, n[:, None], e[None, :], STATE, INNER)
+    partials += STATE * INNER
+    _store_sum(partials, grad_dt_weight, e[None, :], ranks, INNER, RANK)
+    tl.store(partials + INNER * RANK + e, grad_dt_bias, e < INNER)
+
+
+@triton.jit
+def _tokens_backward_kernel(
+    tokens, norm_weight, norm_bias, in_proj, conv_weight, skip_scale, inner,
+    grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, partials,
+    rows, length, tiles, eps,
+    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
+    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Back through convolution, projection, skip and LayerNorm to some tiles of tokens."""
+    g, e, c = tl.arange(0, G), tl.arange(0, E), tl.arange(0, C)
+    inner_back = _matrix(in_proj, e[:, None], g[None, :], INNER, GROUP)  # (E, G)
+    gate_back = _matrix(in_proj + INNER * GROUP, e[:, None], g[None, :], INNER, GROUP)
+    skip = tl.load(skip_scale)
+    taps = tl.arange(0, 8)[:, None]  # rows beyond WIDTH stay zero
+    grad_conv_weight = tl.zeros((8, E), tl.float32)
+    grad_conv_bias = tl.zeros((E,), tl.float32)
+    grad_to_inner = tl.zeros((E, G), tl.float32)
+    grad_to_gate = tl.zeros((E, G), tl.float32)
+    grad_gain = tl.zeros((C,), tl.float32)
+    grad_shift = tl.zeros((C,), tl.float32)
+    grad_skip = tl.zeros((ROWS,), tl.float32)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        inside = row < rows
+        x = _load_rows(tokens, row, inside, CHANNELS, C)
+        mean, scale = _statistics(x, eps, CHANNELS, C)
+        for branch in range(BRANCHES):
+            place = _place_in_sequence(row, length, branch, BRANCHES)
+            group = _normal_group(
+                tokens, norm_weight, norm_bias, row, inside, branch, mean, scale,
+                CHANNELS, GROUP, G,
+            )  # fmt: skip
+            own = _load_rows(inner, place, inside, E, E)
+            grad_inner = tl.zeros((ROWS, E), tl.float32)
+            for tap in tl.static_range(WIDTH):
+                # The token went into the output of the token WIDTH − 1 − tap further on.
+                there = inside & (row % length < length - (WIDTH - 1 - tap))
+                grad = _load_rows(grad_before, place + (WIDTH - 1 - tap), there, E, E)
+                weight = tl.load(conv_weight + e * WIDTH + tap, e < INNER, 0.0)[None, :]
+                grad_inner += grad * weight
+                grad_conv_weight += tl.where(taps == tap, tl.sum(grad * own, 0)[None, :], 0.0)
+            grad_conv_bias += tl.sum(grad, 0)  # the last tap is the token itself
+            of_gate = _load_rows(grad_gate, place, inside, E, E)
+            keep = inside[:, None] & (g < GROUP)[None, :]
+            here = row[:, None] * CHANNELS + branch * GROUP + g[None, :]
+            grad_left = tl.load(grad_mixed + here, keep, 0.0)
+            grad_group = _product(grad_inner, inner_back) + _product(of_gate, gate_back)
+            grad_to_inner += _product(tl.trans(grad_inner), group)
+            grad_to_gate += _product(tl.trans(of_gate), group)
+            grad_skip += tl.sum(grad_left * group, 1)
+            tl.store(grad_normal + here, grad_group + skip * grad_left, keep)
+        tl.debug_barrier()  # the branches are read as whole rows below
+        standard = tl.where((c < CHANNELS)[None, :] & inside[:, None], (x - mean) * scale, 0.0)
+        grad = _load_rows(grad_normal, row, inside, CHANNELS, C)
+        grad_gain += tl.sum(grad * standard, 0)
+        grad_shift += tl.sum(grad, 0)
+        grad *= _vector(norm_weight, c, CHANNELS)
+        _store_rows(
+            grad_tokens, row, inside, _norm_backward(grad, standard, scale, CHANNELS), CHANNELS, C
+        )
+    # In the order of ``input_sizes``.
+    size: tl.constexpr = 2 * INNER * GROUP + INNER * WIDTH + INNER + 2 * CHANNELS + 1
+    partials += tl.program_id(0) * size
+    _store_sum(partials, grad_to_inner, e[:, None], g[None, :], INNER, GROUP)
+    partials += INNER * GROUP
+    _store_sum(partials, grad_to_gate, e[:, None], g[None, :], INNER, GROUP)
+    partials += INNER * GROUP
+    _store_sum(partials, grad_conv_weight, e[None, :], taps, INNER, WIDTH)
+    partials += INNER * WIDTH
+    tl.store(partials + e, grad_conv_bias, e < INNER)
+    partials += INNER
+    tl.store(partials + c, grad_gain, c < CHANNELS)
+    tl.store(partials + CHANNELS + c, grad_shift, c < CHANNELS)
+    tl.store(partials + 2 * CHANNELS, tl.sum(grad_skip, 0))

@@ -1,0 +1,137 @@
+"""What a run leaves beside its weights: ``run.json``, metrics, curves, TensorBoard files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ulvm.errors import InputError
+from ulvm.files import write_atomically
+from ulvm.version import __version__
+
+RUN = "run.json"
+Row = dict[str, Any]
+
+
+def write_run(out_dir: Path, device: torch.device, content: dict[str, Any]) -> None:
+    """Write ``run.json``: what the caller knows of the run, and what decided its result.
+
+    Args:
+        out_dir: The run's folder.
+        device: Where it runs.
+        content: JSON values that come first.
+    """
+    content = {
+        **content,
+        "command": sys.argv,
+        "device": str(device),
+        "versions": versions(),
+        "git_commit": _git_commit(),
+        "machine": machine(device),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_atomically(out_dir / RUN, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_metrics(out_dir: Path, history: list[Row]) -> None:
+    """Write ``metrics.csv`` and ``metrics.jsonl``, a row an epoch."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(out_dir / "metrics.csv", table.getvalue().encode())
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    write_atomically(out_dir / "metrics.jsonl", lines.encode())
+
+
+def draw_curves(out_dir: Path, history: list[Row]) -> None:
+    """Draw ``curves.png``: both losses and the validation score over the epochs."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    losses, scores = figure.subplots(2, sharex=True)
+    for name in ("train_loss", "validation_loss"):
+        losses.plot(epochs, [row[name] for row in history], label=name.replace("_", " "))
+    losses.set_ylabel("BCE + Dice loss")
+    losses.legend()
+    scores.plot(epochs, [row["validation_dsc_pooled"] for row in history])
+    scores.set_ylabel("validation DSC (pooled)")
+    scores.set_xlabel("epoch")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(out_dir / "curves.png", buffer.getvalue())
+
+
+def tensorboard_writer(out_dir: Path) -> Any:
+    """A writer of TensorBoard event files in the run's folder.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise InputError(
+            "TensorBoard is not installed",
+            "accepted is the extra ultralight-vm-unet[tensorboard]",
+            "pip install 'ultralight-vm-unet[tensorboard]' or leave out --tensorboard",
+        ) from None
+    return SummaryWriter(str(out_dir / "tensorboard"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    return {
+        "ulvm": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the run ran on."""
+    description: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        description["gpu"] = torch.cuda.get_device_name(device)
+    return description
+
+
+def _processor() -> str:
+    for line in _read_lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _read_lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        yield from path.read_text().splitlines()
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this file lies in; None for an installed package."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None if done.returncode == 0 else None

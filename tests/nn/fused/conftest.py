@@ -1,0 +1,33 @@
+"""Kernels run on the GPU where there is one, else in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from triton.runtime import interpreter
+
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_tensor_for_new_numpy(tensor: Any, scope: Any) -> None:
+    # int() of an array of one element fails since numpy 2.4; the interpreter of Triton 3.6 does it.
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patch_tensor_for_new_numpy
+
+
+@pytest.fixture
+def device() -> str:
+    """Where the kernels run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

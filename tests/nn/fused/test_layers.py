@@ -1,0 +1,66 @@
+"""The whole network through the kernels against the same network in plain torch."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from ulvm.nn import fused, model
+from ulvm.nn.fused import layers
+from ulvm.nn.model import UltraLightVMUNet, normalise
+from ulvm.spec import ModelSpec
+
+
+def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the kernels on the CPU too, in Triton's interpreter."""
+
+    def kernels_for(features: Tensor) -> ModuleType | None:
+        return layers if features.dtype != torch.float64 else None
+
+    monkeypatch.setattr(model, "kernels_for", kernels_for)
+
+
+def random_network(spec: ModelSpec) -> UltraLightVMUNet:
+    torch.manual_seed(0)
+    network = UltraLightVMUNet(spec)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ModelSpec(),
+        ModelSpec(bridge="none", mixer="ss2d", classes=2, widths=(4, 8, 8, 8, 8, 8)),
+        ModelSpec(bridge="spatial", encoder=("conv",) * 6, decoder=("conv",) * 5),
+    ],
+    ids=["paper", "ss2d", "conv"],
+)
+def test_network_agrees(spec: ModelSpec, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = random_network(spec)
+    images = normalise(torch.rand(1, 3, 32, 32))
+    exact = network.double()(images.double())
+    expected = torch.autograd.grad(exact.square().mean(), list(network.parameters()))
+
+    use_kernels(monkeypatch)
+    network.float().to(device)
+    result = network(images.to(device))
+    grads = torch.autograd.grad(result.square().mean(), list(network.parameters()))
+
+    assert (result.cpu() - exact).abs().max() <= 1e-4 * exact.abs().max()
+    scale = max(float(want.abs().max()) for want in expected)
+    for (name, _), grad, want in zip(network.named_parameters(), grads, expected, strict=True):
+        error = float((grad.cpu() - want).abs().max())
+        assert error <= 1e-3 * float(want.abs().max()) + 1e-6 * scale, f"{name}: {error:.1e}"
+
+
+def test_kernels_are_for_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fused.kernels_for(torch.zeros(1)) is None
+    monkeypatch.setattr(fused, "enabled", False)
+    if torch.cuda.is_available():
+        assert fused.kernels_for(torch.zeros(1, device="cuda")) is None
