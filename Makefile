@@ -4,6 +4,7 @@
 # make web    fetch the pinned browser runtime from npm, beside the page
 # make web-test   run the page in Chromium against the Python side
 # make site   the page as a folder for any static host; `make screenshots` photographs it
+# make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
 # make docs   regenerate the generated parts of the documents
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP = -m pip --disable-pip-version-check install --quiet
 CONSTRAINED = $(PIP) --constraint constraints.txt
 RUNTIME = src/ulvm/web/runtime
 
-.PHONY: demo test check plain web web-test site screenshots docs clean
+.PHONY: demo test check plain web web-test site screenshots bench docs clean
 
 demo: .venv/ready
 	.venv/bin/ulvm demo
@@ -45,6 +46,9 @@ site: web
 screenshots: web
 	.venv-test/bin/python web/screenshots.py
 
+bench: .venv-test/ready
+	.venv-test/bin/python bench/cpu.py
+
 docs: .venv-test/ready
 	.venv-test/bin/python bench/tables.py
 
@@ -64,7 +68,8 @@ $(RUNTIME)/ort.wasm.min.mjs: web/package-lock.json
 .venv-test/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python $(CONSTRAINED) torch
-	.venv-test/bin/python $(CONSTRAINED) --editable '.[train,tensorboard]' pytest pytest-xdist playwright ruff mypy
+	.venv-test/bin/python $(CONSTRAINED) --editable '.[train,tensorboard]' pytest pytest-xdist playwright ruff mypy \
+		'triton; platform_system == "Linux"'
 	touch $@
 
 clean:

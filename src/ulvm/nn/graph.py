@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from ulvm.nn.fused import compiling_ahead
 
 _WARM_UPS = 3  # torch's documentation: libraries choose algorithms and allocate in the first ones
 
@@ -26,8 +29,9 @@ def record(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            work()
+        for trial in range(1 + _WARM_UPS):
+            with compiling_ahead() if trial == 0 else contextlib.nullcontext():
+                work()
             with torch.no_grad():
                 for each, value in zip(changed, before, strict=True):
                     each.copy_(value)

@@ -7,6 +7,8 @@ CUDA nothing but this file is imported.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 from types import ModuleType
@@ -25,6 +27,21 @@ def kernels_for(features: Tensor) -> ModuleType | None:
     """
     if not (enabled and features.is_cuda and features.dtype in _TYPES):
         return None
-    if torch.compiler.is_exporting() or importlib.util.find_spec("triton") is None:
+    if torch.compiler.is_exporting() or not _installed():
         return None
     return importlib.import_module("ulvm.nn.fused.layers")
+
+
+def compiling_ahead() -> contextlib.AbstractContextManager[None]:
+    """``fused.compile.compiling_ahead`` where Triton is installed, else nothing."""
+    if not (enabled and _installed()):
+        return contextlib.nullcontext()
+    ahead: contextlib.AbstractContextManager[None] = importlib.import_module(
+        "ulvm.nn.fused.compile"
+    ).compiling_ahead()
+    return ahead
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ulvm.nn.fused import bridge as bridges
 from ulvm.nn.fused import conv, halve, merge, pvm
+from ulvm.nn.fused.gather import gather_nearest as gather_nearest
 
 if TYPE_CHECKING:
     from ulvm.nn.model import PVMLayer, SkipBridge

@@ -13,6 +13,7 @@ Source: arXiv 2403.20035, section 3.2; Gu & Dao 2023, arXiv 2312.00752, algorith
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from ulvm.nn.fused.sums import sum_partials
 
-ROWS = 32  # tokens of one program that works on tokens
+ROWS, WARPS = 32, 4  # tokens and warps of one program that works on tokens, forward
+BACK_ROWS, BACK_WARPS = 16, 4  # the same, backward
 LANES = 16  # inner channels of one program that scans
 STEPS = 4  # steps whose operands are loaded together, and between two kept states
-PROGRAMS = 264  # of the kernels that sum parameter gradients: two on each multiprocessor
+PROGRAMS = 528  # of the kernels that sum parameter gradients: four on each multiprocessor
 SCANNERS = 1056  # programs that a scan should have at least: eight on each multiprocessor
 
 
@@ -63,9 +65,9 @@ class Sizes(NamedTuple):
     def group(self) -> int:
         return self.channels // self.branches
 
-    def constants(self, *names: str) -> dict[str, int]:
-        """Keyword arguments of the kernels; padded sizes are powers of two, 16 or more."""
-        every = {
+    def for_tokens(self, rows: int, warps: int) -> dict[str, int]:
+        """Keyword arguments of the kernels that work on tokens."""
+        return {
             "CHANNELS": self.channels,
             "BRANCHES": self.branches,
             "GROUP": self.group,
@@ -79,14 +81,25 @@ class Sizes(NamedTuple):
             "E": padded(self.inner),
             "N": padded(self.state),
             "O": padded(self.out),
-            "ROWS": ROWS,
+            "ROWS": rows,
+            "LANES": LANES,
+            "num_warps": warps,
+        }
+
+    def for_scan(self) -> dict[str, int]:
+        """Keyword arguments of the kernels that scan."""
+        return {
+            "INNER": self.inner,
+            "STATE": self.state,
+            "E": padded(self.inner),
+            "N": padded(self.state),
             "LANES": LANES,
             "STEPS": STEPS,
+            "num_warps": 1,
         }
-        return {name: every[name] for name in names} if names else every
 
 
-_SCAN = ("INNER", "STATE", "E", "N", "LANES", "STEPS")
+_SIZES = ["rows", "length", "tiles", "steps"]  # one compiled kernel serves all
 
 
 def padded(size: int) -> int:
@@ -94,9 +107,9 @@ def padded(size: int) -> int:
 
 
 def choose_chunk(sequences: int, length: int, inner: int) -> int:
-    """Steps of one scanning program: as many as leave enough programs, 16 to 128."""
+    """Steps of one scanning program: √length at least, more while enough programs are left."""
     steps = sequences * length * (padded(inner) // LANES) // SCANNERS
-    return min(128, max(16, triton.next_power_of_2(steps)))
+    return max(min(128, padded(steps)), padded(math.isqrt(length)))
 
 
 def pvm(tokens: Tensor, weights: Weights, eps: float, branches: int) -> Tensor:
@@ -136,35 +149,44 @@ class _PVM(torch.autograd.Function):
         train = any(ctx.needs_input_grad)
         E, N = padded(sizes.inner), padded(sizes.state)
 
-        def scratch(*shape: int) -> Tensor:
-            return tokens.new_empty(shape, dtype=torch.float32)
+        # Only backward needs more than the tokens' own precision.
+        kind = torch.float32 if train else tokens.dtype
+        precision = "tf32x3" if kind == torch.float32 else "tf32"
 
-        inner, before, gate, delta, driven, y = (scratch(sequences, length, E) for _ in range(6))
-        B, C = (scratch(sequences, length, N) for _ in range(2))
+        def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return tokens.new_empty(shape, dtype=dtype)
+
+        def operand(width: int) -> Tensor:
+            return scratch(sequences, length, width, dtype=kind)
+
+        inner, before, gate, delta, driven, y = (operand(E) for _ in range(6))
+        B, C = operand(N), operand(N)
         ends, spans = scratch(sequences, chunks, N, E), scratch(sequences, chunks, E)
         kept = scratch(sequences, triton.cdiv(length, STEPS) if train else 0, N, E)
-        mixed = scratch(batch, length, channels)
+        mixed = scratch(batch, length, channels, dtype=kind)
         out = tokens.new_empty(batch, length, sizes.out)
 
+        forward = sizes.for_tokens(ROWS, WARPS)
         useful = ROWS - (sizes.width - 1)  # the convolution needs the tokens before
         _operands_kernel[(triton.cdiv(rows, useful), branches)](
             tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.conv_bias, w.x_proj,
             w.dt_weight, w.dt_bias, inner, before, gate, delta, driven, B, C, rows, length, eps,
-            **sizes.constants(),
+            PRECISION=precision, **forward,
         )  # fmt: skip
         grid = (sequences, chunks, E // LANES)
         if chunks > 1:
             _ends_kernel[grid](
-                w.A_log, delta, driven, B, ends, spans, length,
-                CHUNK=chunk, num_warps=1, **sizes.constants(*_SCAN),
+                w.A_log, delta, driven, B, ends, spans, length, chunk,
+                **sizes.for_scan(),
             )  # fmt: skip
         _scan_kernel[grid](
-            w.A_log, delta, driven, B, C, ends, spans, y, kept, length,
-            CHUNK=chunk, KEEP=train, num_warps=1, **sizes.constants(*_SCAN),
+            w.A_log, delta, driven, B, C, ends, spans, y, kept, length, chunk,
+            KEEP=train, **sizes.for_scan(),
         )  # fmt: skip
         _mix_kernel[(triton.cdiv(rows, ROWS),)](
             tokens, w.norm_weight, w.norm_bias, w.D, w.out_proj, w.skip_scale, w.project_weight,
-            w.project_bias, before, gate, y, mixed, out, rows, length, eps, **sizes.constants(),
+            w.project_bias, before, gate, y, mixed, out, rows, length, eps,
+            PRECISION=precision, **forward,
         )  # fmt: skip
         if train:
             ctx.save_for_backward(
@@ -183,19 +205,23 @@ class _PVM(torch.autograd.Function):
         batch, length, channels = tokens.shape
         rows, sequences = batch * length, batch * sizes.branches
         chunks, blocks = triton.cdiv(length, chunk), padded(sizes.inner) // LANES
-        tiles = triton.cdiv(rows, ROWS)
+        backward = sizes.for_tokens(BACK_ROWS, BACK_WARPS)
+        tiles = triton.cdiv(rows, BACK_ROWS)
 
         def scratch(*shape: int) -> Tensor:
             return tokens.new_empty(shape, dtype=torch.float32)
 
-        mix_sizes = [sizes.out * channels, sizes.out, channels, channels]
-        mix_sizes += [w.out_proj.numel(), sizes.inner]
+        mix_sizes = [w.project_weight.numel(), sizes.out, w.out_proj.numel(), sizes.inner]
         mix_partials = scratch(min(tiles, PROGRAMS), sum(mix_sizes))
+        token_sizes = [w.in_proj.numel(), w.conv_weight.numel(), sizes.inner, 1]
+        token_partials = scratch(min(tiles, PROGRAMS), sum(token_sizes))
+        # Of the LayerNorm, which both of these kernels pass.
+        norm_partials = scratch(len(mix_partials) + len(token_partials), 2 * channels)
         grad_mixed, grad_gate, grad_y = (torch.empty_like(each) for each in (mixed, gate, y))
         _mix_backward_kernel[(len(mix_partials),)](
             w.norm_weight, w.norm_bias, w.D, w.out_proj, w.project_weight, before, gate, y, mixed,
-            grad_out.contiguous(), grad_mixed, grad_gate, grad_y, mix_partials,
-            rows, length, tiles, eps, **sizes.constants(),
+            grad_out.contiguous(), grad_mixed, grad_gate, grad_y, mix_partials, norm_partials,
+            rows, length, tiles, eps, **backward,
         )  # fmt: skip
 
         grid = (sequences, chunks, blocks)
@@ -203,42 +229,41 @@ class _PVM(torch.autograd.Function):
         spans = scratch(sequences, chunks, kept.shape[3])
         if chunks > 1:
             _leaving_kernel[grid](
-                w.A_log, delta, C, grad_y, leaving, spans, length,
-                CHUNK=chunk, num_warps=1, **sizes.constants(*_SCAN),
+                w.A_log, delta, C, grad_y, leaving, spans, length, chunk,
+                **sizes.for_scan(),
             )  # fmt: skip
         grad_driven, grad_exponent = torch.empty_like(delta), torch.empty_like(delta)
         grad_B, grad_C = (scratch(blocks, *B.shape) for _ in range(2))
         scan_partials = scratch(sequences * chunks, w.A_log.numel())
         _scan_backward_kernel[grid](
             w.A_log, delta, driven, B, C, kept, leaving, spans, grad_y,
-            grad_driven, grad_exponent, grad_B, grad_C, scan_partials, length,
-            CHUNK=chunk, num_warps=1, **sizes.constants(*_SCAN),
+            grad_driven, grad_exponent, grad_B, grad_C, scan_partials, length, chunk,
+            **sizes.for_scan(),
         )  # fmt: skip
 
         operand_sizes = [w.x_proj.numel(), w.dt_weight.numel(), sizes.inner]
-        tiles = triton.cdiv(sequences * length, ROWS)
-        operand_partials = scratch(min(tiles, PROGRAMS), sum(operand_sizes))
+        branch_tiles = triton.cdiv(sequences * length, BACK_ROWS)
+        operand_partials = scratch(min(branch_tiles, PROGRAMS), sum(operand_sizes))
         grad_before = torch.empty_like(before)
         _operands_backward_kernel[(len(operand_partials),)](
             w.x_proj, w.dt_weight, w.D, before, delta, grad_y, grad_driven, grad_exponent, grad_B,
-            grad_C, grad_before, operand_partials, sequences * length, tiles, **sizes.constants(),
+            grad_C, grad_before, operand_partials, sequences * length, branch_tiles, **backward,
         )  # fmt: skip
 
-        input_sizes = [w.in_proj.numel(), w.conv_weight.numel(), sizes.inner, channels, channels, 1]
-        tiles = triton.cdiv(rows, ROWS // 2)
-        input_partials = scratch(min(tiles, PROGRAMS), sum(input_sizes))
         grad_normal, grad_tokens = torch.empty_like(mixed), torch.empty_like(tokens)
-        _tokens_backward_kernel[(len(input_partials),)](
+        _tokens_backward_kernel[(len(token_partials),)](
             tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.skip_scale, inner,
-            grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, input_partials,
-            rows, length, tiles, eps, **(sizes.constants() | {"ROWS": ROWS // 2}),
+            grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, token_partials,
+            norm_partials[len(mix_partials) :], rows, length, tiles, eps, **backward,
         )  # fmt: skip
 
-        sums = sum_partials(mix_partials, scan_partials, operand_partials, input_partials)
-        project_weight, project_bias, *late_norm, out_proj, D = sums[0].split(mix_sizes)
-        x_proj, dt_weight, dt_bias = sums[2].split(operand_sizes)
-        in_proj, conv_weight, conv_bias, *norm, skip_scale = sums[3].split(input_sizes)
-        norm_weight, norm_bias = (torch.cat(late_norm) + torch.cat(norm)).split(channels)
+        mix, A_log, operands, inputs, norm = sum_partials(
+            mix_partials, scan_partials, operand_partials, token_partials, norm_partials
+        )
+        project_weight, project_bias, out_proj, D = mix.split(mix_sizes)
+        x_proj, dt_weight, dt_bias = operands.split(operand_sizes)
+        in_proj, conv_weight, conv_bias, skip_scale = inputs.split(token_sizes)
+        norm_weight, norm_bias = norm.split(channels)
         grads = Weights(
             norm_weight=norm_weight,
             norm_bias=norm_bias,
@@ -248,7 +273,7 @@ class _PVM(torch.autograd.Function):
             x_proj=x_proj,
             dt_weight=dt_weight,
             dt_bias=dt_bias,
-            A_log=sums[1],
+            A_log=A_log,
             D=D,
             out_proj=out_proj,
             skip_scale=skip_scale,
@@ -355,14 +380,15 @@ def _place_in_sequence(row, length, branch, BRANCHES: tl.constexpr):
     return (row // length * BRANCHES + branch) * length + row % length
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _operands_kernel(
     tokens, norm_weight, norm_bias, in_proj, conv_weight, conv_bias, x_proj, dt_weight, dt_bias,
     inner, before, gate, delta_out, driven_out, B_out, C_out, rows, length, eps,
     CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
     STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
     C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """From some tokens of one branch to everything that the scan reads.
 
@@ -381,8 +407,8 @@ def _operands_kernel(
     to_inner = _matrix(in_proj, e[None, :], g[:, None], INNER, GROUP)  # (G, E)
     to_gate = _matrix(in_proj + INNER * GROUP, e[None, :], g[:, None], INNER, GROUP)
     place = _place_in_sequence(row, length, branch, BRANCHES)
-    _store_rows(inner, place, inside, _product(group, to_inner), E, E)
-    _store_rows(gate, place, inside, _product(group, to_gate), E, E)
+    _store_rows(inner, place, inside, tl.dot(group, to_inner, input_precision=PRECISION), E, E)
+    _store_rows(gate, place, inside, tl.dot(group, to_gate, input_precision=PRECISION), E, E)
     tl.debug_barrier()
 
     row = first + tl.arange(0, ROWS)
@@ -404,8 +430,8 @@ def _operands_kernel(
     _store_rows(before, place, inside, convolved, E, E)
     _store_rows(delta_out, place, inside, delta, E, E)
     _store_rows(driven_out, place, inside, delta * x, E, E)
-    _store_rows(B_out, place, inside, _product(x, to_B), N, N)
-    _store_rows(C_out, place, inside, _product(x, to_C), N, N)
+    _store_rows(B_out, place, inside, tl.dot(x, to_B, input_precision=PRECISION), N, N)
+    _store_rows(C_out, place, inside, tl.dot(x, to_C, input_precision=PRECISION), N, N)
 
 
 @triton.jit
@@ -426,7 +452,7 @@ def _decay(A, delta):
 def _step(pointer, sequence, t, length, column, WIDE: tl.constexpr):
     """One token of a (sequences, length, WIDE) array; zeros past the end, which change nothing."""
     inside = (t < length) & (column < WIDE)
-    return tl.load(pointer + (sequence * length + t) * WIDE + column, inside, 0.0)
+    return tl.load(pointer + (sequence * length + t) * WIDE + column, inside, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -451,10 +477,10 @@ def _gather_chunks(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _ends_kernel(
-    A_log, delta_in, driven_in, B_in, ends, spans, length,
-    CHUNK: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    A_log, delta_in, driven_in, B_in, ends, spans, length, steps,
+    INNER: tl.constexpr, STATE: tl.constexpr,
     E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """What a chunk alone adds to the state, and the sum of its step sizes."""
@@ -463,7 +489,7 @@ def _ends_kernel(
     A = _decay_rates(A_log, e, INNER, STATE, N)
     state = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
-    for start in range(chunk * CHUNK, (chunk + 1) * CHUNK, STEPS):
+    for start in range(chunk * steps, (chunk + 1) * steps, STEPS):
         for i in tl.static_range(STEPS):
             delta = _step(delta_in, sequence, start + i, length, e, E)
             driven = _step(driven_in, sequence, start + i, length, e, E)
@@ -475,10 +501,10 @@ def _ends_kernel(
     tl.store(spans + place * E + e, span)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _scan_kernel(
-    A_log, delta_in, driven_in, B_in, C_in, ends, spans, y_out, kept, length,
-    CHUNK: tl.constexpr, KEEP: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    A_log, delta_in, driven_in, B_in, C_in, ends, spans, y_out, kept, length, steps,
+    KEEP: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
     E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """A chunk's outputs C · state, from the state that enters it."""
@@ -486,7 +512,7 @@ def _scan_kernel(
     e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
     A = _decay_rates(A_log, e, INNER, STATE, N)
     state = _gather_chunks(A, ends, spans, sequence, 0, chunk, 1, e, N, E, STEPS)
-    for start in range(chunk * CHUNK, (chunk + 1) * CHUNK, STEPS):
+    for start in range(chunk * steps, (chunk + 1) * steps, STEPS):
         if KEEP:
             if start < length:
                 place = sequence * tl.cdiv(length, STEPS) + start // STEPS
@@ -503,14 +529,15 @@ def _scan_kernel(
             tl.store(y_out + (sequence * length + start + i) * E + e, y, start + i < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _mix_kernel(
     tokens, norm_weight, norm_bias, D, out_proj, skip_scale, project_weight, project_bias,
     before, gate, y_in, mixed, out, rows, length, eps,
     CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
     STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
     C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gate, way out and skip of every branch of some tokens, then LayerNorm and projection."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -528,7 +555,7 @@ def _mix_kernel(
         group = _normal_group(
             tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
         )
-        left = _product(y * z * _sigmoid(z), to_out) + skip * group
+        left = tl.dot(y * z * _sigmoid(z), to_out, input_precision=PRECISION) + skip * group
         keep = inside[:, None] & (g < GROUP)[None, :]
         tl.store(mixed + row[:, None] * CHANNELS + branch * GROUP + g[None, :], left, keep)
     tl.debug_barrier()  # the branches are read as whole rows below
@@ -536,18 +563,19 @@ def _mix_kernel(
     mean, scale = _statistics(x, eps, CHANNELS, C)
     normal = (x - mean) * scale * _vector(norm_weight, c, CHANNELS)
     normal += _vector(norm_bias, c, CHANNELS)
-    projected = _product(normal, _matrix(project_weight, o[None, :], c[:, None], OUT, CHANNELS))
+    to_channels = _matrix(project_weight, o[None, :], c[:, None], OUT, CHANNELS)
+    projected = tl.dot(normal, to_channels, input_precision=PRECISION)
     _store_rows(out, row, inside, projected + _vector(project_bias, o, OUT), OUT, O)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _mix_backward_kernel(
     norm_weight, norm_bias, D, out_proj, project_weight, before, gate, y_in, mixed,
-    grad_out, grad_mixed, grad_gate, grad_y_out, partials, rows, length, tiles, eps,
+    grad_out, grad_mixed, grad_gate, grad_y_out, partials, norm_partials, rows, length, tiles, eps,
     CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
     STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
     C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Back through ``_mix_kernel`` for some tiles of tokens, with their parameters' sums."""
     g, e, c, o = tl.arange(0, G), tl.arange(0, E), tl.arange(0, C), tl.arange(0, O)
@@ -593,22 +621,23 @@ def _mix_backward_kernel(
             _store_rows(grad_y_out, place, inside, grad_y, E, E)
             _store_rows(grad_gate, place, inside, grad_gated * y * _silu_slope(z), E, E)
     # In the order of ``mix_sizes``.
-    size: tl.constexpr = OUT * CHANNELS + OUT + 2 * CHANNELS + GROUP * INNER + INNER
+    size: tl.constexpr = OUT * CHANNELS + OUT + GROUP * INNER + INNER
     partials += tl.program_id(0) * size
     _store_sum(partials, grad_project, o[:, None], c[None, :], OUT, CHANNELS)
     partials += OUT * CHANNELS
     tl.store(partials + o, grad_bias, o < OUT)
-    tl.store(partials + OUT + c, grad_gain, c < CHANNELS)
-    tl.store(partials + OUT + CHANNELS + c, grad_shift, c < CHANNELS)
-    partials += OUT + 2 * CHANNELS
+    partials += OUT
     _store_sum(partials, grad_out_proj, g[:, None], e[None, :], GROUP, INNER)
     tl.store(partials + GROUP * INNER + e, grad_D, e < INNER)
+    norm_partials += tl.program_id(0) * 2 * CHANNELS
+    tl.store(norm_partials + c, grad_gain, c < CHANNELS)
+    tl.store(norm_partials + CHANNELS + c, grad_shift, c < CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _leaving_kernel(
-    A_log, delta_in, C_in, grad_y_in, leaving, spans, length,
-    CHUNK: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    A_log, delta_in, C_in, grad_y_in, leaving, spans, length, steps,
+    INNER: tl.constexpr, STATE: tl.constexpr,
     E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the state before a chunk, from this chunk's outputs alone."""
@@ -617,8 +646,8 @@ def _leaving_kernel(
     A = _decay_rates(A_log, e, INNER, STATE, N)
     grad = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
-    for done in range(0, CHUNK, STEPS):
-        last = (chunk + 1) * CHUNK - 1 - done
+    for done in range(0, steps, STEPS):
+        last = (chunk + 1) * steps - 1 - done
         for i in tl.static_range(STEPS):
             delta = _step(delta_in, sequence, last - i, length, e, E)
             C = _step(C_in, sequence, last - i, length, n, N)
@@ -630,11 +659,11 @@ def _leaving_kernel(
     tl.store(spans + place * E + e, span)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _scan_backward_kernel(
     A_log, delta_in, driven_in, B_in, C_in, kept, leaving, spans, grad_y_in,
-    grad_driven, grad_exponent, grad_B, grad_C, partials, length,
-    CHUNK: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    grad_driven, grad_exponent, grad_B, grad_C, partials, length, steps,
+    INNER: tl.constexpr, STATE: tl.constexpr,
     E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """A chunk's gradients of delta · x, delta · A (summed over the states), B, C and A_log."""
@@ -647,8 +676,8 @@ def _scan_backward_kernel(
         A, leaving, spans, sequence, chunks - 1, chunks - 1 - chunk, -1, e, N, E, STEPS
     )
     grad_A = tl.zeros((N, LANES), tl.float32)
-    for done in range(0, CHUNK, STEPS):
-        start = (chunk + 1) * CHUNK - STEPS - done
+    for done in range(0, steps, STEPS):
+        start = (chunk + 1) * steps - STEPS - done
         deltas, drivens, Bs, Cs, grad_ys = (), (), (), (), ()
         for i in tl.static_range(STEPS):
             deltas = deltas + (_step(delta_in, sequence, start + i, length, e, E),)
@@ -682,14 +711,14 @@ def _scan_backward_kernel(
     _store_sum(partials, grad_A * A, e[None, :], n[:, None], INNER, STATE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _operands_backward_kernel(
     x_proj, dt_weight, D, before, delta_in, grad_y_in, grad_driven, grad_exponent, grad_B, grad_C,
     grad_before, partials, rows, tiles,
     CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
     STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
     C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Back from the scan's operands to the convolution's output, for rows (sequence, token)."""
     e, n = tl.arange(0, E), tl.arange(0, N)
@@ -742,15 +771,15 @@ def _operands_backward_kernel(
     tl.store(partials + INNER * RANK + e, grad_dt_bias, e < INNER)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _tokens_backward_kernel(
     tokens, norm_weight, norm_bias, in_proj, conv_weight, skip_scale, inner,
-    grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, partials,
+    grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, partials, norm_partials,
     rows, length, tiles, eps,
     CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
     STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
     C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Back through convolution, projection, skip and LayerNorm to some tiles of tokens."""
     g, e, c = tl.arange(0, G), tl.arange(0, E), tl.arange(0, C)
@@ -804,8 +833,8 @@ def _tokens_backward_kernel(
         _store_rows(
             grad_tokens, row, inside, _norm_backward(grad, standard, scale, CHANNELS), CHANNELS, C
         )
-    # In the order of ``input_sizes``.
-    size: tl.constexpr = 2 * INNER * GROUP + INNER * WIDTH + INNER + 2 * CHANNELS + 1
+    # In the order of ``token_sizes``.
+    size: tl.constexpr = 2 * INNER * GROUP + INNER * WIDTH + INNER + 1
     partials += tl.program_id(0) * size
     _store_sum(partials, grad_to_inner, e[:, None], g[None, :], INNER, GROUP)
     partials += INNER * GROUP
@@ -814,7 +843,7 @@ def _tokens_backward_kernel(
     _store_sum(partials, grad_conv_weight, e[None, :], taps, INNER, WIDTH)
     partials += INNER * WIDTH
     tl.store(partials + e, grad_conv_bias, e < INNER)
-    partials += INNER
-    tl.store(partials + c, grad_gain, c < CHANNELS)
-    tl.store(partials + CHANNELS + c, grad_shift, c < CHANNELS)
-    tl.store(partials + 2 * CHANNELS, tl.sum(grad_skip, 0))
+    tl.store(partials + INNER, tl.sum(grad_skip, 0))
+    norm_partials += tl.program_id(0) * 2 * CHANNELS
+    tl.store(norm_partials + c, grad_gain, c < CHANNELS)
+    tl.store(norm_partials + CHANNELS + c, grad_shift, c < CHANNELS)

@@ -8,11 +8,10 @@ from torch import Tensor
 
 COLUMNS = 16
 ROWS = 128
-ARRAYS = 4  # that one launch takes
 
 
 def sum_partials(*partials: Tensor) -> list[Tensor]:
-    """Sum over the first axis of up to four arrays, in one launch.
+    """Sum over the first axis of one or several arrays, in one launch.
 
     Args:
         partials: (programs, numbers) each, float32, contiguous.
@@ -22,51 +21,26 @@ def sum_partials(*partials: Tensor) -> list[Tensor]:
     """
     widths = [each.shape[1] for each in partials]
     out = partials[0].new_empty(sum(widths))
-    spare = ARRAYS - len(partials)
-    arrays = [*partials, *[partials[0]] * spare]
-    heights = [*(len(each) for each in partials), *[0] * spare]
-    padded = [*widths, *[0] * spare]
     blocks = sum(triton.cdiv(width, COLUMNS) for width in widths)
-    _sum_kernel[(blocks,)](*arrays, out, *heights, *padded, COLUMNS=COLUMNS, ROWS=ROWS, num_warps=4)
+    heights = tuple(len(each) for each in partials)
+    _sum_kernel[(blocks,)](partials, heights, tuple(widths), out, COLUMNS=COLUMNS, ROWS=ROWS)
     return list(out.split(widths))
 
 
-@triton.jit
-def _sum_kernel(
-    first, second, third, fourth, out,
-    first_height, second_height, third_height, fourth_height,
-    first_width, second_width, third_width, fourth_width,
-    COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=["heights", "widths"])
+def _sum_kernel(partials, heights, widths, out, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
     """Some columns of the array that this program's number falls into."""
     block = tl.program_id(0)
-    blocks = tl.cdiv(first_width, COLUMNS)
-    if block < blocks:
-        _sum_columns(first, out, block, first_height, first_width, COLUMNS, ROWS)
-    else:
+    for array in tl.static_range(len(partials)):
+        blocks = tl.cdiv(widths[array], COLUMNS)
+        if (block >= 0) & (block < blocks):
+            column = block * COLUMNS + tl.arange(0, COLUMNS)
+            total = tl.zeros((ROWS, COLUMNS), tl.float32)
+            for start in range(0, heights[array], ROWS):
+                row = start + tl.arange(0, ROWS)
+                keep = (row < heights[array])[:, None] & (column < widths[array])[None, :]
+                place = row[:, None] * widths[array] + column[None, :]
+                total += tl.load(partials[array] + place, keep, 0.0)
+            tl.store(out + column, tl.sum(total, 0), column < widths[array])
         block -= blocks
-        out += first_width
-        blocks = tl.cdiv(second_width, COLUMNS)
-        if block < blocks:
-            _sum_columns(second, out, block, second_height, second_width, COLUMNS, ROWS)
-        else:
-            block -= blocks
-            out += second_width
-            blocks = tl.cdiv(third_width, COLUMNS)
-            if block < blocks:
-                _sum_columns(third, out, block, third_height, third_width, COLUMNS, ROWS)
-            else:
-                out += third_width
-                block -= blocks
-                _sum_columns(fourth, out, block, fourth_height, fourth_width, COLUMNS, ROWS)
-
-
-@triton.jit
-def _sum_columns(partials, out, block, height, width, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    column = block * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, height, ROWS):
-        row = start + tl.arange(0, ROWS)
-        keep = (row < height)[:, None] & (column < width)[None, :]
-        total += tl.load(partials + row[:, None] * width + column[None, :], keep, 0.0)
-    tl.store(out + column, tl.sum(total, 0), column < width)
+        out += widths[array]
