@@ -803,7 +803,7 @@ def _parameter_kernel(
         elif part == TILES:
             _add_rows(conv_partials_ptr, conv_slopes_ptr, 0, batch * PARTS, 3, 4, 4)
         part -= TILES + 1
-    if SPATIAL:  # noqa: SIM102 (known when compiled, the next one is not)
+    if SPATIAL:  # known when compiled, the next one is not
         if part >= 0:
             rows = batch * LAYOUT.blocks
             WIDTH: tl.constexpr = 2 * TAPS + 1

@@ -132,7 +132,7 @@ def add_products(
             x_ptr, (first + block) * K, image, row, column, inside, height, width, IN, K
         )
         product = tl.dot(tl.trans(columns), grad, sums[block], input_precision="tf32x3")
-        added = added + (product,)  # noqa: RUF005 (kernels have no unpacking)
+        added = added + (product,)
     return added
 
 

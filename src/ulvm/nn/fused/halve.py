@@ -276,7 +276,7 @@ def convolve_back(
         grad = rstd[None, :] * (to_place(inner, place, P, N) - dense)
         keep_all = inside[:, None] & (out < OUT)
         grad = tl.where(keep_all, grad, 0.0)
-        if KEEP:  # noqa: SIM102 (known when compiled)
+        if KEEP:  # known when compiled
             if first == 0:
                 pixel = (image * height + row) * width + column
                 there = raw_grad_ptr + pixel[:, None] * OUT + out
