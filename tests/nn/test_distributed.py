@@ -90,7 +90,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         torch.cat([each["exp_avg"].flatten() for each in stored["optimizer"]["state"].values()])
         for stored in (two, one)
     ]
-    assert (moments[0] - moments[1]).abs().max() < 1e-5 * moments[1].abs().max()
+    assert (moments[0] - moments[1]).abs().max() < 1e-4 * moments[1].abs().max()
     assert torch.equal(two["generator"], one["generator"])
     for name in ("train_loss", "validation_loss"):
         losses = [[row[name] for row in each["history"]] for each in (two, one)]

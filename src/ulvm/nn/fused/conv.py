@@ -1,8 +1,12 @@
-"""3×3 convolution as one product of gathered neighbourhoods, and what its kernels share.
+"""3×3 convolution as products of matrices, and what its kernels share.
 
-A pixel's neighbourhood is a row of 9 · channels + 1 numbers, the last one 1: its weight is the
-bias, so that the bias and its gradient cost nothing of their own. Rows are taken in blocks of
-``K_BLOCK`` numbers, for tl.dot wants powers of two.
+Forward, a program makes the four pixels of 2×2 windows at once from the 4×4 pixels around each:
+four channels-last pixels of a row are contiguous numbers, loaded once and multiplied with the
+weights of every place and neighbour that they serve.
+
+For the weight's gradient a pixel's neighbourhood is a row of 9 · channels + 1 numbers, the last
+one 1: its weight is the bias, so that the bias and its gradient cost nothing of their own. Rows
+are taken in blocks, for tl.dot wants powers of two.
 """
 
 from typing import Any
@@ -14,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 K_BLOCK = 32  # wastes 13 % of 28, 24 % of 73 and 9 % of 145 numbers; 16 makes twice the products
-PIXELS = 64  # one wgmma of four warps; eight pictures of 32×32 are 128 programs
+WINDOWS = 64  # rows of one wgmma of four warps
+PIXELS = 64  # likewise
 SUM_BLOCK = 64  # in the weight's gradient K is the product's height, and wgmma wants 64
 PROGRAMS = 264  # for sums over all pixels: two for each of an H100's 132 multiprocessors
 
@@ -57,21 +62,14 @@ def load_weights(
     OUT: tl.constexpr,
     K: tl.constexpr,
     N: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
 ):
-    """(K, N) weights for ``load_columns``; TRANSPOSED: of the convolution's gradient, no bias.
-
-    weight (OUT, IN, 3, 3), or (IN, OUT, 3, 3) if TRANSPOSED.
-    """
+    """(K, N) numbers ``start`` .. of weight (OUT, IN, 3, 3), for ``load_columns``."""
     k = start + tl.arange(0, K)[:, None]
     out = tl.arange(0, N)[None, :]
     keep = (k < 9 * IN) & (out < OUT)
-    if TRANSPOSED:
-        return tl.load(weight_ptr + ((k % IN) * OUT + out) * 9 + 8 - k // IN, mask=keep, other=0.0)
-    else:
-        weight = tl.load(weight_ptr + (out * IN + k % IN) * 9 + k // IN, mask=keep, other=0.0)
-        bias = tl.load(bias_ptr + out, mask=out < OUT, other=0.0)
-        return tl.where(k == 9 * IN, bias, weight)
+    weight = tl.load(weight_ptr + (out * IN + k % IN) * 9 + k // IN, mask=keep, other=0.0)
+    bias = tl.load(bias_ptr + out, mask=out < OUT, other=0.0)
+    return tl.where(k == 9 * IN, bias, weight)
 
 
 @triton.jit
@@ -89,13 +87,12 @@ def convolve(
     OUT: tl.constexpr,
     K: tl.constexpr,
     N: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
 ):
     """(M,) pixels → (M, N), the convolution there in float32."""
     result = tl.zeros((row.shape[0], N), tl.float32)
     for block in tl.static_range((9 * IN + K) // K):
         columns = load_columns(x_ptr, block * K, image, row, column, inside, height, width, IN, K)
-        weights = load_weights(weight_ptr, bias_ptr, block * K, IN, OUT, K, N, TRANSPOSED)
+        weights = load_weights(weight_ptr, bias_ptr, block * K, IN, OUT, K, N)
         result = tl.dot(columns, weights, result, input_precision="tf32x3")
     return result
 
@@ -166,27 +163,110 @@ def find_pixels(block, pixels, height, width, M: tl.constexpr):
 
 
 @triton.jit
+def load_row_weights(
+    weight_ptr,
+    down,
+    right,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """(K, N) weights of pixels side by side, the first one the neighbour (down, right).
+
+    weight (OUT, IN, 3, 3), or (IN, OUT, 3, 3) if TRANSPOSED (then of the gradient).
+    """
+    k = tl.arange(0, K)[:, None]
+    out = tl.arange(0, N)[None, :]
+    right += k // IN
+    keep = (right >= 0) & (right < 3) & (out < OUT)
+    if TRANSPOSED:
+        place = (k % IN * OUT + out) * 9 + 8 - 3 * down - right
+    else:
+        place = (out * IN + k % IN) * 9 + 3 * down + right
+    return tl.load(weight_ptr + place, mask=keep, other=0.0)
+
+
+@triton.jit
+def convolve_windows(
+    x_ptr,
+    weight_ptr,
+    image,
+    row,
+    column,
+    inside,
+    height,
+    width,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    SIDE: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    KIND: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """(T,) windows → for each of their four places (T, N) the convolution in float32, no bias.
+
+    ``row`` and ``column`` are of the upper left pixel; factors are rounded to KIND.
+    """
+    k = tl.arange(0, K)[None, :]
+    corner = ((image * height + row - 1) * width + column - 1) * IN
+    zero = tl.zeros((row.shape[0], N), tl.float32)
+    upper_left, upper_right, lower_left, lower_right = zero, zero, zero, zero
+    for first in tl.static_range(0, 4, SIDE):
+        x = column[:, None] + (first - 1 + k // IN)
+        across = inside[:, None] & (x >= 0) & (x < width) & (k < SIDE * IN)
+        for y in tl.static_range(4):
+            keep = across & (row + y >= 1)[:, None] & (row + y <= height)[:, None]
+            start = corner + (y * width + first) * IN
+            values = tl.load(x_ptr + (start[:, None] + k), mask=keep, other=0.0).to(KIND)
+            if y > 0:  # for the lower pixels this is one neighbour further up: weights at hand
+                if first < 3:
+                    lower_left = tl.dot(values, left, lower_left, input_precision="tf32x3")
+                if first + SIDE > 1:
+                    lower_right = tl.dot(values, right, lower_right, input_precision="tf32x3")
+            if y < 3:
+                if first < 3:
+                    left = load_row_weights(weight_ptr, y, first, IN, OUT, K, N, TRANSPOSED)
+                    left = left.to(KIND)
+                    upper_left = tl.dot(values, left, upper_left, input_precision="tf32x3")
+                if first + SIDE > 1:
+                    right = load_row_weights(weight_ptr, y, first - 1, IN, OUT, K, N, TRANSPOSED)
+                    right = right.to(KIND)
+                    upper_right = tl.dot(values, right, upper_right, input_precision="tf32x3")
+    return upper_left, upper_right, lower_left, lower_right
+
+
+@triton.jit
 def convolve_pixels(
     x_ptr,
     weight_ptr,
     bias_ptr,
     result_ptr,
-    pixels,
+    images,
     height,
     width,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     N: tl.constexpr,
-    M: tl.constexpr,
+    T: tl.constexpr,
+    SIDE: tl.constexpr,
     K: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
-    """A program makes M pixels of the result, over image borders."""
-    pixel, image, row, column, inside = find_pixels(tl.program_id(0), pixels, height, width, M)
-    result = convolve(
+    """A program makes T windows of the result, over image borders."""
+    down = tl.cdiv(height, 2)
+    across = tl.cdiv(width, 2)
+    window, image, row, column, inside = find_pixels(
+        tl.program_id(0), images * down * across, down, across, T
+    )
+    row *= 2
+    column *= 2
+    kind: tl.constexpr = result_ptr.dtype.element_ty
+    places = convolve_windows(
         x_ptr,
         weight_ptr,
-        bias_ptr,
         image,
         row,
         column,
@@ -195,13 +275,24 @@ def convolve_pixels(
         width,
         IN,
         OUT,
+        SIDE,
         K,
         N,
+        kind,
         TRANSPOSED,
     )
     out = tl.arange(0, N)[None, :]
-    here = result_ptr + pixel[:, None] * OUT + out
-    tl.store(here, result.to(result_ptr.dtype.element_ty), mask=inside[:, None] & (out < OUT))
+    if not TRANSPOSED:
+        bias = tl.load(bias_ptr + out, mask=out < OUT, other=0.0)
+    for place in tl.static_range(4):
+        values = places[place]
+        if not TRANSPOSED:
+            values += bias
+        y = row + place // 2
+        x = column + place % 2
+        keep = inside & (y < height) & (x < width)
+        here = ((image * height + y) * width + x)[:, None] * OUT + out
+        tl.store(result_ptr + here, values.to(kind), mask=keep[:, None] & (out < OUT))
 
 
 @triton.jit
@@ -244,6 +335,11 @@ def pad_channels(channels: int) -> int:
     return max(16, triton.next_power_of_2(channels))
 
 
+def choose_side(channels: int, most: int) -> int:
+    """How many of a row's four pixels one product takes: ``most`` numbers or a single pixel."""
+    return min(4, max(1, most // triton.next_power_of_2(channels)))
+
+
 def choose_span(in_channels: int, padded: int) -> tuple[int, int]:
     """How many blocks of the weight one program sums up, and how many programs share it.
 
@@ -269,19 +365,22 @@ def convolve_all(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
     batch, height, width, channels = x.shape
     out = weight.shape[0] if bias is not None else weight.shape[1]
     result = x.new_empty((batch, height, width, out), dtype=dtype)
-    convolve_pixels[(triton.cdiv(batch * height * width, PIXELS),)](
+    windows = batch * triton.cdiv(height, 2) * triton.cdiv(width, 2)
+    side = choose_side(channels, 16)  # twice as many spill where 24 channels come out
+    convolve_pixels[(triton.cdiv(windows, WINDOWS),)](
         x,
         weight,
         weight if bias is None else bias,
         result,
-        batch * height * width,
+        batch,
         height,
         width,
         IN=channels,
         OUT=out,
         N=pad_channels(out),
-        M=PIXELS,
-        K=K_BLOCK,
+        T=WINDOWS,
+        SIDE=side,
+        K=pad_channels(side * channels),
         TRANSPOSED=bias is None,
         num_warps=4,
     )

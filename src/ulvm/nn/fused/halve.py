@@ -19,10 +19,13 @@ from torch.autograd.function import once_differentiable
 from ulvm.nn.fused.conv import (
     K_BLOCK,
     SUM_BLOCK,
+    WINDOWS,
     add_products,
+    choose_side,
     choose_span,
     convolve,
     convolve_all,
+    convolve_windows,
     pad_channels,
     store_sums,
     zero_sums,
@@ -36,13 +39,10 @@ from ulvm.nn.fused.norms import (
     read_norm,
     read_sums,
     save_norm,
-    write_block,
     write_sums,
 )
 
-# Pooled pixels of a convolution's block, as many as registers hold; there are four rows for each,
-# and wgmma wants 64 rows. On the way back a block is held twice, as values and as gradient.
-POOLED = 32
+# Pooled pixels of a block on the way back: there are four rows for each, and wgmma wants 64.
 POOLED_BACK = 16
 PROGRAMS = 264  # on the way back: as many as an H100's 132 multiprocessors hold at once
 ELEMENTS = 2048  # numbers of an elementwise program: 16 of each of 128 threads
@@ -117,26 +117,55 @@ def convolve_and_pool(
     OUT: tl.constexpr,
     N: tl.constexpr,
     P: tl.constexpr,
+    SIDE: tl.constexpr,
     K: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
-    """A program convolves one block, keeps each window's winner and its place, and the sums."""
+    """A program convolves P windows, keeps each one's winner (its place if KEEP), and the sums."""
     block, image = tl.program_id(0), tl.program_id(1)
     half = width // 2
     pooled = height // 2 * half
-    row, column, inside = find_windows(block, pooled, half, P)
-    raw = convolve(
-        x_ptr, weight_ptr, bias_ptr, image, row, column, inside, height, width, IN, OUT, K, N, False
-    )  # (4·P, N)
-    count = 4 * tl.minimum(pooled - block * P, P)
-    blocks = tl.num_programs(0)
-    write_block(partials_ptr, image, block, blocks, raw, inside[:, None], count, N, OUT)
-
+    window = block * P + tl.arange(0, P)
+    inside = window < pooled
+    kind: tl.constexpr = pooled_ptr.dtype.element_ty
+    raw = convolve_windows(
+        x_ptr,
+        weight_ptr,
+        image,
+        window // half * 2,
+        window % half * 2,
+        inside,
+        height,
+        width,
+        IN,
+        OUT,
+        SIDE,
+        K,
+        N,
+        kind,
+        False,
+    )
+    bias = load_channels(bias_ptr, N, OUT)
     weight = load_channels(norm_weight_ptr, N, OUT)
-    sign = tl.where(weight > 0, 1.0, tl.where(weight < 0, -1.0, 0.0))  # zero: all are equal
-    place = first_largest(raw * sign[None, :], P, N)
+    sign = tl.where(weight > 0, 1.0, tl.where(weight < 0, -1.0, 0.0))[None, :]  # 0: all are equal
+    count = 4 * tl.minimum(pooled - block * P, P)
+    total = tl.sum(raw[0] + raw[1] + raw[2] + raw[3], 0)  # windows outside are zero
+    centred = tl.zeros((P, N), tl.float32)
+    best = raw[0]
+    place = tl.zeros((P, N), tl.int32)
+    for other in tl.static_range(4):
+        off = tl.where(inside[:, None], raw[other] - (total / count)[None, :], 0.0)
+        centred += off * off
+        more = raw[other] * sign > best * sign
+        best = tl.where(more, raw[other], best)
+        place = tl.where(more, other, place)
+    total += count * bias
+    blocks = tl.num_programs(0)
+    write_sums(partials_ptr, image, block, blocks, total, tl.sum(centred, 0), N, OUT)
     here, keep = find_pooled(image, block, pooled, P, N, OUT)
-    tl.store(pooled_ptr + here, at_place(raw, place, P, N), mask=keep)
-    tl.store(place_ptr + here, place.to(tl.uint8), mask=keep)
+    tl.store(pooled_ptr + here, (best + bias[None, :]).to(kind), mask=keep)
+    if KEEP:
+        tl.store(place_ptr + here, place.to(tl.uint8), mask=keep)
 
 
 @triton.jit
@@ -165,7 +194,7 @@ def normalise_pooled(
     scale = rstd * load_channels(norm_weight_ptr, N, CHANNELS)
     bias = load_channels(norm_bias_ptr, N, CHANNELS)
     here, keep = find_pooled(image, block, pooled, P, N, CHANNELS)
-    raw = tl.load(pooled_ptr + here, mask=keep, other=0.0)
+    raw = tl.load(pooled_ptr + here, mask=keep, other=0.0).to(tl.float32)
     result = gelu((raw - mean[None, :]) * scale[None, :] + bias[None, :])
     tl.store(result_ptr + here, result.to(result_ptr.dtype.element_ty), mask=keep)
 
@@ -190,7 +219,7 @@ def slope_pooled(
     weight = load_channels(norm_weight_ptr, N, CHANNELS)
     bias = load_channels(norm_bias_ptr, N, CHANNELS)
     here, keep = find_pooled(image, block, pooled, P, N, CHANNELS)
-    raw = tl.load(pooled_ptr + here, mask=keep, other=0.0)
+    raw = tl.load(pooled_ptr + here, mask=keep, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + here, mask=keep, other=0.0).to(tl.float32)
     normal = (raw - mean[None, :]) * rstd[None, :]
     inner = grad * gelu_slope(normal * weight[None, :] + bias[None, :])
@@ -266,7 +295,6 @@ def convolve_back(
             OUT,
             K,
             N,
-            False,
         )  # (4·P, N)
         here, keep = find_pooled(image, block, pooled, P, N, OUT)
         inner = tl.load(inner_ptr + here, mask=keep, other=0.0) * weight[None, :]
@@ -502,15 +530,17 @@ class _ConvHalve(torch.autograd.Function):
         norm_bias: Tensor,
         eps: float,
         dtype: torch.dtype,
+        keep: bool,
     ) -> Tensor:
         batch, height, width, channels = x.shape
         out = weight.shape[0]
         shape = (batch, height // 2, width // 2, out)
         pixels = shape[1] * shape[2]
-        padded = pad_channels(out)
-        blocks = triton.cdiv(pixels, POOLED)
-        pooled = x.new_empty(shape, dtype=torch.float32)
-        place = x.new_empty(shape, dtype=torch.uint8)
+        side = choose_side(channels, 32)
+        windows = 2 * WINDOWS if channels < 8 else WINDOWS  # few channels leave registers free
+        blocks = triton.cdiv(pixels, windows)
+        pooled = x.new_empty(shape, dtype=dtype)
+        place = x.new_empty(shape if keep else (0,), dtype=torch.uint8)
         partials = x.new_empty((batch, blocks, 2, out), dtype=torch.float32)
         convolve_and_pool[(blocks, batch)](
             x,
@@ -524,9 +554,11 @@ class _ConvHalve(torch.autograd.Function):
             width,
             IN=channels,
             OUT=out,
-            N=padded,
-            P=POOLED,
-            K=K_BLOCK,
+            N=max(8, triton.next_power_of_2(out)),
+            P=windows,
+            SIDE=side,
+            K=pad_channels(side * channels),
+            KEEP=keep,
             num_warps=4,
         )
         result = x.new_empty(shape, dtype=dtype)
@@ -541,7 +573,7 @@ class _ConvHalve(torch.autograd.Function):
             norm,
             pixels,
             blocks,
-            4 * POOLED,
+            4 * windows,
             eps,
             CHANNELS=out,
             N=padded,
@@ -559,7 +591,7 @@ class _ConvHalve(torch.autograd.Function):
         out = weight.shape[0]
         pixels = pooled.shape[1] * pooled.shape[2]
         padded = triton.next_power_of_2(out)
-        inner = torch.empty_like(pooled)
+        inner = torch.empty_like(pooled, dtype=torch.float32)
         inner_blocks = triton.cdiv(pixels, ELEMENTS // padded)
         inner_partials = x.new_empty((batch, inner_blocks, 2, out), dtype=torch.float32)
         slope_pooled[(inner_blocks, batch)](
@@ -609,7 +641,7 @@ class _ConvHalve(torch.autograd.Function):
         )
         grad_x = convolve_all(raw_grad, weight, None, x.dtype) if wants_x else None
         grads = partials.sum(0).split([weight.numel(), out, out, out])
-        return grad_x, grads[0].view(weight.shape), *grads[1:], None, None
+        return grad_x, grads[0].view(weight.shape), *grads[1:], None, None, None
 
 
 class _NormHalve(torch.autograd.Function):
@@ -693,7 +725,10 @@ def conv_halve(
     Returns:
         (batch, height / 2, width / 2, out).
     """
-    return _ConvHalve.apply(x, weight, bias, norm_weight, norm_bias, eps, dtype or x.dtype)
+    keep = torch.is_grad_enabled()  # what backward needs
+    return _ConvHalve.apply(
+        x, weight, bias, norm_weight, norm_bias, eps, dtype or x.dtype, keep
+    )
 
 
 def norm_halve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
