@@ -134,8 +134,11 @@ def test_picture_of_one_value(level: float, device: str) -> None:
     assert (norm_halve(flat, *parameters[2:], EPS) - exact).abs().max() < 1e-5
 
 
-def test_picture_needs_no_gradient(device: str) -> None:
-    x, *parameters = drawn_conv((2, 8, 8, 3), 8, device)
+def test_picture_needs_no_gradient(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a program's second block only some pixels exist."""
+    monkeypatch.setattr("ulvm.nn.fused.halve.PICTURE", 8)
+    monkeypatch.setattr("ulvm.nn.fused.halve.PROGRAMS", 1)
+    x, *parameters = drawn_conv((2, 4, 10, 3), 8, device)
     exact = [each.detach().double().requires_grad_() for each in [x, *parameters]]
     conv_halve(x.detach(), *parameters, EPS).sum().backward()
     conv_oracle(*exact).sum().backward()

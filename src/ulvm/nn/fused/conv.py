@@ -1,8 +1,8 @@
 """3×3 convolution as products of matrices, and what its kernels share.
 
-Forward, a program makes the four pixels of 2×2 windows at once from the 4×4 pixels around each:
-four channels-last pixels of a row are contiguous numbers, loaded once and multiplied with the
-weights of every place and neighbour that they serve.
+A program makes the four pixels of 2×2 windows at once from the 4×4 pixels around each. Pixels
+side by side are contiguous numbers; they are loaded once and multiplied with the weights of every
+place and neighbour that they serve, 2.25 on average.
 
 For the weight's gradient a pixel's neighbourhood is a row of 9 · channels + 1 numbers, the last
 one 1: its weight is the bias, so that the bias and its gradient cost nothing of their own. Rows
@@ -214,6 +214,8 @@ def convolve_windows(
     corner = ((image * height + row - 1) * width + column - 1) * IN
     zero = tl.zeros((row.shape[0], N), tl.float32)
     upper_left, upper_right, lower_left, lower_right = zero, zero, zero, zero
+    left = tl.zeros((K, N), KIND)
+    right = left
     for first in tl.static_range(0, 4, SIDE):
         x = column[:, None] + (first - 1 + k // IN)
         across = inside[:, None] & (x >= 0) & (x < width) & (k < SIDE * IN)
@@ -258,7 +260,7 @@ def convolve_pixels(
     """A program makes T windows of the result, over image borders."""
     down = tl.cdiv(height, 2)
     across = tl.cdiv(width, 2)
-    window, image, row, column, inside = find_pixels(
+    _, image, row, column, inside = find_pixels(
         tl.program_id(0), images * down * across, down, across, T
     )
     row *= 2
@@ -366,7 +368,8 @@ def convolve_all(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
     out = weight.shape[0] if bias is not None else weight.shape[1]
     result = x.new_empty((batch, height, width, out), dtype=dtype)
     windows = batch * triton.cdiv(height, 2) * triton.cdiv(width, 2)
-    side = choose_side(channels, 16)  # twice as many spill where 24 channels come out
+    padded = pad_channels(out)
+    side = choose_side(channels, 512 // padded)  # with more, registers spill
     convolve_pixels[(triton.cdiv(windows, WINDOWS),)](
         x,
         weight,
@@ -377,7 +380,7 @@ def convolve_all(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
         width,
         IN=channels,
         OUT=out,
-        N=pad_channels(out),
+        N=padded,
         T=WINDOWS,
         SIDE=side,
         K=pad_channels(side * channels),

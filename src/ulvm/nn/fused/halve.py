@@ -44,6 +44,7 @@ from ulvm.nn.fused.norms import (
 
 # Pooled pixels of a block on the way back: there are four rows for each, and wgmma wants 64.
 POOLED_BACK = 16
+PICTURE = 128  # windows of a picture on the way back, one for each thread
 PROGRAMS = 264  # on the way back: as many as an H100's 132 multiprocessors hold at once
 ELEMENTS = 2048  # numbers of an elementwise program: 16 of each of 128 threads
 
@@ -237,6 +238,18 @@ def slope_pooled(
 
 
 @triton.jit
+def hand_in_norms(
+    row_ptr, sum_inner, sum_product, IN: tl.constexpr, OUT: tl.constexpr, N: tl.constexpr
+):
+    """An image's sums are also the normalisation's gradients; one of its programs hands them in."""
+    share = tl.where(tl.program_id(0) == 0, 1.0, 0.0)
+    channel = tl.arange(0, N)
+    norms_ptr = row_ptr + OUT * (9 * IN + 1) + channel
+    tl.store(norms_ptr, sum_product * share, mask=channel < OUT)
+    tl.store(norms_ptr + OUT, sum_inner * share, mask=channel < OUT)
+
+
+@triton.jit
 def convolve_back(
     x_ptr,
     weight_ptr,
@@ -317,12 +330,143 @@ def convolve_back(
     size: tl.constexpr = OUT * (9 * IN + 3)
     row_ptr = partials_ptr + (image * tl.num_programs(0) + tl.program_id(0)) * size
     store_sums(sums, row_ptr, first, IN, OUT, S, N)
-    # The image's sums are also the normalisation's gradients; one of its programs hands them in.
-    share = tl.where(tl.program_id(0) == 0, 1.0, 0.0)
-    channel = tl.arange(0, N)
-    norms_ptr = row_ptr + OUT * (9 * IN + 1) + channel
-    tl.store(norms_ptr, sum_product * share, mask=channel < OUT)
-    tl.store(norms_ptr + OUT, sum_inner * share, mask=channel < OUT)
+    hand_in_norms(row_ptr, sum_inner, sum_product, IN, OUT, N)
+
+
+@triton.jit
+def split_four(values, P: tl.constexpr):
+    """(P, 4) → its four columns, (P,) each."""
+    even, odd = tl.split(tl.reshape(values, (P, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def join_four(values, P: tl.constexpr):
+    """Four (P,) → (P, 4)."""
+    even = tl.join(values[0], values[2])
+    odd = tl.join(values[1], values[3])
+    return tl.reshape(tl.join(even, odd), (P, 4))
+
+
+@triton.jit
+def pick(values, index, N: tl.constexpr):
+    """(N,) → its number ``index``."""
+    return tl.sum(tl.where(tl.arange(0, N) == index, values, 0.0), 0)
+
+
+@triton.constexpr_function
+def neighbour(place: int, tap: int) -> int:
+    """Which of the 4×4 pixels around a window is neighbour ``tap`` of its pixel ``place``."""
+    return (place // 2 + tap // 3) * 4 + place % 2 + tap % 3
+
+
+@triton.jit
+def load_patch(x_ptr, image, row, column, inside, height, width, IN: tl.constexpr, P: tl.constexpr):
+    """(P,) windows → tuple of the 4·4·IN numbers around each, (P,) float32."""
+    corner = ((image * height + row - 1) * width + column - 1) * IN
+    patch = ()
+    for y in tl.static_range(4):
+        down = inside & (row + y >= 1) & (row + y <= height)
+        start = x_ptr + (corner + y * width * IN)
+        for x in tl.static_range(4):
+            keep = down & (column + x >= 1) & (column + x <= width)
+            for c in tl.static_range(IN):
+                value = tl.load(start + (x * IN + c), mask=keep, other=0.0)
+                patch = patch + (value.to(tl.float32),)
+    return patch
+
+
+@triton.jit
+def convolve_picture_back(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    norm_ptr,
+    norm_weight_ptr,
+    inner_ptr,
+    place_ptr,
+    inner_partials_ptr,
+    partials_ptr,
+    height,
+    width,
+    inner_blocks,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+):
+    """As ``convolve_back`` without the input's gradient, for the few channels of a picture.
+
+    A thread keeps a window, the gradients of four output channels' weights (the third axis tells
+    which four) and nothing but plain products; no matrix is wide enough to be worth gathering.
+    """
+    image, first = tl.program_id(1), tl.program_id(2) * 4
+    half = width // 2
+    pooled = height // 2 * half
+    mean, rstd = load_norm(norm_ptr, image, N, OUT)
+    weight = load_channels(norm_weight_ptr, N, OUT)
+    sum_inner, sum_product = read_sums(inner_partials_ptr, image, inner_blocks, N, OUT)
+    members = 4.0 * pooled * (OUT // GROUPS)
+    slope = -rstd * rstd * group_totals(weight * sum_product, OUT // GROUPS) / members
+    shift = -rstd * group_totals(weight * sum_inner, OUT // GROUPS) / members - slope * mean
+    scale = rstd * weight
+
+    four = tl.arange(0, 4)[None, :]
+    sums = ()  # by neighbour, input and output channel; at the end of the bias
+    for _ in tl.static_range(36 * IN + 4):
+        sums = sums + (tl.zeros((P,), tl.float32),)
+    block = tl.program_id(0)
+    while block * P < pooled:
+        window = block * P + tl.arange(0, P)
+        inside = window < pooled
+        row = window // half * 2
+        column = window % half * 2
+        patch = load_patch(x_ptr, image, row, column, inside, height, width, IN, P)
+        here = ((image * pooled + window) * OUT + first)[:, None] + four
+        inner = split_four(tl.load(inner_ptr + here, mask=inside[:, None], other=0.0), P)
+        place = split_four(tl.load(place_ptr + here, mask=inside[:, None], other=0).to(tl.int32), P)
+        # The block takes part so that the weights are loaded again: registers are too few for all.
+        weights_ptr = weight_ptr + tl.minimum(block, 0) + first * IN * 9
+        grads = ()
+        for out in tl.static_range(4):
+            bias = tl.zeros((P,), tl.float32) + tl.load(bias_ptr + first + out)
+            raw = (bias, bias, bias, bias)
+            for k in tl.static_range(9 * IN):
+                factor = tl.load(weights_ptr + (out * IN + k % IN) * 9 + k // IN)
+                new = ()
+                for at in tl.static_range(4):
+                    value = patch[neighbour(at, k // IN) * IN + k % IN]
+                    new = new + (tl.fma(value, factor, raw[at]),)
+                raw = new
+            chosen = pick(scale, first + out, N) * inner[out]
+            for at in tl.static_range(4):
+                grad = pick(shift, first + out, N) + pick(slope, first + out, N) * raw[at]
+                grad += tl.where(place[out] == at, chosen, 0.0)
+                grads = grads + (tl.where(inside, grad, 0.0),)
+        new = ()
+        for k in tl.static_range(9 * IN):
+            for out in tl.static_range(4):
+                total = sums[4 * k + out]
+                for at in tl.static_range(4):
+                    value = patch[neighbour(at, k // IN) * IN + k % IN]
+                    total = tl.fma(value, grads[4 * out + at], total)
+                new = new + (total,)
+        for out in tl.static_range(4):
+            total = grads[4 * out] + grads[4 * out + 1] + grads[4 * out + 2] + grads[4 * out + 3]
+            new = new + (sums[36 * IN + out] + total,)
+        sums = new
+        block += tl.num_programs(0)
+
+    size: tl.constexpr = OUT * (9 * IN + 3)
+    row_ptr = partials_ptr + (image * tl.num_programs(0) + tl.program_id(0)) * size
+    each = first + tl.arange(0, 4)
+    for k in tl.static_range(9 * IN):
+        total = tl.sum(join_four(sums[4 * k : 4 * k + 4], P), 0)
+        tl.store(row_ptr + (each * IN + k % IN) * 9 + k // IN, total)
+    tl.store(row_ptr + OUT * 9 * IN + each, tl.sum(join_four(sums[36 * IN :], P), 0))
+    hand_in_norms(row_ptr, sum_inner, sum_product, IN, OUT, N)
 
 
 @triton.jit
@@ -536,7 +680,7 @@ class _ConvHalve(torch.autograd.Function):
         out = weight.shape[0]
         shape = (batch, height // 2, width // 2, out)
         pixels = shape[1] * shape[2]
-        side = choose_side(channels, 32)
+        side = choose_side(channels, 32)  # with more, registers spill
         windows = 2 * WINDOWS if channels < 8 else WINDOWS  # few channels leave registers free
         blocks = triton.cdiv(pixels, windows)
         pooled = x.new_empty(shape, dtype=dtype)
@@ -608,22 +752,33 @@ class _ConvHalve(torch.autograd.Function):
             P=ELEMENTS // padded,
             num_warps=4,
         )
+        size = weight.numel() + 3 * out
+        sources = (x, weight, bias, norm, norm_weight, inner, place, inner_partials)
+        if channels <= 3 and not ctx.needs_input_grad[0]:
+            most = max(1, PROGRAMS // (batch * (out // 4)))
+            programs = min(triton.cdiv(pixels, PICTURE), most)
+            partials = x.new_empty((batch * programs, size), dtype=torch.float32)
+            convolve_picture_back[(programs, batch, out // 4)](
+                *sources,
+                partials,
+                height,
+                width,
+                inner_blocks,
+                IN=channels,
+                OUT=out,
+                N=padded,
+                P=PICTURE,
+                num_warps=4,
+            )
+            return None, *_split_gradients(partials, weight), None, None, None
         wants_x = ctx.needs_input_grad[0]
         raw_grad = x.new_empty((batch, height, width, out)) if wants_x else x
         padded = pad_channels(out)
         span, shares = choose_span(channels, padded)
         programs = min(triton.cdiv(pixels, POOLED_BACK), triton.cdiv(PROGRAMS, batch))
-        size = weight.numel() + 3 * out
         partials = x.new_empty((batch * programs, size), dtype=torch.float32)
         convolve_back[(programs, batch, shares)](
-            x,
-            weight,
-            bias,
-            norm,
-            norm_weight,
-            inner,
-            place,
-            inner_partials,
+            *sources,
             raw_grad,
             partials,
             height,
@@ -640,8 +795,14 @@ class _ConvHalve(torch.autograd.Function):
             num_warps=4,
         )
         grad_x = convolve_all(raw_grad, weight, None, x.dtype) if wants_x else None
-        grads = partials.sum(0).split([weight.numel(), out, out, out])
-        return grad_x, grads[0].view(weight.shape), *grads[1:], None, None, None
+        return grad_x, *_split_gradients(partials, weight), None, None, None
+
+
+def _split_gradients(partials: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """Add up (programs, numbers) to the gradients of the convolution and the normalisation."""
+    out = weight.shape[0]
+    grads = partials.sum(0).split([weight.numel(), out, out, out])
+    return grads[0].view(weight.shape), *grads[1:]
 
 
 class _NormHalve(torch.autograd.Function):
@@ -726,9 +887,7 @@ def conv_halve(
         (batch, height / 2, width / 2, out).
     """
     keep = torch.is_grad_enabled()  # what backward needs
-    return _ConvHalve.apply(
-        x, weight, bias, norm_weight, norm_bias, eps, dtype or x.dtype, keep
-    )
+    return _ConvHalve.apply(x, weight, bias, norm_weight, norm_bias, eps, dtype or x.dtype, keep)
 
 
 def norm_halve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
