@@ -22,7 +22,11 @@ SIZE = 64
 def save_network(folder: Path, seed: int = 0, **model: object) -> RunSpec:
     run = RunSpec(model=ModelSpec(init="mamba", **model), data=DataSpec(image_size=SIZE))
     torch.manual_seed(seed)
-    save_weights(folder / WEIGHTS, UltraLightVMUNet(run.model), run, {"note": "drawn by lot"})
+    network = UltraLightVMUNet(run.model)
+    for norm in (*network.encoder_norms, *network.decoder_norms):
+        torch.nn.init.normal_(norm.weight)  # type: ignore[arg-type]  # of both signs
+        torch.nn.init.normal_(norm.bias)  # type: ignore[arg-type]
+    save_weights(folder / WEIGHTS, network, run, {"note": "drawn by lot"})
     return run
 
 

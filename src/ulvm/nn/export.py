@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from onnxscript import opset18 as opset
 from torch import Tensor, nn
 
 from ulvm import synthetic
@@ -83,7 +84,7 @@ def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str,
     size = run.data.image_size
     example = torch.randint(0, 256, (2, size, size, run.model.in_channels), dtype=torch.uint8)
     free = {"image_rgb": {0: torch.export.Dim("batch", min=1)}}
-    model = trace_onnx(module, example, "image_rgb", opset=OPSET, dynamic_shapes=free)
+    model = trace_onnx(module, example, "image_rgb", opset_version=OPSET, dynamic_shapes=free)
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
         del part.metadata_props[:]  # the exporter's traces: paths of this machine
     for node in model.graph.node:
@@ -101,7 +102,7 @@ def trace_onnx(
     example: Tensor,
     input_name: str,
     *,
-    opset: int,
+    opset_version: int,
     dynamic_shapes: dict[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """A module of one input as an ONNX model whose output is named ``probability``.
@@ -110,7 +111,7 @@ def trace_onnx(
         module: In evaluation mode.
         example: An input; its shape is fixed but for ``dynamic_shapes``, as for torch.onnx.
         input_name: Of the graph's input.
-        opset: ONNX operator set.
+        opset_version: ONNX operator set.
         dynamic_shapes: Free axes of the input, by name.
     """
     with torch.no_grad(), _quiet():
@@ -118,14 +119,21 @@ def trace_onnx(
             module,
             (example,),
             dynamo=True,
-            opset_version=opset,
+            opset_version=opset_version,
             input_names=[input_name],
             output_names=["probability"],
             dynamic_shapes=dynamic_shapes,
+            custom_translation_table={torch.ops.aten.gelu.default: _gelu},
             verbose=False,
         )
     assert program is not None
     return program.model_proto
+
+
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    """x · Φ(x), in the order of factors that ONNX Runtime recognises and runs as one operator."""
+    one_and_erf = opset.Add(opset.Erf(opset.Div(x, 2**0.5)), 1.0)
+    return opset.Mul(opset.Mul(x, one_and_erf), 0.5)
 
 
 def largest_difference(

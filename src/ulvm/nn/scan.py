@@ -99,13 +99,15 @@ def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     if torch.is_grad_enabled() and any(each.requires_grad for each in operands):
         y: Tensor = _ChunkedScan.apply(*operands, chunks)
     else:
-        y = _forward_chunks(*operands, chunks)[0]
-    return _from_lanes(y[:, 0], batch, chunks)[:, :length]
+        y = _infer_chunks(*operands, chunks)
+    sequence = _from_lanes(y[:, 0], batch, chunks)
+    return sequence if chunk * chunks == length else sequence[:, :length]
 
 
 def _to_lanes(sequence: Tensor, chunk: int, chunks: int) -> Tensor:
     batch, length, width = sequence.shape
-    padded = F.pad(sequence, (0, 0, 0, chunk * chunks - length))
+    missing = chunk * chunks - length
+    padded = F.pad(sequence, (0, 0, 0, missing)) if missing else sequence
     # One transposition of a matrix, which every runtime does fast.
     return padded.reshape(batch * chunks, chunk * width).t().reshape(chunk, width, batch * chunks)
 
@@ -136,6 +138,25 @@ def _forward_chunks(
         reaches = torch.exp(A * delta.cumsum(0))  # what is left of the carried state
         states = torch.addcmul(states, reaches, _carry(reaches[-1:], states[-1:], chunks))
     return (C * states).sum(1, keepdim=True), decays, states
+
+
+def _infer_chunks(x: Tensor, delta: Tensor, B: Tensor, C: Tensor, A: Tensor, chunks: int) -> Tensor:
+    """The outputs of ``_forward_chunks`` step by step, for arrays that stay in a cache."""
+    decays = [torch.exp(A * step) for step in delta.split(1)]  # (1, state, inner, lane) each
+    entering = [b * u for b, u in zip(B.split(1), (delta * x).split(1), strict=True)]
+    steps = list(zip(decays, entering, strict=True))
+    if chunks > 1:
+        last = entering[0]
+        for decay, enters in steps[1:]:
+            last = torch.addcmul(enters, decay, last)
+        state = _carry(torch.exp(A * delta.sum(0, keepdim=True)), last, chunks)
+    else:
+        state = torch.zeros_like(entering[0])
+    outputs = []
+    for (decay, enters), c in zip(steps, C.split(1), strict=True):
+        state = torch.addcmul(enters, decay, state)
+        outputs.append((c * state).sum(1, keepdim=True))
+    return torch.cat(outputs)
 
 
 def _recur(decays: Tensor, entering: Tensor) -> Tensor:

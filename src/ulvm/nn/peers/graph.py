@@ -40,6 +40,6 @@ def build_graph(module: ImageToProbability, size: int) -> bytes:
         ``probability``, float32 (1, 1, size, size).
     """
     example = torch.rand(1, 3, size, size) * 255
-    model = trace_onnx(module, example, "image", opset=OPSET)
+    model = trace_onnx(module, example, "image", opset_version=OPSET)
     onnx.checker.check_model(model)
     return model.SerializeToString()
