@@ -46,6 +46,7 @@ async function load() {
     : 1;
   session = await ort.InferenceSession.create(new Uint8Array(model), {
     executionProviders: ["wasm"],
+    graphOptimizationLevel: "disabled", // the graph is lean; rewriting it takes longer
     logSeverityLevel: 3,
   });
   await infer(new Uint8Array(SIZE * SIZE * 3)); // the first run also compiles
