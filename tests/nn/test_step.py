@@ -110,7 +110,7 @@ def test_a_stored_learner_goes_on_the_same() -> None:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_stays_finite_for_200_steps(precision: str) -> None:
-    part = drawn_part(4, 64)
+    part = drawn_part(4, 32)
     recipe = TrainSpec(
         batch_size=1,
         learning_rate=2e-3,

@@ -53,7 +53,7 @@ def assert_close(name: str, result: Tensor, expected: Tensor, tolerance: float) 
         (70, 12, 8, {"branches": 2}),  # three chunks, the last not full
         (16, 64, 48, {}),  # padded inner 32
         (40, 8, 8, {"branches": 1, "d_state": 8, "d_conv": 3, "expand": 1}),
-        (17, 40, 12, {"branches": 2, "d_state": 4}),  # rank 2
+        (17, 40, 12, {"branches": 2, "d_state": 4, "expand": 1}),  # rank 2
     ],
 )
 def test_values_and_gradients(
