@@ -68,7 +68,7 @@ $(RUNTIME)/ort.wasm.min.mjs: web/package-lock.json
 .venv-test/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python $(CONSTRAINED) torch
-	.venv-test/bin/python $(CONSTRAINED) --editable '.[train,tensorboard]' pytest pytest-xdist playwright ruff mypy \
+	.venv-test/bin/python $(CONSTRAINED) --editable '.[train,tensorboard,ncnn]' pytest pytest-xdist playwright ruff mypy \
 		'triton; platform_system == "Linux"'
 	touch $@
 

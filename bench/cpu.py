@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import tables
 import torch
 
 from ulvm import segmenter
@@ -167,24 +168,6 @@ def runner(entry: Entry, threads: int) -> Callable[[], object]:
     return lambda: session.run(None, entry.feed)
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown: medians, the range of the rounds' medians, and multiples of ours."""
-    columns = [f"threads: {count}, ms" for count in result["threads"]]
-    lines = [
-        "| " + " | ".join(["model", "parameters", *columns]) + " |",
-        "|---" * (2 + len(columns)) + "|",
-    ]
-    ours = result["models"][0]["threads"]
-    for row in result["models"]:
-        cells = [row["name"], f"{row['parameters']:,}"]
-        for count, at in row["threads"].items():
-            multiple = at["median_ms"] / ours[count]["median_ms"]
-            spread = f"{at['lowest_round_ms']:.2f}–{at['highest_round_ms']:.2f}"
-            cells.append(f"{at['median_ms']:.2f} ({spread}), {multiple:.2f} × ours")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Build, time, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -224,7 +207,7 @@ def main() -> None:
     write_atomically(
         options.out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode()
     )
-    print(table(result))
+    print(tables.cpu(options.out))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_RESULTS = ROOT / "bench" / "results"
+CPU_RESULT = GPU_RESULTS / "cpu.json"
 DOCUMENTS = ("README.md", "REPRODUCE.md", "src/ulvm/weights/MODEL_CARD.md")
 
 
@@ -93,6 +94,31 @@ FASTEST_GOAL = 80_000  # images a second at the batch size below
 FASTEST_BATCH = "256"
 AGREEING = 0.999  # pooled Dice between the masks of a lower precision and those of float32
 MEMORY_GOAL_GIB = 2
+
+
+def cpu(path: Path = CPU_RESULT) -> str:
+    """Times of the model and its peers, the spread of the rounds' medians, multiples of ours."""
+    result = json.loads(path.read_text())
+    columns = [f"{count} thread{'s' * (count > 1)}, ms" for count in result["threads"]]
+    rows = [
+        "| " + " | ".join(["model", "parameters", *columns]) + " |",
+        "|---" * (2 + len(columns)) + "|",
+    ]
+    ours = result["models"][0]["threads"]
+    for row in result["models"]:
+        cells = [row["name"], f"{row['parameters']:,}"]
+        for count, at in row["threads"].items():
+            multiple = at["median_ms"] / ours[count]["median_ms"]
+            spread = f"{at['lowest_round_ms']:.2f}–{at['highest_round_ms']:.2f}"
+            cells.append(f"{at['median_ms']:.2f} ({spread}), {multiple:.2f} × ours")
+        rows.append("| " + " | ".join(cells) + " |")
+    versions, where = result["versions"], result["machine"]
+    rows += [
+        "",
+        f"{result['what']}; {where['processor']}, {where['cores']} cores, ONNX Runtime "
+        f"{versions['onnxruntime']}, {result['date']}.",
+    ]
+    return "\n".join(rows)
 
 
 def gpu(folder: Path = GPU_RESULTS) -> str:
@@ -229,7 +255,12 @@ def verdict(goal: str, reached: bool) -> str:
     return f"{goal}: {'reached' if reached else 'missed'}"
 
 
-TABLES: dict[str, Callable[[], str]] = {"bundled": bundled, "published": published, "gpu": gpu}
+TABLES: dict[str, Callable[[], str]] = {
+    "bundled": bundled,
+    "published": published,
+    "cpu": cpu,
+    "gpu": gpu,
+}
 
 
 def fill(text: str) -> str:

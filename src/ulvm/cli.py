@@ -371,14 +371,26 @@ def _load_model(model: str, device: str) -> Any:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
-def export(run: Path, out: Path) -> None:
-    """Write the weights of RUN as ONNX, checked against torch, with model.json beside it."""
-    from ulvm.nn.export import SIDE_FILE, export
+@click.option(
+    "--target",
+    type=click.Choice(["executorch", "litert", "ncnn", "openvino"]),
+    help="A phone's runtime; else ONNX.",
+)
+def export(run: Path, out: Path, target: str | None) -> None:
+    """Write the weights of RUN as ONNX, checked against torch, with model.json beside it.
 
-    side = export(run, out)
+    With --target, for a runtime on phones; each needs the extra of its name. OUT ends in .pte
+    (executorch), .tflite (litert), .ncnn.param (ncnn) or .xml (openvino); the last two write a
+    .bin beside it.
+    """
+    from ulvm.nn.export import OPSET, SIDE_FILE
+    from ulvm.nn.export import export as export_onnx
+    from ulvm.nn.targets import export_for
+
+    side = export_for(target, run, out) if target else export_onnx(run, out)
     click.echo(
-        f"{out}: {side['bytes'] / 1000:.0f} kB, opset {side['opset']}, differs from torch by "
-        f"{side['largest_difference_from_torch']:.1e} at most; {out.parent / SIDE_FILE}"
+        f"{out}: {side['bytes'] / 1000:.0f} kB, {target or f'opset {OPSET}'}, differs from torch "
+        f"by {side['largest_difference_from_torch']:.1e} at most; {out.parent / SIDE_FILE}"
     )
 
 
