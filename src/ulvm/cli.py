@@ -84,7 +84,10 @@ def predict(
     from ulvm.predict import find_images
     from ulvm.segmenter import load
 
-    _predict(load(model), find_images(paths), out_dir, overlay, as_json, threshold)
+    sources = find_images(paths)
+    # Several pictures are worked on side by side, so one thread each is enough.
+    segmenter = load(model, threads=1 if len(sources) > 1 else None)
+    _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
 
 
 @main.command()

@@ -282,7 +282,7 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> No
         InputError: The folder cannot be written.
     """
     if array.dtype == np.bool_:
-        array = np.where(array, np.uint8(255), np.uint8(0))
+        array = np.negative(array.view(np.uint8))  # 1 becomes 255
     signature = PngImagePlugin.PngInfo()
     signature.add_text("Software", "ulvm")
     content = io.BytesIO()
