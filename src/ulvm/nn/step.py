@@ -20,6 +20,7 @@ from torch import Tensor
 from ulvm.nn.augment import Part, augment
 from ulvm.nn.distributed import Processes
 from ulvm.nn.epoch import Epoch, draw_epoch
+from ulvm.nn.fused.check import use_kernels_if_right
 from ulvm.nn.graph import record
 from ulvm.nn.loss import segmentation_loss, targets_of
 from ulvm.nn.model import UltraLightVMUNet
@@ -163,6 +164,9 @@ class Steps:
         full, last = divmod(len(part), recipe.batch_size)
         self._counts = [recipe.batch_size] * full + [last] * (last > 0)
         self._batch_size = recipe.batch_size
+        if learner.device.type == "cuda":
+            first = torch.arange(min(recipe.batch_size, len(part)), device=learner.device)
+            use_kernels_if_right(learner.model, part.normalised(first), part.soft_masks(first))
         self._step = {count: self._make_step(count) for count in set(self._counts)}
 
     def run(self, epoch: Epoch) -> Iterator[int]:

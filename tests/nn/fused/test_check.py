@@ -1,0 +1,54 @@
+"""The comparison before training, with a network that is wrong on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ulvm.nn import fused
+from ulvm.nn.fused.check import use_kernels_if_right
+
+
+class Network(nn.Module):
+    """One convolution, whose 'kernels' weigh their gradient wrongly."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 1)
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.conv(images)
+        wrong = logits.detach() + (logits - logits.detach()) * self.factor
+        return wrong if fused.enabled else logits
+
+
+@pytest.fixture(autouse=True)
+def enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "enabled", True)
+    monkeypatch.setattr(fused, "compiling_ahead", contextlib.nullcontext)
+
+
+def check(factor: float) -> None:
+    torch.manual_seed(0)
+    use_kernels_if_right(Network(factor), torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8).round())
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_right_kernels_stay(factor: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(factor)
+    assert fused.enabled
+
+
+@pytest.mark.parametrize("factor", [1.1, 0.0, math.nan])
+def test_wrong_kernels_are_switched_off(factor: float) -> None:
+    with pytest.warns(UserWarning, match="plain torch is used"):
+        check(factor)
+    assert not fused.enabled
