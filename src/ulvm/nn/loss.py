@@ -24,11 +24,10 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     Source: the released code's ``BceDiceLoss`` with both weights 1, for one class; the mean
     over classes of the same for more.
     """
-    if logits.shape[1] == 1 and logits.dtype == torch.float32 and kernels_for(logits):
-        from ulvm.nn.fused.loss import bce_dice  # needs Triton
-
-        return bce_dice(logits, masks)
-    if logits.shape[1] == 1:
+    binary = logits.shape[1] == 1
+    if binary and logits.dtype == torch.float32 and (kernels := kernels_for(logits)):
+        return kernels.bce_dice(logits, masks)
+    if binary:
         truth = masks[:, None].to(logits.dtype)  # (batch, 1, height, width)
         entropy = F.binary_cross_entropy_with_logits(logits, truth)
     else:

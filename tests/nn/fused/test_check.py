@@ -31,6 +31,7 @@ class Network(nn.Module):
 @pytest.fixture(autouse=True)
 def enabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "enabled", True)
+    monkeypatch.setattr(fused, "kernels_for", lambda images: fused if fused.enabled else None)
     monkeypatch.setattr(fused, "compiling_ahead", contextlib.nullcontext)
 
 

@@ -35,12 +35,14 @@ from ulvm.nn.fused.norms import (
     gelu,
     gelu_slope,
     group_totals,
+    load_channels,
     load_norm,
     read_norm,
     read_sums,
     save_norm,
     write_sums,
 )
+from ulvm.nn.fused.sums import sum_partials
 
 # Pooled pixels of a block on the way back: there are four rows for each, and wgmma wants 64.
 POOLED_BACK = 16
@@ -94,13 +96,6 @@ def to_place(values, place, P: tl.constexpr, N: tl.constexpr):
     """(P, N) values and places → (4·P, N), each value at its place and zeros elsewhere."""
     each = tl.arange(0, 4)[:, None, None]
     return tl.reshape(tl.where(each == place[None, :, :], values[None, :, :], 0.0), (4 * P, N))
-
-
-@triton.jit
-def load_channels(pointer, N: tl.constexpr, CHANNELS: tl.constexpr):
-    """(N,) parameters of the channels, zero for padding."""
-    channel = tl.arange(0, N)
-    return tl.load(pointer + channel, mask=channel < CHANNELS, other=0.0)
 
 
 @triton.jit
@@ -801,7 +796,8 @@ class _ConvHalve(torch.autograd.Function):
 def _split_gradients(partials: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """Add up (programs, numbers) to the gradients of the convolution and the normalisation."""
     out = weight.shape[0]
-    grads = partials.sum(0).split([weight.numel(), out, out, out])
+    (totals,) = sum_partials(partials)
+    grads = totals.split([weight.numel(), out, out, out])
     return grads[0].view(weight.shape), *grads[1:]
 
 
@@ -852,8 +848,8 @@ class _NormHalve(torch.autograd.Function):
             P=pooled,
             num_warps=8,
         )
-        grad_weight, grad_bias = partials.sum(0)
-        return grad_x, grad_weight, grad_bias, None
+        (totals,) = sum_partials(partials.flatten(1))
+        return grad_x, *totals.split(channels), None
 
 
 def _choose_group(pixels: int, channels: int) -> tuple[int, int]:

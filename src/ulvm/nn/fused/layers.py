@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from ulvm.nn.fused import bridge as bridges
 from ulvm.nn.fused import conv, halve, merge, pvm
 from ulvm.nn.fused.gather import gather_nearest as gather_nearest
-
-if TYPE_CHECKING:
-    from ulvm.nn.model import PVMLayer, SkipBridge
+from ulvm.nn.fused.loss import bce_dice as bce_dice
+from ulvm.nn.model import Mamba, PVMLayer, SkipBridge
 
 
 def halve_conv(block: nn.Conv2d, norm: nn.GroupNorm, features: Tensor) -> Tensor:
     """3×3 convolution, GroupNorm, 2×2 maximum, GELU: half the height and width."""
     y = halve.conv_halve(
         _last(features),
-        block.weight.contiguous(),  # a channels-last network has other strides
+        _weight(block),
         _bias(block),
         norm.weight,
         norm.bias,
@@ -36,7 +35,7 @@ def halve_norm(norm: nn.GroupNorm, features: Tensor) -> Tensor:
 
 def convolve(block: nn.Conv2d, features: Tensor) -> Tensor:
     """3×3 convolution."""
-    return _first(conv.conv(_last(features), block.weight.contiguous(), _bias(block)))
+    return _first(conv.conv(_last(features), _weight(block), _bias(block)))
 
 
 def merge_norm(norm: nn.GroupNorm, features: Tensor, skip: Tensor, *, doubled: bool) -> Tensor:
@@ -54,7 +53,7 @@ def double_head(head: nn.Conv2d, features: Tensor) -> Tensor:
 
 def fits_pvm(layer: PVMLayer) -> bool:
     """Whether the kernels cover this layer: the plain Mamba, not a bidirectional or 2-D one."""
-    return type(layer.mixer).__name__ == "Mamba"
+    return type(layer.mixer) is Mamba
 
 
 def run_pvm(layer: PVMLayer, features: Tensor) -> Tensor:
@@ -91,7 +90,7 @@ def run_bridge(module: SkipBridge, skips: list[Tensor]) -> list[Tensor]:
     channel: Any = module.channel
     bridged = bridges.bridge(
         [_last(skip) for skip in skips],
-        None if spatial is None else spatial.conv.weight.contiguous(),
+        None if spatial is None else _weight(spatial.conv),
         None if spatial is None else spatial.conv.bias,
         None if channel is None else channel.conv.weight,
         None if channel is None else [head.weight for head in channel.heads],
@@ -103,6 +102,10 @@ def run_bridge(module: SkipBridge, skips: list[Tensor]) -> list[Tensor]:
 def _activation_type(features: Tensor) -> torch.dtype:
     kind = features.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
+
+
+def _weight(block: nn.Conv2d) -> Tensor:
+    return block.weight.contiguous()  # a channels-last network has other strides
 
 
 def _bias(block: nn.Conv2d) -> Tensor:

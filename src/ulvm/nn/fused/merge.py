@@ -22,6 +22,7 @@ from ulvm.nn.fused.norms import (
     gelu,
     gelu_slope,
     group_totals,
+    load_channels,
     load_norm,
     read_norm,
     read_sums,
@@ -29,6 +30,7 @@ from ulvm.nn.fused.norms import (
     write_block,
     write_sums,
 )
+from ulvm.nn.fused.sums import sum_partials
 
 # A tile of 2048 numbers is 8 a thread: the four neighbours, skip and result fit the registers.
 _TILE = 2048
@@ -193,7 +195,8 @@ class _HeadDouble(torch.autograd.Function):
         _head_d_x[(blocks, batch)](
             x, weight, grad.contiguous(), d_x, partials, height, width, classes, **sizes
         )
-        d_weight, d_bias = partials.sum(0).split([classes * channels, classes])
+        (totals,) = sum_partials(partials)
+        d_weight, d_bias = totals.split([classes * channels, classes])
         return d_x, d_weight.view_as(weight), d_bias
 
 
@@ -229,13 +232,6 @@ def _read(ptr, pixel, keep, C: tl.constexpr, CHANNELS: tl.constexpr):
     """float32 (pixels, C) of an activation; zero outside."""
     offset, mask = _place(pixel, keep, C, CHANNELS)
     return tl.load(ptr + offset, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _read_channels(ptr, C: tl.constexpr, CHANNELS: tl.constexpr):
-    """(C,) parameters, one for each channel; zero for padding."""
-    channel = tl.arange(0, C)
-    return tl.load(ptr + channel, mask=channel < CHANNELS, other=0.0)
 
 
 @triton.jit
@@ -329,8 +325,8 @@ def _merge(
         mean, rstd = read_norm(partials_ptr, image, blocks, PIXELS, pixels, eps, C, CHANNELS)
     if tl.program_id(0) == 0:
         save_norm(norms_ptr, image, mean, rstd, C, CHANNELS)
-    scale = rstd * _read_channels(weight_ptr, C, CHANNELS)
-    bias = _read_channels(bias_ptr, C, CHANNELS)
+    scale = rstd * load_channels(weight_ptr, C, CHANNELS)
+    bias = load_channels(bias_ptr, C, CHANNELS)
     if DOUBLED:
         pixels *= 4
     tile = tl.program_id(0) * tiles
@@ -369,8 +365,8 @@ def _merge_d_up(
     """
     image = tl.program_id(1)
     mean, rstd = load_norm(norms_ptr, image, C, CHANNELS)
-    weight = _read_channels(weight_ptr, C, CHANNELS)
-    bias = _read_channels(bias_ptr, C, CHANNELS)
+    weight = load_channels(weight_ptr, C, CHANNELS)
+    bias = load_channels(bias_ptr, C, CHANNELS)
     pixels = height * width
     if DOUBLED:
         pixels *= 4
@@ -464,7 +460,7 @@ def _merge_d_x(
             d_normal = _read(d_up_ptr, image * pixels + pixel, keep, C, CHANNELS)
 
         mean, rstd = load_norm(norms_ptr, image, C, CHANNELS)
-        weight = _read_channels(weight_ptr, C, CHANNELS)
+        weight = load_channels(weight_ptr, C, CHANNELS)
         sums, products = read_sums(partials_ptr, image, blocks, C, CHANNELS)
         GROUP: tl.constexpr = CHANNELS // 4
         count = (pixels * GROUP).to(tl.float32)
@@ -499,7 +495,7 @@ def _head(
     up = _read_up(x_ptr, image, pixel, keep, height, width, C, CHANNELS, True)
     of_class = 0
     while of_class < classes:
-        weight = _read_channels(weight_ptr + of_class * CHANNELS, C, CHANNELS)
+        weight = load_channels(weight_ptr + of_class * CHANNELS, C, CHANNELS)
         logits = tl.sum(up * weight[None, :], 1) + tl.load(bias_ptr + of_class)
         plane = (image * classes + of_class) * fine_pixels
         tl.store(logits_ptr + plane + pixel, logits, mask=keep)
@@ -534,7 +530,7 @@ def _head_d_x(
     while of_class < classes:
         plane = image * classes + of_class
         d_low = _read_up_transposed(grad_ptr, plane, pixel, keep, height, width, 1, 1)
-        d_x += d_low * _read_channels(weight_ptr + of_class * CHANNELS, C, CHANNELS)[None, :]
+        d_x += d_low * load_channels(weight_ptr + of_class * CHANNELS, C, CHANNELS)[None, :]
         d_weight = tl.sum(x * d_low, 0)
         tl.store(partials_ptr + of_class * CHANNELS + channel, d_weight, mask=channel < CHANNELS)
         tl.store(partials_ptr + classes * CHANNELS + of_class, tl.sum(d_low))

@@ -29,6 +29,13 @@ def gelu_slope(x):
 
 
 @triton.jit
+def load_channels(pointer, N: tl.constexpr, CHANNELS: tl.constexpr):
+    """(N,) parameters of the channels, zero for padding."""
+    channel = tl.arange(0, N)
+    return tl.load(pointer + channel, mask=channel < CHANNELS, other=0.0)
+
+
+@triton.jit
 def group_totals(per_channel, GROUP: tl.constexpr):
     """(C,) numbers → (C,) the sum over each channel's group of GROUP neighbours.
 
