@@ -17,7 +17,8 @@ def record(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], 
     """Record the GPU work of a function; the returned function replays it.
 
     Recording leaves no trace: the trial runs before it are undone. Tensors that the work reads
-    and writes keep their places, so change them in place only.
+    and writes keep their places, so change them in place only. They live as long as the returned
+    function, which holds ``work``.
 
     Args:
         work: Launches the same kernels on the same tensors at every call, and waits for none.
@@ -39,4 +40,8 @@ def record(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         work()
-    return graph.replay
+
+    def replay(_keeps_its_tensors: object = work) -> None:
+        graph.replay()
+
+    return replay

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from ulvm.nn.fused.sums import sum_partials
 
-ROWS, WARPS = 32, 4  # tokens and warps of one program that works on tokens, forward
-BACK_ROWS, BACK_WARPS = 16, 4  # the same, backward
+ROWS, WARPS = 16, 2  # tokens and warps of one program that works on tokens
 LANES = 16  # inner channels of one program that scans
 STEPS = 4  # steps whose operands are loaded together, and between two kept states
-PROGRAMS = 528  # of the kernels that sum parameter gradients: four on each multiprocessor
+PROGRAMS = 1056  # of the kernels that sum parameter gradients: eight on each multiprocessor
 SCANNERS = 1056  # programs that a scan should have at least: eight on each multiprocessor
 
 
@@ -65,7 +64,7 @@ class Sizes(NamedTuple):
     def group(self) -> int:
         return self.channels // self.branches
 
-    def for_tokens(self, rows: int, warps: int) -> dict[str, int]:
+    def for_tokens(self) -> dict[str, int]:
         """Keyword arguments of the kernels that work on tokens."""
         return {
             "CHANNELS": self.channels,
@@ -81,9 +80,9 @@ class Sizes(NamedTuple):
             "E": padded(self.inner),
             "N": padded(self.state),
             "O": padded(self.out),
-            "ROWS": rows,
+            "ROWS": ROWS,
             "LANES": LANES,
-            "num_warps": warps,
+            "num_warps": WARPS,
         }
 
     def for_scan(self) -> dict[str, int]:
@@ -166,12 +165,12 @@ class _PVM(torch.autograd.Function):
         mixed = scratch(batch, length, channels, dtype=kind)
         out = tokens.new_empty(batch, length, sizes.out)
 
-        forward = sizes.for_tokens(ROWS, WARPS)
+        on_tokens = sizes.for_tokens()
         useful = ROWS - (sizes.width - 1)  # the convolution needs the tokens before
         _operands_kernel[(triton.cdiv(rows, useful), branches)](
             tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.conv_bias, w.x_proj,
             w.dt_weight, w.dt_bias, inner, before, gate, delta, driven, B, C, rows, length, eps,
-            PRECISION=precision, **forward,
+            PRECISION=precision, **on_tokens,
         )  # fmt: skip
         grid = (sequences, chunks, E // LANES)
         if chunks > 1:
@@ -186,7 +185,7 @@ class _PVM(torch.autograd.Function):
         _mix_kernel[(triton.cdiv(rows, ROWS),)](
             tokens, w.norm_weight, w.norm_bias, w.D, w.out_proj, w.skip_scale, w.project_weight,
             w.project_bias, before, gate, y, mixed, out, rows, length, eps,
-            PRECISION=precision, **forward,
+            PRECISION=precision, **on_tokens,
         )  # fmt: skip
         if train:
             ctx.save_for_backward(
@@ -205,8 +204,8 @@ class _PVM(torch.autograd.Function):
         batch, length, channels = tokens.shape
         rows, sequences = batch * length, batch * sizes.branches
         chunks, blocks = triton.cdiv(length, chunk), padded(sizes.inner) // LANES
-        backward = sizes.for_tokens(BACK_ROWS, BACK_WARPS)
-        tiles = triton.cdiv(rows, BACK_ROWS)
+        on_tokens = sizes.for_tokens()
+        tiles = triton.cdiv(rows, ROWS)
 
         def scratch(*shape: int) -> Tensor:
             return tokens.new_empty(shape, dtype=torch.float32)
@@ -221,7 +220,7 @@ class _PVM(torch.autograd.Function):
         _mix_backward_kernel[(len(mix_partials),)](
             w.norm_weight, w.norm_bias, w.D, w.out_proj, w.project_weight, before, gate, y, mixed,
             grad_out.contiguous(), grad_mixed, grad_gate, grad_y, mix_partials, norm_partials,
-            rows, length, tiles, eps, **backward,
+            rows, length, tiles, eps, **on_tokens,
         )  # fmt: skip
 
         grid = (sequences, chunks, blocks)
@@ -242,19 +241,19 @@ class _PVM(torch.autograd.Function):
         )  # fmt: skip
 
         operand_sizes = [w.x_proj.numel(), w.dt_weight.numel(), sizes.inner]
-        branch_tiles = triton.cdiv(sequences * length, BACK_ROWS)
+        branch_tiles = triton.cdiv(sequences * length, ROWS)
         operand_partials = scratch(min(branch_tiles, PROGRAMS), sum(operand_sizes))
         grad_before = torch.empty_like(before)
         _operands_backward_kernel[(len(operand_partials),)](
             w.x_proj, w.dt_weight, w.D, before, delta, grad_y, grad_driven, grad_exponent, grad_B,
-            grad_C, grad_before, operand_partials, sequences * length, branch_tiles, **backward,
+            grad_C, grad_before, operand_partials, sequences * length, branch_tiles, **on_tokens,
         )  # fmt: skip
 
         grad_normal, grad_tokens = torch.empty_like(mixed), torch.empty_like(tokens)
         _tokens_backward_kernel[(len(token_partials),)](
             tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.skip_scale, inner,
             grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, token_partials,
-            norm_partials[len(mix_partials) :], rows, length, tiles, eps, **backward,
+            norm_partials[len(mix_partials) :], rows, length, tiles, eps, **on_tokens,
         )  # fmt: skip
 
         mix, A_log, operands, inputs, norm = sum_partials(
