@@ -32,6 +32,9 @@ def compare(layer: PVMLayer, tokens: Tensor, device: str, tolerance: float) -> N
     given = tokens.detach().to(device).requires_grad_()
     result = pvm.pvm(given, weights_of(layer), layer.norm.eps, layer.branches)
     assert_close("result", result, expected, tolerance)
+    with torch.no_grad():
+        result_alone = pvm.pvm(given, weights_of(layer), layer.norm.eps, layer.branches)
+    assert_close("result without a gradient", result_alone, expected, tolerance)
     loss = (result.float() * weigh.to(device)).sum()
     grads = torch.autograd.grad(loss, [given, *layer.parameters()])
     for name, grad, want in zip(["tokens", *names], grads, wanted, strict=True):
@@ -70,9 +73,17 @@ def test_values_and_gradients(
     compare(layer, tokens, device, 5e-5)
 
 
-def test_half_precision_tokens(device: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_half_precision_tokens(kind: torch.dtype, tolerance: float, device: str) -> None:
     layer = random_layer(24, 32)
-    compare(layer, torch.randn(1, 40, 24).bfloat16(), device, 2e-2)
+    compare(layer, torch.randn(1, 40, 24).to(kind), device, tolerance)
+
+
+def test_many_tokens(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pvm, "ENOUGH", 1)  # from here on, there are many
+    compare(random_layer(12, 8, branches=2), torch.randn(1, 32, 12), device, 5e-5)
 
 
 def test_comparison_notices_a_wrong_gradient(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 A sequence is one branch of one picture. The scan cuts each sequence into chunks; one warp walks
 through one chunk with the states of 16 inner channels in registers. As in ``nn/scan.py``, the
 state that enters a chunk is put together from what each earlier chunk adds to it. Backward starts
-from every fourth state, which forward keeps, and recomputes the three between.
+from every fourth state, which forward keeps, and recomputes the three between. Without a gradient,
+what the scan does not need is neither made nor stored, and the scan applies the gate as well.
 
-Arrays between the kernels are float32: *inner* arrays (sequence, length, E) and *state* arrays
-(sequence, length, N), E and N the inner width and the state size padded to powers of two.
+Arrays between the kernels are float32, or without a gradient of the tokens' type: *inner* arrays
+(sequence, length, E) and *state* arrays (sequence, length, N), E and N the inner width and the
+state size padded to powers of two.
 
 Source: arXiv 2403.20035, section 3.2; Gu & Dao 2023, arXiv 2312.00752, algorithm 2.
 """
@@ -24,10 +26,18 @@ from torch import Tensor
 from ulvm.nn.fused.sums import sum_partials
 
 ROWS, WARPS = 16, 2  # tokens and warps of one program that works on tokens
+MANY_ROWS = 32  # tokens of one forward, where that leaves enough programs
+ENOUGH = 1056  # of these programs: eight on each multiprocessor
 LANES = 16  # inner channels of one program that scans
 STEPS = 4  # steps whose operands are loaded together, and between two kept states
+MANY_STEPS = 8  # the first without a gradient, where more registers are free
 PROGRAMS = 1056  # of the kernels that sum parameter gradients: eight on each multiprocessor
+LONGEST = 1024  # steps of one scanning program at most
 SCANNERS = 1056  # programs that a scan should have at least: eight on each multiprocessor
+
+
+# How exact products are: float32, or ten bits, which those of half precision have.
+PRECISIONS = {torch.float32: "tf32x3", torch.float16: "half", torch.bfloat16: "tf32"}
 
 
 class Weights(NamedTuple):
@@ -64,8 +74,8 @@ class Sizes(NamedTuple):
     def group(self) -> int:
         return self.channels // self.branches
 
-    def for_tokens(self) -> dict[str, int]:
-        """Keyword arguments of the kernels that work on tokens."""
+    def for_tokens(self, rows: int) -> dict[str, int]:
+        """Keyword arguments of the kernels that work on tokens, ``rows`` in one program."""
         return {
             "CHANNELS": self.channels,
             "BRANCHES": self.branches,
@@ -80,20 +90,21 @@ class Sizes(NamedTuple):
             "E": padded(self.inner),
             "N": padded(self.state),
             "O": padded(self.out),
-            "ROWS": ROWS,
+            "ROWS": rows,
             "LANES": LANES,
             "num_warps": WARPS,
         }
 
-    def for_scan(self) -> dict[str, int]:
-        """Keyword arguments of the kernels that scan."""
+    def for_scan(self, steps: int, even: bool) -> dict[str, int]:
+        """Keyword arguments of the kernels that scan; ``even`` if all chunks are full."""
         return {
             "INNER": self.inner,
             "STATE": self.state,
             "E": padded(self.inner),
             "N": padded(self.state),
             "LANES": LANES,
-            "STEPS": STEPS,
+            "STEPS": steps,
+            "EVEN": even,
             "num_warps": 1,
         }
 
@@ -108,7 +119,12 @@ def padded(size: int) -> int:
 def choose_chunk(sequences: int, length: int, inner: int) -> int:
     """Steps of one scanning program: √length at least, more while enough programs are left."""
     steps = sequences * length * (padded(inner) // LANES) // SCANNERS
-    return max(min(128, padded(steps)), padded(math.isqrt(length)))
+    return min(max(padded(steps), padded(math.isqrt(length))), LONGEST, padded(length))
+
+
+def choose_rows(rows: int) -> int:
+    """Tokens of one program of a forward kernel."""
+    return MANY_ROWS if rows // MANY_ROWS >= ENOUGH else ROWS
 
 
 def pvm(tokens: Tensor, weights: Weights, eps: float, branches: int) -> Tensor:
@@ -144,13 +160,13 @@ class _PVM(torch.autograd.Function):
         batch, length, channels = tokens.shape
         rows, sequences = batch * length, batch * branches
         chunk = choose_chunk(sequences, length, sizes.inner)
-        chunks = triton.cdiv(length, chunk)
+        chunks, even = triton.cdiv(length, chunk), length % chunk == 0
         train = any(ctx.needs_input_grad)
         E, N = padded(sizes.inner), padded(sizes.state)
 
         # Only backward needs more than the tokens' own precision.
         kind = torch.float32 if train else tokens.dtype
-        precision = "tf32x3" if kind == torch.float32 else "tf32"
+        precision = PRECISIONS[kind]
 
         def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return tokens.new_empty(shape, dtype=dtype)
@@ -158,34 +174,41 @@ class _PVM(torch.autograd.Function):
         def operand(width: int) -> Tensor:
             return scratch(sequences, length, width, dtype=kind)
 
-        inner, before, gate, delta, driven, y = (operand(E) for _ in range(6))
+        # Without a gradient, ``driven`` is still without its step size, ``gate`` is after its SiLU,
+        # ``y`` is gated, and nothing reads ``before``.
+        inner, gate, delta, driven, y = (operand(E) for _ in range(5))
+        before = operand(E) if train else driven
         B, C = operand(N), operand(N)
-        ends, spans = scratch(sequences, chunks, N, E), scratch(sequences, chunks, E)
-        kept = scratch(sequences, triton.cdiv(length, STEPS) if train else 0, N, E)
+        ends, spans = scratch(sequences, chunks, E, N), scratch(sequences, chunks, E)
+        kept = scratch(sequences, triton.cdiv(length, STEPS) if train else 0, E, N)
         mixed = scratch(batch, length, channels, dtype=kind)
         out = tokens.new_empty(batch, length, sizes.out)
 
-        on_tokens = sizes.for_tokens()
-        useful = ROWS - (sizes.width - 1)  # the convolution needs the tokens before
-        _operands_kernel[(triton.cdiv(rows, useful), branches)](
+        tile = choose_rows(rows * branches)
+        tiles = triton.cdiv(rows, tile - (sizes.width - 1))  # it needs the tokens before as well
+        # A program does all branches of its tokens where that leaves enough programs.
+        _operands_kernel[(tiles, 1 if tiles >= ENOUGH else branches)](
             tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.conv_bias, w.x_proj,
             w.dt_weight, w.dt_bias, inner, before, gate, delta, driven, B, C, rows, length, eps,
-            PRECISION=precision, **on_tokens,
+            TAPS=triton.next_power_of_2(sizes.width), TRAIN=train, PRECISION=precision,
+            **sizes.for_tokens(tile),
         )  # fmt: skip
         grid = (sequences, chunks, E // LANES)
+        on_steps = sizes.for_scan(STEPS if train else MANY_STEPS, even)
         if chunks > 1:
-            _ends_kernel[grid](
+            _ends_kernel[(sequences, chunks - 1, E // LANES)](  # nothing follows the last
                 w.A_log, delta, driven, B, ends, spans, length, chunk,
-                **sizes.for_scan(),
+                TRAIN=train, **on_steps,
             )  # fmt: skip
         _scan_kernel[grid](
-            w.A_log, delta, driven, B, C, ends, spans, y, kept, length, chunk,
-            KEEP=train, **sizes.for_scan(),
+            w.A_log, w.D, delta, driven, B, C, None if train else gate, ends, spans, y, kept,
+            length, chunk, TRAIN=train, **on_steps,
         )  # fmt: skip
-        _mix_kernel[(triton.cdiv(rows, ROWS),)](
+        tile = choose_rows(rows)
+        _mix_kernel[(triton.cdiv(rows, tile),)](
             tokens, w.norm_weight, w.norm_bias, w.D, w.out_proj, w.skip_scale, w.project_weight,
             w.project_bias, before, gate, y, mixed, out, rows, length, eps,
-            PRECISION=precision, **on_tokens,
+            TRAIN=train, PRECISION=precision, **sizes.for_tokens(tile),
         )  # fmt: skip
         if train:
             ctx.save_for_backward(
@@ -204,7 +227,7 @@ class _PVM(torch.autograd.Function):
         batch, length, channels = tokens.shape
         rows, sequences = batch * length, batch * sizes.branches
         chunks, blocks = triton.cdiv(length, chunk), padded(sizes.inner) // LANES
-        on_tokens = sizes.for_tokens()
+        on_tokens = sizes.for_tokens(ROWS)
         tiles = triton.cdiv(rows, ROWS)
 
         def scratch(*shape: int) -> Tensor:
@@ -225,11 +248,11 @@ class _PVM(torch.autograd.Function):
 
         grid = (sequences, chunks, blocks)
         leaving = scratch(sequences, chunks, *kept.shape[2:])
-        spans = scratch(sequences, chunks, kept.shape[3])
+        spans = scratch(sequences, chunks, kept.shape[2])
         if chunks > 1:
             _leaving_kernel[grid](
                 w.A_log, delta, C, grad_y, leaving, spans, length, chunk,
-                **sizes.for_scan(),
+                **sizes.for_scan(STEPS, length % chunk == 0),
             )  # fmt: skip
         grad_driven, grad_exponent = torch.empty_like(delta), torch.empty_like(delta)
         grad_B, grad_C = (scratch(blocks, *B.shape) for _ in range(2))
@@ -237,7 +260,7 @@ class _PVM(torch.autograd.Function):
         _scan_backward_kernel[grid](
             w.A_log, delta, driven, B, C, kept, leaving, spans, grad_y,
             grad_driven, grad_exponent, grad_B, grad_C, scan_partials, length, chunk,
-            **sizes.for_scan(),
+            **sizes.for_scan(STEPS, length % chunk == 0),
         )  # fmt: skip
 
         operand_sizes = [w.x_proj.numel(), w.dt_weight.numel(), sizes.inner]
@@ -289,8 +312,24 @@ def _product(left, right):
 
 
 @triton.jit
+def _reciprocal(x):
+    """1/x for x > 0: two instructions, where a division takes nine."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def _dot(left, right, PRECISION: tl.constexpr):
+    """Product in one of ``PRECISIONS``, summed in float32."""
+    if PRECISION == "half":
+        return tl.dot(left.to(tl.float16), right.to(tl.float16))
+    else:
+        return tl.dot(left, right, input_precision=PRECISION)
+
+
+@triton.jit
 def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+    return _reciprocal(1.0 + tl.exp2(-1.4426950408889634 * x))
 
 
 @triton.jit
@@ -301,10 +340,14 @@ def _silu_slope(x):
 
 @triton.jit
 def _softplus(x):
-    small = tl.exp(-tl.abs(x))
-    # log(1 + small), also where 1 + small rounds to 1.
-    log = tl.where(small < 1e-4, small * (1.0 - 0.5 * small), tl.log(1.0 + small))
-    return tl.maximum(x, 0.0) + log
+    small = tl.exp2(-1.4426950408889634 * tl.abs(x))
+    # log(1 + small) = 2 artanh(small / (2 + small)), exact also where 1 + small rounds to 1.
+    z = small * _reciprocal(2.0 + small)  # at most 1/3: five terms are enough
+    square = z * z
+    series = 1.0 / 9.0 + square * (1.0 / 11.0)
+    series = 1.0 / 5.0 + square * (1.0 / 7.0 + square * series)
+    series = 1.0 + square * (1.0 / 3.0 + square * series)
+    return tl.maximum(x, 0.0) + 2.0 * z * series
 
 
 @triton.jit
@@ -345,9 +388,9 @@ def _store_sum(pointer, value, row, column, ROW_COUNT: tl.constexpr, COLUMN_COUN
 @triton.jit
 def _statistics(x, eps, CHANNELS: tl.constexpr, C: tl.constexpr):
     """Mean and 1/deviation of each row of x (rows, C) with zeros beyond CHANNELS: (rows, 1)."""
-    mean = tl.sum(x, 1)[:, None] / CHANNELS
+    mean = tl.sum(x, 1)[:, None] * (1.0 / CHANNELS)
     centred = tl.where(tl.arange(0, C)[None, :] < CHANNELS, x - mean, 0.0)
-    return mean, tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / CHANNELS + eps)
+    return mean, tl.rsqrt(tl.sum(centred * centred, 1)[:, None] * (1.0 / CHANNELS) + eps)
 
 
 @triton.jit
@@ -386,51 +429,67 @@ def _operands_kernel(
     CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
     STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
     C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr,
+    TAPS: tl.constexpr,
 ):  # fmt: skip
-    """From some tokens of one branch to everything that the scan reads.
+    """From some tokens of one branch, or of several in turn, to everything that the scan reads.
 
     A program's first WIDTH − 1 rows belong to the program before; it makes them again for the
     convolution, which reads what this program itself has written.
     """
-    branch = tl.program_id(1)
     first = tl.program_id(0) * (ROWS - (WIDTH - 1))
     row = first - (WIDTH - 1) + tl.arange(0, ROWS)
     inside = (row >= 0) & (row < rows)
+    own_row = first + tl.arange(0, ROWS)
+    own = (own_row < rows) & (tl.arange(0, ROWS) < ROWS - (WIDTH - 1))
     g, e, n = tl.arange(0, G), tl.arange(0, E), tl.arange(0, N)
     mean, scale = _statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
-    group = _normal_group(
-        tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
-    )
     to_inner = _matrix(in_proj, e[None, :], g[:, None], INNER, GROUP)  # (G, E)
     to_gate = _matrix(in_proj + INNER * GROUP, e[None, :], g[:, None], INNER, GROUP)
-    place = _place_in_sequence(row, length, branch, BRANCHES)
-    _store_rows(inner, place, inside, tl.dot(group, to_inner, input_precision=PRECISION), E, E)
-    _store_rows(gate, place, inside, tl.dot(group, to_gate, input_precision=PRECISION), E, E)
-    tl.debug_barrier()
-
-    row = first + tl.arange(0, ROWS)
-    inside = (row < rows) & (tl.arange(0, ROWS) < ROWS - (WIDTH - 1))
-    place = _place_in_sequence(row, length, branch, BRANCHES)
-    convolved = tl.zeros((ROWS, E), tl.float32) + _vector(conv_bias, e, INNER)
-    for tap in tl.static_range(WIDTH):
-        weight = tl.load(conv_weight + e * WIDTH + tap, e < INNER, 0.0)[None, :]
-        there = inside & (row % length >= WIDTH - 1 - tap)
-        convolved += _load_rows(inner, place - (WIDTH - 1 - tap), there, E, E) * weight
-    x = convolved * _sigmoid(convolved)
     to_B = _matrix(x_proj + RANK * INNER, n[None, :], e[:, None], STATE, INNER)  # (E, N)
     to_C = _matrix(x_proj + (RANK + STATE) * INNER, n[None, :], e[:, None], STATE, INNER)
-    raw = tl.zeros((ROWS, E), tl.float32) + _vector(dt_bias, e, INNER)
-    for r in tl.static_range(RANK):
-        rank = tl.sum(x * _vector(x_proj + r * INNER, e, INNER), 1)[:, None]
-        raw += rank * tl.load(dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
-    delta = tl.where((e < INNER)[None, :], _softplus(raw), 0.0)
-    _store_rows(before, place, inside, convolved, E, E)
-    _store_rows(delta_out, place, inside, delta, E, E)
-    _store_rows(driven_out, place, inside, delta * x, E, E)
-    _store_rows(B_out, place, inside, tl.dot(x, to_B, input_precision=PRECISION), N, N)
-    _store_rows(C_out, place, inside, tl.dot(x, to_C, input_precision=PRECISION), N, N)
+    tap = tl.arange(0, TAPS)
+    back = WIDTH - 1 - tap
+    weight = tl.load(
+        conv_weight + (e * WIDTH)[None, None, :] + tap[None, :, None],
+        (e < INNER)[None, None, :] & (tap < WIDTH)[None, :, None],
+        0.0,
+    )
+    for branch in range(tl.program_id(1), BRANCHES, tl.num_programs(1)):
+        group = _normal_group(
+            tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
+        )
+        z = _dot(group, to_gate, PRECISION)
+        if not TRAIN:
+            z *= _sigmoid(z)
+        place = _place_in_sequence(row, length, branch, BRANCHES)
+        _store_rows(inner, place, inside, _dot(group, to_inner, PRECISION), E, E)
+        _store_rows(gate, place, inside, z, E, E)
+        tl.debug_barrier()
+
+        place = _place_in_sequence(own_row, length, branch, BRANCHES)
+        there = own[:, None] & (own_row[:, None] % length >= back[None, :])
+        # Taps are the middle axis: Triton gives each thread all of a channel's.
+        read = tl.load(
+            inner + (place[:, None] - back[None, :])[:, :, None] * E + e[None, None, :],
+            there[:, :, None],
+            0.0,
+        )  # (row, tap, e)
+        convolved = tl.sum(read.to(tl.float32) * weight, 1) + _vector(conv_bias, e, INNER)
+        x = convolved * _sigmoid(convolved)
+        raw = tl.zeros((ROWS, E), tl.float32) + _vector(dt_bias, e, INNER)
+        for r in tl.static_range(RANK):
+            rank = tl.sum(x * _vector(x_proj + r * INNER, e, INNER), 1)[:, None]
+            raw += rank * tl.load(dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
+        delta = tl.where((e < INNER)[None, :], _softplus(raw), 0.0)
+        if TRAIN:
+            _store_rows(before, place, own, convolved, E, E)
+            _store_rows(driven_out, place, own, delta * x, E, E)
+        else:
+            _store_rows(driven_out, place, own, x, E, E)
+        _store_rows(delta_out, place, own, delta, E, E)
+        _store_rows(B_out, place, own, _dot(x, to_B, PRECISION), N, N)
+        _store_rows(C_out, place, own, _dot(x, to_C, PRECISION), N, N)
 
 
 @triton.jit
@@ -448,16 +507,21 @@ def _decay(A, delta):
 
 
 @triton.jit
-def _step(pointer, sequence, t, length, column, WIDE: tl.constexpr):
-    """One token of a (sequences, length, WIDE) array; zeros past the end, which change nothing."""
-    inside = (t < length) & (column < WIDE)
-    return tl.load(pointer + (sequence * length + t) * WIDE + column, inside, 0.0).to(tl.float32)
+def _step(
+    pointer, sequence, start, i, length, column, WIDE: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """Token start + i of a (sequences, length, WIDE) array; zeros past the end change nothing."""
+    here = pointer + ((sequence * length + start) * WIDE + column) + i * WIDE
+    if EVEN:
+        return tl.load(here)
+    else:
+        return tl.load(here, start + i < length, 0.0)
 
 
 @triton.jit
 def _state(pointer, place, e, N: tl.constexpr, E: tl.constexpr):
-    """Where the state (N, e) of a (places, N, E) array lies."""
-    return pointer + place * N * E + tl.arange(0, N)[:, None] * E + e[None, :]
+    """Where the state (N, e) of a (places, E, N) array lies: in the order of ``A_log``."""
+    return pointer + place * E * N + e[None, :] * N + tl.arange(0, N)[:, None]
 
 
 @triton.jit
@@ -476,11 +540,30 @@ def _gather_chunks(
     return total
 
 
+@triton.jit
+def _load_steps(
+    delta_in, driven_in, B_in, C_in, gate, sequence, start, length, e, n,
+    E: tl.constexpr, N: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Some of a scan's operands for STEPS tokens, a tuple each; of None, none."""
+    deltas, drivens, Bs, Cs, gates = (), (), (), (), ()
+    for i in tl.static_range(STEPS):
+        deltas = deltas + (_step(delta_in, sequence, start, i, length, e, E, EVEN),)
+        drivens = drivens + (_step(driven_in, sequence, start, i, length, e, E, EVEN),)
+        Bs = Bs + (_step(B_in, sequence, start, i, length, n, N, EVEN),)
+        if C_in is not None:
+            Cs = Cs + (_step(C_in, sequence, start, i, length, n, N, EVEN),)
+        if gate is not None:
+            gates = gates + (_step(gate, sequence, start, i, length, e, E, EVEN),)
+    return deltas, drivens, Bs, Cs, gates
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def _ends_kernel(
     A_log, delta_in, driven_in, B_in, ends, spans, length, steps,
-    INNER: tl.constexpr, STATE: tl.constexpr,
+    TRAIN: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
     E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """What a chunk alone adds to the state, and the sum of its step sizes."""
     sequence, chunk = tl.program_id(0), tl.program_id(1)
@@ -488,44 +571,69 @@ def _ends_kernel(
     A = _decay_rates(A_log, e, INNER, STATE, N)
     state = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
-    for start in range(chunk * steps, (chunk + 1) * steps, STEPS):
+    first, last = chunk * steps, (chunk + 1) * steps - STEPS
+    ahead = _load_steps(
+        delta_in, driven_in, B_in, None, None, sequence, first, length, e, n, E, N, STEPS, EVEN
+    )
+    for start in range(first, last + STEPS, STEPS):
+        deltas, drivens, Bs, _, _ = ahead
+        following = tl.minimum(start + STEPS, last)
+        ahead = _load_steps(
+            delta_in, driven_in, B_in, None, None, sequence, following, length, e, n,
+            E, N, STEPS, EVEN,
+        )  # fmt: skip
         for i in tl.static_range(STEPS):
-            delta = _step(delta_in, sequence, start + i, length, e, E)
-            driven = _step(driven_in, sequence, start + i, length, e, E)
-            B = _step(B_in, sequence, start + i, length, n, N)
-            state = _decay(A, delta) * state + B[:, None] * driven[None, :]
+            delta, driven = deltas[i].to(tl.float32), drivens[i].to(tl.float32)
+            if not TRAIN:
+                driven *= delta
+            state = _decay(A, delta) * state + Bs[i].to(tl.float32)[:, None] * driven[None, :]
             span += delta
-    place = sequence * tl.num_programs(1) + chunk
+    place = sequence * tl.cdiv(length, steps) + chunk
     tl.store(_state(ends, place, e, N, E), state)
     tl.store(spans + place * E + e, span)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _scan_kernel(
-    A_log, delta_in, driven_in, B_in, C_in, ends, spans, y_out, kept, length, steps,
-    KEEP: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
+    A_log, D, delta_in, driven_in, B_in, C_in, gate, ends, spans, y_out, kept, length, steps,
+    TRAIN: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
     E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
-    """A chunk's outputs C · state, from the state that enters it."""
+    """A chunk's outputs C · state, from the state that enters it; without TRAIN, gated."""
     sequence, chunk = tl.program_id(0), tl.program_id(1)
     e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
     A = _decay_rates(A_log, e, INNER, STATE, N)
+    direct = tl.load(D + e, e < INNER, 0.0)
     state = _gather_chunks(A, ends, spans, sequence, 0, chunk, 1, e, N, E, STEPS)
-    for start in range(chunk * steps, (chunk + 1) * steps, STEPS):
-        if KEEP:
+    first, last = chunk * steps, (chunk + 1) * steps - STEPS
+    ahead = _load_steps(
+        delta_in, driven_in, B_in, C_in, gate, sequence, first, length, e, n, E, N, STEPS, EVEN
+    )
+    for start in range(first, last + STEPS, STEPS):
+        if TRAIN:
             if start < length:
                 place = sequence * tl.cdiv(length, STEPS) + start // STEPS
                 tl.store(_state(kept, place, e, N, E), state)
-        deltas, drivens, Bs, Cs = (), (), (), ()
-        for i in tl.static_range(STEPS):  # before the first store, or each load would wait
-            deltas = deltas + (_step(delta_in, sequence, start + i, length, e, E),)
-            drivens = drivens + (_step(driven_in, sequence, start + i, length, e, E),)
-            Bs = Bs + (_step(B_in, sequence, start + i, length, n, N),)
-            Cs = Cs + (_step(C_in, sequence, start + i, length, n, N),)
+        deltas, drivens, Bs, Cs, gates = ahead
+        # While these steps are computed, the next ones' operands are on their way.
+        following = tl.minimum(start + STEPS, last)
+        ahead = _load_steps(
+            delta_in, driven_in, B_in, C_in, gate, sequence, following, length, e, n,
+            E, N, STEPS, EVEN,
+        )  # fmt: skip
         for i in tl.static_range(STEPS):
-            state = _decay(A, deltas[i]) * state + Bs[i][:, None] * drivens[i][None, :]
-            y = tl.sum(Cs[i][:, None] * state, 0)
-            tl.store(y_out + (sequence * length + start + i) * E + e, y, start + i < length)
+            delta, own = deltas[i].to(tl.float32), drivens[i].to(tl.float32)
+            driven = own if TRAIN else own * delta
+            state = _decay(A, delta) * state + Bs[i].to(tl.float32)[:, None] * driven[None, :]
+            y = tl.sum(Cs[i].to(tl.float32)[:, None] * state, 0)
+            if not TRAIN:
+                y = (y + direct * own) * gates[i].to(tl.float32)
+            here = y_out + ((sequence * length + start) * E + e) + i * E
+            if EVEN:
+                tl.store(here, y)
+            else:
+                tl.store(here, y, start + i < length)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -535,8 +643,7 @@ def _mix_kernel(
     CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
     STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
     C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gate, way out and skip of every branch of some tokens, then LayerNorm and projection."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -548,13 +655,15 @@ def _mix_kernel(
     mean, scale = _statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
     for branch in tl.static_range(BRANCHES):
         place = _place_in_sequence(row, length, branch, BRANCHES)
-        convolved = _load_rows(before, place, inside, E, E)
-        z = _load_rows(gate, place, inside, E, E)
-        y = _load_rows(y_in, place, inside, E, E) + direct * convolved * _sigmoid(convolved)
+        gated = _load_rows(y_in, place, inside, E, E)
+        if TRAIN:
+            convolved = _load_rows(before, place, inside, E, E)
+            z = _load_rows(gate, place, inside, E, E)
+            gated = (gated + direct * convolved * _sigmoid(convolved)) * z * _sigmoid(z)
         group = _normal_group(
             tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
         )
-        left = tl.dot(y * z * _sigmoid(z), to_out, input_precision=PRECISION) + skip * group
+        left = _dot(gated, to_out, PRECISION) + skip * group
         keep = inside[:, None] & (g < GROUP)[None, :]
         tl.store(mixed + row[:, None] * CHANNELS + branch * GROUP + g[None, :], left, keep)
     tl.debug_barrier()  # the branches are read as whole rows below
@@ -563,7 +672,7 @@ def _mix_kernel(
     normal = (x - mean) * scale * _vector(norm_weight, c, CHANNELS)
     normal += _vector(norm_bias, c, CHANNELS)
     to_channels = _matrix(project_weight, o[None, :], c[:, None], OUT, CHANNELS)
-    projected = tl.dot(normal, to_channels, input_precision=PRECISION)
+    projected = _dot(normal, to_channels, PRECISION)
     _store_rows(out, row, inside, projected + _vector(project_bias, o, OUT), OUT, O)
 
 
@@ -638,6 +747,7 @@ def _leaving_kernel(
     A_log, delta_in, C_in, grad_y_in, leaving, spans, length, steps,
     INNER: tl.constexpr, STATE: tl.constexpr,
     E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the state before a chunk, from this chunk's outputs alone."""
     sequence, chunk = tl.program_id(0), tl.program_id(1)
@@ -646,11 +756,11 @@ def _leaving_kernel(
     grad = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
     for done in range(0, steps, STEPS):
-        last = (chunk + 1) * steps - 1 - done
-        for i in tl.static_range(STEPS):
-            delta = _step(delta_in, sequence, last - i, length, e, E)
-            C = _step(C_in, sequence, last - i, length, n, N)
-            grad_y = _step(grad_y_in, sequence, last - i, length, e, E)
+        start = (chunk + 1) * steps - STEPS - done
+        for i in tl.static_range(STEPS - 1, -1, -1):
+            delta = _step(delta_in, sequence, start, i, length, e, E, EVEN)
+            C = _step(C_in, sequence, start, i, length, n, N, EVEN)
+            grad_y = _step(grad_y_in, sequence, start, i, length, e, E, EVEN)
             grad = _decay(A, delta) * (grad + C[:, None] * grad_y[None, :])
             span += delta
     place = sequence * tl.num_programs(1) + chunk
@@ -664,6 +774,7 @@ def _scan_backward_kernel(
     grad_driven, grad_exponent, grad_B, grad_C, partials, length, steps,
     INNER: tl.constexpr, STATE: tl.constexpr,
     E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """A chunk's gradients of delta · x, delta · A (summed over the states), B, C and A_log."""
     sequence, chunk, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -679,11 +790,11 @@ def _scan_backward_kernel(
         start = (chunk + 1) * steps - STEPS - done
         deltas, drivens, Bs, Cs, grad_ys = (), (), (), (), ()
         for i in tl.static_range(STEPS):
-            deltas = deltas + (_step(delta_in, sequence, start + i, length, e, E),)
-            drivens = drivens + (_step(driven_in, sequence, start + i, length, e, E),)
-            Bs = Bs + (_step(B_in, sequence, start + i, length, n, N),)
-            Cs = Cs + (_step(C_in, sequence, start + i, length, n, N),)
-            grad_ys = grad_ys + (_step(grad_y_in, sequence, start + i, length, e, E),)
+            deltas = deltas + (_step(delta_in, sequence, start, i, length, e, E, EVEN),)
+            drivens = drivens + (_step(driven_in, sequence, start, i, length, e, E, EVEN),)
+            Bs = Bs + (_step(B_in, sequence, start, i, length, n, N, EVEN),)
+            Cs = Cs + (_step(C_in, sequence, start, i, length, n, N, EVEN),)
+            grad_ys = grad_ys + (_step(grad_y_in, sequence, start, i, length, e, E, EVEN),)
         place = sequence * tl.cdiv(length, STEPS) + start // STEPS
         states = (tl.load(_state(kept, place, e, N, E), start < length, 0.0),)
         decays = ()
