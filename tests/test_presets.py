@@ -1,10 +1,12 @@
 """Presets against the figures that the paper prints and the counts of the authors' code."""
 
+from typing import get_args
+
 import pytest
 
 from ulvm.errors import InputError
 from ulvm.presets import PRESETS, find_preset
-from ulvm.spec import ModelSpec, RunSpec, TrainSpec
+from ulvm.spec import ModelSpec, Network, RunSpec, TrainSpec
 
 CONV_ENCODER = ("conv",) * 6
 CONV_DECODER = ("conv",) * 5
@@ -32,11 +34,37 @@ COUNTS = {
     ModelSpec(expand=3): 55_115,
     ModelSpec(expand=4): 60_773,
 }
+# Counted on our own network, and on the peers, whose published counts tests/nn/test_peers.py has.
+OWN_COUNTS = {
+    ModelSpec(widths=(4, 8, 12, 16, 24, 32)): 14_633,
+    ModelSpec(widths=(4, 4, 8, 8, 12, 16)): 5_581,
+    ModelSpec(mixer="bidirectional"): 56_525,
+    ModelSpec(mixer="ss2d"): 69_669,
+    ModelSpec(network="unet"): 1_942_577,
+    ModelSpec(network="ege-unet"): 53_374,
+    ModelSpec(network="malunet"): 177_943,
+    ModelSpec(network="unext"): 1_471_921,
+    ModelSpec(network="unext-s"): 253_561,
+    ModelSpec(network="lb-unet"): 55_865,
+    ModelSpec(network="vm-unet"): 27_427_561,
+    ModelSpec(network="lightm-unet"): 403_302,
+    ModelSpec(network="unet-pvm"): 667_671,
+    ModelSpec(network="unext-pvm"): 974_357,
+}
 PUBLISHED_DSC = {"paper": 0.9091, "branches-1": 0.9069, "branches-2": 0.9073, "bridge-none": 0.9029}
 
 
 def test_every_counted_network_has_a_row_with_its_count() -> None:
-    assert {preset.run.model: preset.parameters for preset in PRESETS.values()} == COUNTS
+    assert {preset.run.model: preset.parameters for preset in PRESETS.values()} == {
+        **COUNTS,
+        **OWN_COUNTS,
+    }
+
+
+def test_other_networks_stand_under_their_own_names() -> None:
+    named = {name for name in get_args(Network) if name in PRESETS}
+    assert named == set(get_args(Network)) - {ModelSpec().network}
+    assert all(PRESETS[name].run.model.network == name for name in named)
 
 
 def test_published_scores_stand_where_the_paper_prints_one() -> None:

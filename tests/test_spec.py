@@ -50,10 +50,14 @@ SPECS = [
 def test_the_other_specs_differ_in_every_field() -> None:
     for default, other in zip(SPECS[:4], SPECS[4:], strict=True):
         for field in dataclasses.fields(default):
+            if field.name == "network":  # which takes no other values beside it
+                continue
             assert getattr(default, field.name) != getattr(other, field.name), field.name
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec).__name__)
+@pytest.mark.parametrize(
+    "spec", [*SPECS, ModelSpec(network="unet")], ids=lambda spec: type(spec).__name__
+)
 def test_json_round_trip(spec: Any) -> None:
     text = json.dumps(spec.to_dict(), allow_nan=False)
     assert type(spec).from_dict(json.loads(text)) == spec
@@ -124,6 +128,21 @@ def test_override_changes_nothing_else_and_leaves_the_original() -> None:
     assert ModelSpec().override(["branches=8"]) == ModelSpec(branches=8)
 
 
+def test_specs_from_before_other_networks_are_of_our_own() -> None:
+    stored = ModelSpec(branches=2).to_dict()
+    del stored["network"]
+    assert ModelSpec.from_dict(stored).network == "ultralight-vm-unet"
+
+
+def test_another_papers_network_takes_no_other_values() -> None:
+    assert ModelSpec().override(["network=unet"]) == ModelSpec(network="unet")
+    message = r"ModelSpec\.classes=2 with network='unet'; accepted is 1,.* leave out classes, or"
+    with pytest.raises(InputError, match=message):
+        ModelSpec(network="unet", classes=2)
+    with pytest.raises(InputError, match="one of ultralight-vm-unet, unet, ege-unet"):
+        ModelSpec(network="segnet")  # type: ignore[arg-type]
+
+
 def test_override_of_a_whole_part_is_json() -> None:
     changed = RunSpec().override(['train={"epochs": 3}'])
     assert changed.train == TrainSpec(epochs=3)
@@ -134,8 +153,8 @@ def test_override_of_a_whole_part_is_json() -> None:
     [
         (
             "model.branchs=2",
-            "no field 'branchs' in ModelSpec; accepted are in_channels, classes, widths, encoder, "
-            "decoder, branches, d_state, d_conv, expand, mixer, bridge, init; "
+            "no field 'branchs' in ModelSpec; accepted are network, in_channels, classes, widths, "
+            "encoder, decoder, branches, d_state, d_conv, expand, mixer, bridge, init; "
             "did you mean 'branches'?",
         ),
         (

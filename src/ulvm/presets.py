@@ -93,6 +93,37 @@ PRESETS: dict[str, Preset] = {
     "expand-1": _row("inner expansion", ModelSpec(expand=1), 43_799),
     "expand-3": _row("inner expansion", ModelSpec(expand=3), 55_115),
     "expand-4": _row("inner expansion", ModelSpec(expand=4), 60_773),
+    "widths-half": _row("half the widths", ModelSpec(widths=(4, 8, 12, 16, 24, 32)), 14_633),
+    "widths-quarter": _row(
+        "about a quarter of the widths", ModelSpec(widths=(4, 4, 8, 8, 12, 16)), 5_581
+    ),
+    "mixer-bidirectional": _row(
+        "forwards and backwards (Vision Mamba)", ModelSpec(mixer="bidirectional"), 56_525
+    ),
+    "mixer-ss2d": _row("rows and columns, both ways (VMamba)", ModelSpec(mixer="ss2d"), 69_669),
+    # Other papers' networks, under the paper's recipe.
+    "unet": _row(
+        "U-Net, 16 channels first, arXiv 1505.04597", ModelSpec(network="unet"), 1_942_577
+    ),
+    "ege-unet": _row("arXiv 2307.08473", ModelSpec(network="ege-unet"), 53_374),
+    "malunet": _row("arXiv 2211.01784", ModelSpec(network="malunet"), 177_943),
+    "unext": _row("arXiv 2203.04967", ModelSpec(network="unext"), 1_471_921),
+    "unext-s": _row(
+        "arXiv 2203.04967, the small one of its code", ModelSpec(network="unext-s"), 253_561
+    ),
+    "lb-unet": _row("MICCAI 2024, paper 2135", ModelSpec(network="lb-unet"), 55_865),
+    "vm-unet": _row(
+        "arXiv 2402.02491, from random weights", ModelSpec(network="vm-unet"), 27_427_561
+    ),
+    "lightm-unet": _row(
+        "arXiv 2403.05246, 8 channels first", ModelSpec(network="lightm-unet"), 403_302
+    ),
+    "unet-pvm": _row(
+        "unet with PVM for its deep convolutions", ModelSpec(network="unet-pvm"), 667_671
+    ),
+    "unext-pvm": _row(
+        "unext with PVM for its deep convolutions", ModelSpec(network="unext-pvm"), 974_357
+    ),
 }
 
 

@@ -11,6 +11,19 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from ulvm.errors import InputError
 
+Network = Literal[
+    "ultralight-vm-unet",
+    "unet",
+    "ege-unet",
+    "malunet",
+    "unext",
+    "unext-s",
+    "lb-unet",
+    "vm-unet",
+    "lightm-unet",
+    "unet-pvm",
+    "unext-pvm",
+]
 Stage = Literal["conv", "pvm"]
 Mixer = Literal["mamba", "bidirectional", "ss2d"]
 Bridge = Literal["both", "spatial", "channel", "none"]
@@ -97,6 +110,8 @@ class ModelSpec(_Spec):
     """The network. Defaults are the paper's model, 49,457 parameters.
 
     Args:
+        network: This project's own, which the other fields describe, or another paper's
+            (``nn/peers/``), which is as published: the other fields keep their defaults.
         in_channels: Channels of the input picture.
         classes: 1 gives a sigmoid, more give a softmax over classes.
         widths: Channels of the six stages.
@@ -113,6 +128,7 @@ class ModelSpec(_Spec):
         InputError: A value is out of range; the message says what is accepted.
     """
 
+    network: Network = "ultralight-vm-unet"
     in_channels: int = 3
     classes: int = 1
     widths: tuple[int, ...] = (8, 16, 24, 32, 48, 64)
@@ -128,6 +144,8 @@ class ModelSpec(_Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.network != ModelSpec.network:
+            self._require_defaults()
         for name in ("in_channels", "classes", "branches", "d_state", "d_conv", "expand"):
             _require_at_least(self, name, 1)
         for name, length in (("widths", STAGES), ("encoder", STAGES), ("decoder", STAGES - 1)):
@@ -154,6 +172,16 @@ class ModelSpec(_Spec):
                     f"{channels} input channels",
                     "accepted is a divisor of each PVM stage's input channels",
                     "change branches, widths or that stage to conv",
+                )
+
+    def _require_defaults(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name != "network" and getattr(self, field.name) != field.default:
+                raise InputError(
+                    f"ModelSpec.{field.name}={getattr(self, field.name)!r} with "
+                    f"network={self.network!r}",
+                    f"accepted is {field.default!r}, for that network is as published",
+                    f"leave out {field.name}, or choose network={ModelSpec.network!r}",
                 )
 
 

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ulvm.errors import InputError
 from ulvm.nn.complexity import Complexity, StageCost, inspect_model
-from ulvm.nn.model import UltraLightVMUNet
+from ulvm.nn.networks import build_network
+from ulvm.nn.peers import PEERS
 from ulvm.nn.scan import selective_scan
 from ulvm.presets import PRESETS
 from ulvm.spec import ModelSpec
@@ -45,6 +46,17 @@ SPECS: list[dict[str, Any]] = [
     {"encoder": ("conv", *("pvm",) * 5), "decoder": ("pvm",) * 5, "d_conv": 2, "expand": 3},
 ]
 
+# Giga multiply-accumulates at 256×256 as the papers print them; VM-UNet's and LightM-UNet's are
+# from arXiv 2403.20035.
+PRINTED = {
+    "vm-unet": "4.112",
+    "lightm-unet": "0.391",
+    "ege-unet": "0.072",
+    "malunet": "0.083",
+    "unext": "0.57",
+    "lb-unet": "0.098",
+}
+
 
 @pytest.fixture(scope="module")
 def paper() -> Complexity:
@@ -65,13 +77,23 @@ def test_paper_counting_gives_the_printed_figure(paper: Complexity) -> None:
     assert "0.060 G multiply-accumulates as the paper counts" in paper.table()
 
 
-@pytest.mark.parametrize("fields", SPECS)
+@pytest.mark.parametrize("name", PRINTED)
+def test_paper_counting_gives_what_other_papers_print(name: str) -> None:
+    costs = inspect_model(ModelSpec(network=name), (64, 64))
+    # A sixteenth of the pixels; all that counts is of each pixel.
+    giga = 16 * costs.totals()["paper_macs"] / 1e9
+    decimals = len(PRINTED[name].partition(".")[2])
+    assert f"{giga:.{decimals}f}" == PRINTED[name]
+
+
+@pytest.mark.parametrize("fields", [*SPECS, *({"network": name} for name in PEERS)])
 def test_products_are_those_of_torchs_counter(fields: dict[str, Any]) -> None:
     spec = ModelSpec(**fields)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        UltraLightVMUNet(spec)(torch.rand(1, spec.in_channels, 64, 96))
+        build_network(spec).eval()(torch.rand(1, spec.in_channels, 64, 96))
     operations = inspect_model(spec, (64, 96)).operations()
-    assert 2 * (operations["convolution"] + operations["linear"]) == counter.get_total_flops()
+    products = operations["convolution"] + operations.get("linear", 0)
+    assert 2 * products == counter.get_total_flops()
 
 
 class Counted:
@@ -183,10 +205,14 @@ def test_memory_worked_by_hand(paper: Complexity) -> None:
     assert inspect_model(ModelSpec(**CONVS)).peak_bytes == (3 + 8 + 8) * pixels * 4 + 2 * 4 * 4
 
 
-def test_kept_bytes_are_what_the_graph_holds() -> None:
+@pytest.mark.parametrize("network", ["ultralight-vm-unet", "unet"])
+def test_kept_bytes_are_what_the_graph_holds(network: str) -> None:
     """Oracle: a walk over the graph's nodes and what each of them has saved."""
-    model = UltraLightVMUNet().eval()
-    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    spec = ModelSpec(network=network)  # type: ignore[arg-type]
+    model = build_network(spec).eval()
+    weights = {
+        each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())
+    }
     saved: dict[int, int] = {}
     graph = model(torch.rand(1, 3, 64, 64))
     pending, seen = [graph.grad_fn], set()
@@ -204,7 +230,7 @@ def test_kept_bytes_are_what_the_graph_holds() -> None:
                     storage = each.untyped_storage()
                     saved[storage.data_ptr()] = storage.nbytes()
     kept = sum(size for address, size in saved.items() if address not in weights)
-    assert inspect_model(ModelSpec(), (64, 64)).totals()["kept_bytes"] == kept
+    assert inspect_model(spec, (64, 64)).totals()["kept_bytes"] == kept
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -230,6 +256,23 @@ def test_every_network_has_its_stages_and_shapes(fields: dict[str, Any]) -> None
     assert (bridge.macs == 0) == (spec.bridge == "none")
     assert all(each.macs == sum(each.operations.values()) for each in costs.stages)
     assert sum(costs.operations().values()) == costs.totals()["macs"]
+
+
+def test_another_network_s_stages_are_its_modules_in_order() -> None:
+    costs = inspect_model(ModelSpec(network="unet"), (64, 64))
+    ups = [f"{kind} {number}" for number in range(1, 5) for kind in ("enlarge", "up")]
+    downs = [f"down {number}" for number in range(1, 6)]
+    assert [each.name for each in costs.stages] == [*downs, *ups, "head"]
+    assert stage(costs, "enlarge 1").kind == "ConvTranspose2d"
+    assert stage(costs, "head").output_shapes == ((1, 64, 64),)
+    pixels = 64 * 64
+    assert stage(costs, "down 1").operations == {
+        "convolution": pixels * (3 + 16) * 16 * 9,
+        "normalisation": 2 * 2 * pixels * 16,
+        "other": 3 * pixels * 16,  # ReLU twice, what max-pooling reads
+    }
+    # Each of 4×4 positions makes 2×2 outputs of 128 channels from 256.
+    assert stage(costs, "enlarge 1").operations["convolution"] == 16 * 4 * 128 * 256
 
 
 def test_json_holds_what_the_table_shows(paper: Complexity) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ulvm.nn.scan as scan
 import ulvm.nn.step as step
@@ -14,11 +14,15 @@ from ulvm.nn.augment import Part, augment
 from ulvm.nn.epoch import Epoch, draw_epoch
 from ulvm.nn.loss import segmentation_loss
 from ulvm.nn.model import UltraLightVMUNet
+from ulvm.nn.networks import build_network
+from ulvm.nn.peers import VMUNet
 from ulvm.nn.step import Learner, Steps
 from ulvm.spec import ModelSpec, RunSpec, TrainSpec
 from ulvm.synthetic import draw_batch
 
 CPU = torch.device("cpu")
+OURS = ModelSpec(init="mamba")
+UNET = ModelSpec(network="unet")
 RECIPE = TrainSpec(
     batch_size=2, learning_rate=1e-3, schedule="one-cycle", augmentation="strong", average_decay=0.5
 )
@@ -31,9 +35,14 @@ def drawn_part(count: int, side: int = 32) -> Part:
     return Part(images_first, torch.from_numpy(masks).byte() * 255)
 
 
-def make_learner(recipe: TrainSpec, device: torch.device = CPU) -> Learner:
+def make_learner(recipe: TrainSpec, device: torch.device = CPU, model: ModelSpec = OURS) -> Learner:
     torch.manual_seed(0)
-    return Learner(RunSpec(model=ModelSpec(init="mamba"), train=recipe), device)
+    return Learner(RunSpec(model=model, train=recipe), device)
+
+
+def small_vm_unet(spec: ModelSpec) -> nn.Module:
+    """Of another paper's networks the one with dropout."""
+    return VMUNet((4, 8, 16, 32), (1, 1, 1, 1), (1, 1, 1, 1), drop=0.5)
 
 
 def epoch_of(recipe: TrainSpec, part: Part, number: int = 0) -> Epoch:
@@ -41,7 +50,7 @@ def epoch_of(recipe: TrainSpec, part: Part, number: int = 0) -> Epoch:
     return draw_epoch(recipe, number, len(part), 3, generator)
 
 
-def weights_of(network: UltraLightVMUNet) -> dict[str, Tensor]:
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in network.named_parameters()}
 
 
@@ -96,13 +105,31 @@ def test_without_an_average_the_weights_are_the_average() -> None:
     assert learner.averaged is learner.model
 
 
-def test_a_stored_learner_goes_on_the_same() -> None:
+def test_batch_norms_move_and_the_average_takes_them_over() -> None:
+    part = drawn_part(4)
+    learner = make_learner(RECIPE, model=UNET)
+    fresh = copy.deepcopy(learner.model)
+    for _ in Steps(learner, part, RECIPE).run(epoch_of(RECIPE, part)):
+        pass
+    assert not torch.equal(*(each.down[0][1].running_mean for each in (learner.model, fresh)))
+    buffers = [dict(each.named_buffers()) for each in (learner.model, learner.averaged)]
+    torch.testing.assert_close(*buffers, rtol=0, atol=0)
+    assert not torch.equal(learner.model.head.weight, learner.averaged.head.weight)
+
+
+@pytest.mark.parametrize("build", [build_network, small_vm_unet])
+def test_a_stored_learner_goes_on_the_same(
+    build: Callable[[ModelSpec], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "build_network", build)
     part = drawn_part(4)
     first, second = make_learner(RECIPE), make_learner(RECIPE)
     for _ in Steps(first, part, RECIPE).run(epoch_of(RECIPE, part, 1)):
         pass
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    stored = copy.deepcopy(first.state_dict())
     for learner in (first, second):
+        if learner is second:
+            learner.load_state_dict(stored)
         for _ in Steps(learner, part, RECIPE).run(epoch_of(RECIPE, part, 2)):
             pass
     torch.testing.assert_close(weights_of(first.model), weights_of(second.model), rtol=0, atol=0)
@@ -156,8 +183,18 @@ def test_only_the_network_runs_in_lower_precision(
     assert kinds == {"convolution": lower, "scan": torch.float32, "loss": torch.float32}
 
 
-def test_recording_would_undo_its_trial_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU: the tensors named to ``record`` are all that a step changes."""
+@pytest.mark.parametrize(
+    "build",
+    [build_network, lambda _: build_network(UNET), small_vm_unet],
+    ids=["ours", "unet", "vm"],
+)
+def test_recording_would_undo_its_trial_runs(
+    build: Callable[[ModelSpec], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU: the tensors named to ``record`` are all that a step changes.
+
+    So are the random numbers' states, of which dropout would show a difference.
+    """
 
     def try_and_undo(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], None]:
         before = [each.detach().clone() for each in changed]
@@ -168,10 +205,12 @@ def test_recording_would_undo_its_trial_runs(monkeypatch: pytest.MonkeyPatch) ->
         return work
 
     monkeypatch.setattr(step, "record", try_and_undo)
+    monkeypatch.setattr(step, "build_network", build)
     part = drawn_part(5)
     learners = [make_learner(RECIPE) for _ in range(2)]
     learners[1].recordable = True
     for learner in learners:
+        torch.manual_seed(1)
         steps = Steps(learner, part, RECIPE)
         for _ in steps.run(epoch_of(RECIPE, part)):
             pass

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,9 @@ import ulvm.nn.train as training
 from ulvm import datasets, splits, synthetic
 from ulvm.errors import InputError
 from ulvm.metrics import Confusion
-from ulvm.nn.checkpoint import WEIGHTS, load_weights
+from ulvm.nn.checkpoint import WEIGHTS, load_probability, load_weights
+from ulvm.nn.model import PictureToProbability
+from ulvm.nn.peers import build_peer
 from ulvm.nn.run_folder import RUN
 from ulvm.nn.train import CHECKPOINT, train
 from ulvm.nn.validate import Validation
@@ -173,10 +176,26 @@ def test_the_best_weights_are_those_of_the_best_epoch(
     torch.testing.assert_close(dict(network.state_dict()), seen[1], rtol=0, atol=0)
 
 
+def test_another_network_is_stored_with_its_batch_norms(data_dir: Path, tmp_path: Path) -> None:
+    epoch = ["train.epochs=1", "model.init=paper", "model.network=unet"]
+    weights = run_small(data_dir, tmp_path / "run", *epoch)
+    best = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["best"]
+    twin = build_peer("unet")
+    twin.load_state_dict(best)
+    assert best["down.0.1.num_batches_tracked"] == 2
+    assert best["down.0.1.running_mean"].any()
+    pictures, _ = synthetic.draw_batch(2, 0, (64, 64))
+    with torch.no_grad():
+        expected = PictureToProbability(twin.eval())(torch.from_numpy(pictures)).numpy()
+    probability_of, run = load_probability(weights)
+    assert run.model.network == "unet"
+    np.testing.assert_array_equal(probability_of(pictures), expected)
+
+
 def test_a_checkpoint_without_the_newest_fields_is_resumed(data_dir: Path, tmp_path: Path) -> None:
     path = run_small(data_dir, tmp_path / "run", "train.epochs=1").parent / CHECKPOINT
     stored = torch.load(path, weights_only=True)
-    del stored["run"]["train"]["precision"]
+    del stored["run"]["train"]["precision"], stored["run"]["model"]["network"], stored["random"]
     torch.save(stored, path)
     run_small(data_dir, tmp_path / "run", "train.epochs=2", resume=True)
     assert torch.load(path, weights_only=True)["epoch"] == 2

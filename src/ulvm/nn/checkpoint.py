@@ -13,11 +13,12 @@ import numpy.typing as npt
 import safetensors
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
+from ulvm.nn.networks import build_network
 from ulvm.spec import FORMAT, METADATA_KEY, ModelSpec, RunSpec
 
 WEIGHTS = "weights.safetensors"  # in a run folder: the best epoch's
@@ -32,9 +33,7 @@ _NUMPY_FLOAT: list[Any] = [
 ]
 
 
-def save_weights(
-    path: Path, model: UltraLightVMUNet, run: RunSpec, provenance: dict[str, Any]
-) -> None:
+def save_weights(path: Path, model: nn.Module, run: RunSpec, provenance: dict[str, Any]) -> None:
     """Write weights and spec as one safetensors file, in one step.
 
     Args:
@@ -50,7 +49,7 @@ def save_weights(
 
 def load_weights(
     path: str | Path, device: str = "cpu"
-) -> tuple[UltraLightVMUNet, RunSpec, dict[str, Any]]:
+) -> tuple[nn.Module, RunSpec, dict[str, Any]]:
     """Read what ``save_weights`` wrote.
 
     Args:
@@ -84,11 +83,11 @@ def load_weights(
         raise InputError(
             f"{path} holds no ulvm run",
             "accepted is a .safetensors file written by ulvm",
-            "build UltraLightVMUNet yourself and load the tensors into it",
+            "build the network yourself and load the tensors into it",
         )
     stored = json.loads(metadata[METADATA_KEY])
     run = RunSpec.from_dict(stored.pop("run"))
-    model = UltraLightVMUNet(run.model)
+    model = build_network(run.model)
     model.load_state_dict(state)
     return model.to(device).eval(), run, stored
 

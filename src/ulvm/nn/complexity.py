@@ -7,7 +7,7 @@ import json
 import math
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ulvm.nn.model import ChannelAttention, PVMLayer, SelectiveScan, UltraLightVMUNet
+from ulvm.nn.model import ChannelAttention, Mamba, SelectiveScan, UltraLightVMUNet
+from ulvm.nn.networks import build_network
 from ulvm.spec import ModelSpec, require_divisible
 
 Shape = tuple[int, ...]
@@ -30,8 +31,9 @@ class StageCost:
     """What one stage of the network costs for one picture.
 
     Args:
-        name: ``encoder 1`` .. ``encoder 6``, ``bridge``, ``decoder 1`` .. ``decoder 5``, ``head``.
-        kind: ``conv`` or ``pvm``; of the bridge, its attentions.
+        name: ``encoder 1`` .. ``encoder 6``, ``bridge``, ``decoder 1`` .. ``decoder 5``, ``head``;
+            of another paper's network, the modules it is made of.
+        kind: ``conv`` or ``pvm``; of the bridge, its attentions; elsewhere the module's class.
         output_shapes: (channels, height, width) of what it hands on; the bridge, five features.
         parameters: Count, norms included.
         paper_macs: Multiply-accumulates as the paper counts them, see ``inspect_model``.
@@ -133,14 +135,17 @@ def inspect_model(spec: ModelSpec, size_hw: tuple[int, int] = (256, 256)) -> Com
     ``paper_macs`` is what THOP 0.1.1 (``thop.profile``, the authors' tool) sees in the released
     model with mamba_ssm's fused kernel: 60,240,000, the paper's 0.060 GFLOPs. It counts
 
-    * convolution and fully connected modules: one for each weight used, biases free;
-    * LayerNorm of the PVM layer, called twice: four for each number;
+    * convolution and fully connected modules: one for each weight used, biases free (a transposed
+      convolution as if whole kernels made each output);
+    * LayerNorm of the PVM layer, called twice, and batch norms: four for each number;
     * the average pooling of the channel attention: height · width + 1 for each channel;
+    * bilinear upsampling that is a module: eleven for each number;
 
-    and nothing for the whole Mamba (the fused kernel takes its weights and calls none of its
-    modules; without that kernel THOP prints 0.065), for GroupNorm (THOP has no rule) and for
-    whatever is a function in the released code: max-pooling, GELU, upsampling, the means and
-    maxima of the spatial attention, gates and sums. The other mixers count nothing likewise.
+    and nothing for the whole Mamba, one- or two-directional (the fused kernel takes its weights
+    and calls none of its modules; without that kernel THOP prints 0.065), for what makes B, C and
+    the step size in ``ss2d`` (no modules in VMamba's code), for GroupNorm and home-made norms
+    (THOP has no rule) and for whatever is a function in the released code: max-pooling, GELU,
+    upsampling, the means and maxima of the spatial attention, gates and sums.
 
     ``operations`` is everything, one multiply-add as one:
 
@@ -148,8 +153,9 @@ def inspect_model(spec: ModelSpec, size_hw: tuple[int, int] = (256, 256)) -> Com
     * ``scan``: for each step and inner channel softplus, delta · x and D · x, and for each state
       of it delta · A, exp, · B, the state's update and the contraction with C: 5 · d_state + 3.
       This is the recurrence as written; the chunked form that runs does more;
-    * ``normalisation``: four for each number (mean, variance, scale, weight and bias);
-    * ``upsampling``: four for each output;
+    * ``normalisation``: four for each number (mean, variance, scale, weight and bias; a softmax
+      likewise), two of a batch norm, whose mean and variance are known;
+    * ``upsampling``: four for each output, two along one axis;
     * ``other``: one for each number that an element-wise operation writes (GELU, SiLU, sigmoid,
       gates, sums) or that a pooling, mean or maximum reads. Copies and views are free.
 
@@ -165,7 +171,7 @@ def inspect_model(spec: ModelSpec, size_hw: tuple[int, int] = (256, 256)) -> Com
     """
     require_divisible(size_hw)
     with torch.random.fork_rng(devices=[]):
-        model = UltraLightVMUNet(spec).eval()
+        model = build_network(spec).eval()
         picture = torch.rand(1, spec.in_channels, *size_hw) * 255
     stages = _stages(model)
     watch = _Watch(model, picture)
@@ -179,7 +185,10 @@ def inspect_model(spec: ModelSpec, size_hw: tuple[int, int] = (256, 256)) -> Com
         model(picture)
 
     shapes: dict[str, tuple[Shape, ...]] = {name: (each,) for name, each in watch.shapes.items()}
-    shapes["bridge"] = tuple(watch.shapes[f"encoder {index + 1}"] for index in range(5))
+    if isinstance(model, UltraLightVMUNet):
+        shapes["bridge"] = tuple(watch.shapes[f"encoder {index + 1}"] for index in range(5))
+    else:  # its modules are listed by kind
+        stages.sort(key=lambda stage: list(shapes).index(stage[0]))
     costs = tuple(
         StageCost(
             name=name,
@@ -197,8 +206,10 @@ def inspect_model(spec: ModelSpec, size_hw: tuple[int, int] = (256, 256)) -> Com
     return Complexity(spec=spec, size_hw=size_hw, stages=costs, peak_bytes=watch.peak_bytes)
 
 
-def _stages(model: UltraLightVMUNet) -> list[tuple[str, str, list[nn.Module]]]:
+def _stages(model: nn.Module) -> list[tuple[str, str, list[nn.Module]]]:
     """Name, kind and modules of each stage; it starts when the first of these is called."""
+    if not isinstance(model, UltraLightVMUNet):
+        return [(name, type(part).__name__, [part]) for name, part in _parts(model)]
     spec = model.spec
     encoder = [
         (f"encoder {index + 1}", kind, [block, *model.encoder_norms[index : index + 1]])
@@ -212,11 +223,20 @@ def _stages(model: UltraLightVMUNet) -> list[tuple[str, str, list[nn.Module]]]:
     return [*encoder, bridge, *decoder, head]
 
 
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a network is made of, those of lists one by one."""
+    for name, part in model.named_children():
+        if isinstance(part, nn.ModuleList):
+            yield from ((f"{name} {number}", each) for number, each in enumerate(part, start=1))
+        else:
+            yield name, part
+
+
 class _Watch(TorchDispatchMode):
     """Books what runs to the stage that runs it; a stage lasts until the next one starts.
 
     Args:
-        model: The network; its parameters are no activations.
+        model: The network; its parameters and buffers are no activations.
         picture: The input, alive during the whole pass.
     """
 
@@ -229,7 +249,7 @@ class _Watch(TorchDispatchMode):
         self.paper_macs: Counter[str] = Counter()
         self.kept: dict[int, tuple[str, int]] = {}  # address → stage, bytes
         self.peak_bytes = 0
-        self.weights = {_address(weight) for weight in model.parameters()}
+        self.weights = {_address(each) for each in (*model.parameters(), *model.buffers())}
         self.alive = weakref.WeakSet([picture.untyped_storage()])
 
     def enter(self, name: str, *_: Any) -> None:
@@ -244,8 +264,12 @@ class _Watch(TorchDispatchMode):
 
     def count_modules(self, model: nn.Module) -> None:
         """Count from now on what only modules show: what THOP sees, and the scan."""
-        layers = [module for module in model.modules() if isinstance(module, PVMLayer)]
-        fused = {part for layer in layers for part in layer.mixer.modules()}
+        fused = {
+            part
+            for module in model.modules()
+            if isinstance(module, Mamba | SelectiveScan)
+            for part in module.modules()
+        }
         for module in model.modules():
             if module not in fused:
                 module.register_forward_hook(self._count_as_paper)
@@ -255,10 +279,15 @@ class _Watch(TorchDispatchMode):
 
     def _count_as_paper(self, module: nn.Module, inputs: tuple[Any], output: Any) -> None:
         macs = 0
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
-            macs = output.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.Linear):
+            macs = output.numel() * module.in_features
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
+            taps = math.prod(module.kernel_size)
+            macs = output.numel() * module.in_channels // module.groups * taps
+        elif type(module) is nn.LayerNorm or isinstance(module, nn.BatchNorm2d):
             macs = 4 * output.numel()
+        elif isinstance(module, nn.Upsample):
+            macs = 11 * output.numel()
         elif isinstance(module, ChannelAttention):
             macs = sum(skip.shape[1] * (math.prod(skip.shape[2:]) + 1) for skip in inputs[0])
         self.paper_macs[self.stage] += macs
@@ -276,11 +305,16 @@ class _Watch(TorchDispatchMode):
         known = {_address(each) for each in read}
         results = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         written = [each for each in results if _address(each) not in known]
-        if written:  # otherwise a view
+        name = func.overloadpacket.__name__
+        if name == "convolution" and args[6]:
+            name = "transposed convolution"
+        if written:  # otherwise a view, or in place
             self.alive.update(each.untyped_storage() for each in written)
             self.peak_bytes = max(self.peak_bytes, sum(each.nbytes() for each in self.alive))
             self.shapes[self.stage] = tuple(written[0].shape[1:])
-            self._count(func.overloadpacket.__name__, read, written[0])
+            self._count(name, read, written[0])
+        elif name.endswith("_"):
+            self._count(name.removesuffix("_"), read, results[0])
         return result
 
     def _count(self, operator: str, read: list[Tensor], written: Tensor) -> None:
@@ -302,12 +336,20 @@ _WRITTEN: _Count = ("other", lambda read, written: written.numel())
 # Torch's operator → kind, and multiply-accumulates from the tensors read and written.
 _COUNTS: dict[str, _Count] = {
     "convolution": ("convolution", lambda read, written: written.numel() * read[1][0].numel()),
+    "transposed convolution": (
+        "convolution",
+        lambda read, written: read[0].numel() * read[1][0].numel(),
+    ),
+    "upsample_linear1d": ("upsampling", lambda read, written: 2 * written.numel()),
     "upsample_bilinear2d": ("upsampling", lambda read, written: 4 * written.numel()),
     **dict.fromkeys(("mm", "addmm"), _LINEAR),
-    **dict.fromkeys(("native_layer_norm", "native_group_norm"), _NORM),
-    **dict.fromkeys(("mean", "amax", "max_pool2d_with_indices"), _READ),
-    **dict.fromkeys(("add", "mul", "gelu", "silu", "sigmoid"), _WRITTEN),
-    **dict.fromkeys(("clone", "cat", "flip"), _FREE),
+    "native_batch_norm": ("normalisation", lambda read, written: 2 * written.numel()),
+    **dict.fromkeys(("native_layer_norm", "native_group_norm", "_softmax"), _NORM),
+    **dict.fromkeys(("mean", "sum", "amax", "max_pool2d_with_indices"), _READ),
+    **dict.fromkeys(("add", "sub", "mul", "div", "sqrt"), _WRITTEN),
+    **dict.fromkeys(("relu", "gelu", "silu", "sigmoid"), _WRITTEN),
+    **dict.fromkeys(("clone", "cat", "flip", "constant_pad_nd", "reflection_pad2d"), _FREE),
+    "empty": _FREE,
 }
 
 

@@ -473,7 +473,7 @@ class PictureToProbability(nn.Module):
         network: The network in evaluation mode.
     """
 
-    def __init__(self, network: UltraLightVMUNet) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 

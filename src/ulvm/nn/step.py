@@ -23,7 +23,7 @@ from ulvm.nn.epoch import Epoch, draw_epoch
 from ulvm.nn.fused.check import use_kernels_if_right
 from ulvm.nn.graph import record
 from ulvm.nn.loss import segmentation_loss, targets_of
-from ulvm.nn.model import UltraLightVMUNet
+from ulvm.nn.networks import build_network
 from ulvm.spec import RunSpec, TrainSpec
 
 
@@ -44,7 +44,7 @@ class Learner:
         processes = processes or Processes()
         self.device = device
         self.classes = run.model.classes
-        self.model = UltraLightVMUNet(run.model).to(device)
+        self.model = build_network(run.model).to(device)
         if device.type == "cpu":  # the full-size convolutions run faster and stay the same
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.model) if run.train.average_decay else self.model
@@ -103,12 +103,17 @@ class Learner:
                 way = torch._foreach_sub(weights, averaged)
                 torch._foreach_mul_(way, pull)
                 torch._foreach_add_(averaged, way)
+                # Batch norms' statistics are averages already.
+                for ours, theirs in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+                    ours.copy_(theirs)
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor that ``update`` changes in place."""
+        """Every tensor that a step changes in place: ``loss`` the buffers, ``update`` the rest."""
         moments = [each for state in self.optimizer.state.values() for each in state.values()]
-        average = [] if self.averaged is self.model else list(self.averaged.parameters())
-        return [*self.model.parameters(), *average, *moments, self._rate]
+        networks = [self.model] if self.averaged is self.model else [self.model, self.averaged]
+        weights = [each for network in networks for each in network.parameters()]
+        statistics = [each for network in networks for each in network.buffers()]
+        return [*weights, *statistics, *moments, self._rate]
 
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` takes."""
@@ -117,6 +122,8 @@ class Learner:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            # What dropout draws from.
+            "random": {self.device.type: _random_of(self.device).get_rng_state()},
         }
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
@@ -133,6 +140,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate  # loading made a copy
         self.scaler.load_state_dict(stored["scaler"])
+        if self.device.type in stored.get("random", {}):  # another device draws other numbers
+            _random_of(self.device).set_rng_state(stored["random"][self.device.type].cpu())
 
 
 class Steps:
@@ -184,11 +193,15 @@ class Steps:
         return float(self.processes.sum(self._loss_sum)) / len(self.part)
 
     def _make_step(self, count: int) -> Callable[[], None]:
-        step = functools.partial(self._work, count)
+        step: Callable[[], None] = functools.partial(self._work, count)
         if not self.learner.recordable:
             return step
         self.learner.model.train()
-        return record(step, [*self.learner.tensors(), self.loss, self._loss_sum, self._counter])
+        random = _random_of(self.learner.device)
+        before = random.get_rng_state()
+        step = record(step, [*self.learner.tensors(), self.loss, self._loss_sum, self._counter])
+        random.set_rng_state(before)
+        return step
 
     def _work(self, count: int) -> None:
         """One step on this process's share of the next ``count`` pictures."""
@@ -206,3 +219,8 @@ class Steps:
         self.loss.copy_(loss.detach())
         self._loss_sum += loss.detach() * len(share)
         self._counter += 1
+
+
+def _random_of(device: torch.device) -> Any:
+    """The module with the state of the random numbers that are drawn on a device."""
+    return {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch.random)

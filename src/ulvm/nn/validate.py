@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ulvm.metrics import Confusion
 from ulvm.nn.augment import Part
 from ulvm.nn.graph import record
 from ulvm.nn.loss import segmentation_loss, targets_of
-from ulvm.nn.model import UltraLightVMUNet, probability_of_logits
+from ulvm.nn.model import probability_of_logits
 
 # Pictures at once, at most; any number gives the same loss and counts.
 BATCH = 10
@@ -27,7 +27,7 @@ class Validation:
         threshold: A pixel is lesion where the probability is at least this, 0..1.
     """
 
-    def __init__(self, model: UltraLightVMUNet, part: Part, threshold: float) -> None:
+    def __init__(self, model: nn.Module, part: Part, threshold: float) -> None:
         self.model = model
         self.part = part
         self.threshold = threshold

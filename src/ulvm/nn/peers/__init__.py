@@ -16,7 +16,7 @@ from torch import nn
 
 from ulvm.errors import InputError
 from ulvm.nn.peers.ege_unet import EGEUNet
-from ulvm.nn.peers.layers import ChannelNorm, LearntPlane
+from ulvm.nn.peers.layers import ChannelNorm, LearntPlane, WidePVMLayer
 from ulvm.nn.peers.lb_unet import LBUNet
 from ulvm.nn.peers.lightm_unet import LightMUNet
 from ulvm.nn.peers.malunet import MALUNet
@@ -33,7 +33,8 @@ class Peer:
         title: Its name in tables.
         construct: Makes it with fresh random weights.
         parameters: Exact count.
-        published: The count that its paper, or the one named in ``source``, prints.
+        published: The count that its paper, or the one named in ``source``, prints; None for the
+            networks that have a PVM layer put in here.
         uncounted: Layers whose own parameters ``published`` leaves out, for the counting tool
             of its authors knows only some kinds of layers.
         source: Where the network and its published count are from.
@@ -42,7 +43,7 @@ class Peer:
     title: str
     construct: Callable[[], nn.Module]
     parameters: int
-    published: float
+    published: float | None
     uncounted: tuple[type[nn.Module], ...] = ()
     source: str
 
@@ -105,6 +106,20 @@ PEERS: dict[str, Peer] = {
         parameters=403_302,
         published=403e3,
         source="arXiv 2403.05246; count from arXiv 2403.20035",
+    ),
+    "unet-pvm": Peer(
+        title="U-Net, deep PVM layers",
+        construct=partial(UNet, deep_convolution=WidePVMLayer),
+        parameters=667_671,
+        published=None,
+        source="unet with PVM layers (arXiv 2403.20035) for its deep convolutions",
+    ),
+    "unext-pvm": Peer(
+        title="UNeXt, deep PVM layers",
+        construct=partial(UNeXt, deep_convolution=WidePVMLayer),
+        parameters=974_357,
+        published=None,
+        source="unext with PVM layers (arXiv 2403.20035) for its deep convolutions",
     ),
 }
 

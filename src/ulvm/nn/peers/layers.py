@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ulvm.nn.model import PVMLayer
+
 
 def halve(features: Tensor, norm: nn.Module) -> Tensor:
     """Norm, 2×2 max-pool, GELU: what ends an encoder stage of the six-stage peers."""
@@ -34,6 +36,7 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, channels, height, width) → the same."""
+        features = features.float()  # as torch's norms do where the network runs in lower precision
         centred = features - features.mean(dim=1, keepdim=True)
         variance = (centred * centred).mean(dim=1, keepdim=True)
         normal = centred / torch.sqrt(variance + self.eps)
@@ -62,6 +65,24 @@ class LearntPlane(nn.Module):
         )
 
 
+class WidePVMLayer(PVMLayer):
+    """A PVM layer that runs in plain torch everywhere.
+
+    The kernels of ``nn/fused`` keep a layer's matrices on the chip, too small for these widths.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, in_channels, height, width) → (batch, out_channels, height, width)."""
+        size_hw = (features.shape[2], features.shape[3])
+        tokens = self.forward_tokens(features.flatten(2).transpose(1, 2), size_hw)
+        return tokens.transpose(1, 2).unflatten(2, size_hw)
+
+
+def convolution(in_channels: int, out_channels: int) -> nn.Module:
+    """A 3×3 convolution that keeps height and width."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
 def convolutions(widths: Sequence[int]) -> list[nn.Module]:
     """3×3 convolutions from each width to the next."""
-    return [nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths)]
+    return [convolution(before, after) for before, after in pairwise(widths)]

@@ -84,7 +84,12 @@ class LightMUNet(nn.Module):
             for width, count in zip(widths, blocks, strict=True)
         )
         self.widen = nn.ModuleList(map(ResidualVisionMamba, widths[:-1], widths[1:]))
-        self.narrow = nn.ModuleList(_convolution(2 * width, width, 1) for width in widths[-2::-1])
+        self.enlarge = nn.ModuleList(
+            nn.Sequential(
+                _convolution(2 * width, width, 1), nn.Upsample(scale_factor=2, mode="bilinear")
+            )
+            for width in widths[-2::-1]
+        )
         self.decoder = nn.ModuleList(
             Residual(width, _convolution(width, width, 3), _convolution(width, width, 3))
             for width in widths[-2::-1]
@@ -105,9 +110,8 @@ class LightMUNet(nn.Module):
         for stage, widen in zip(self.encoder[1:], self.widen, strict=True):
             skips.append(features)
             features = stage(F.max_pool2d(widen(features), 2))
-        for narrow, stage in zip(self.narrow, self.decoder, strict=True):
-            features = F.interpolate(narrow(features), scale_factor=2, mode="bilinear")
-            features = stage(features + skips.pop())
+        for enlarge, stage in zip(self.enlarge, self.decoder, strict=True):
+            features = stage(enlarge(features) + skips.pop())
         return self.head(F.relu(self.head_norm(features)))
 
 

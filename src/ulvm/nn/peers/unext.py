@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.model import init_weights
-from ulvm.nn.peers.layers import convolutions
+from ulvm.nn.peers.layers import convolution
 from ulvm.spec import require_divisible
 
 
@@ -67,28 +68,39 @@ class UNeXt(nn.Module):
 
     Args:
         widths: Channels of the five stages.
+        deep_convolution: Makes the 3×3 convolutions, input and output width → layer, of the
+            third stage down and of the three stages up whose input is as wide or deeper.
 
     Source: Valanarasu & Patel 2022, "UNeXt", arXiv 2203.04967.
     Differs: widths as in the authors' released code, 16, 32, 128, 160, 256 (and 8, 16, 32, 64,
     128 for UNeXt-S), which give the paper's 1.47 M; its text says 32 and 64 for the first two.
     """
 
-    def __init__(self, widths: Sequence[int] = (16, 32, 128, 160, 256)) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (16, 32, 128, 160, 256),
+        deep_convolution: Callable[[int, int], nn.Module] = convolution,
+    ) -> None:
         super().__init__()
         falling = [*widths[::-1], widths[0]]
+        down = [convolution, convolution, deep_convolution]
+        up = [*[deep_convolution] * 3, convolution, convolution]
         self.encoder = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(before, after, 3, padding=1),
+                convolve(before, after),
                 nn.BatchNorm2d(after),
                 nn.MaxPool2d(2),
                 nn.ReLU(),
             )
-            for before, after in zip([3, *widths[:2]], widths[:3], strict=True)
+            for convolve, before, after in zip(down, [3, *widths[:2]], widths[:3], strict=True)
         )
         self.embed = nn.ModuleList(map(PatchEmbedding, widths[2:4], widths[3:]))
         self.encoder_mlps = nn.ModuleList(map(ShiftedMLP, widths[3:]))
         self.encoder_norms = nn.ModuleList(map(nn.LayerNorm, widths[3:]))
-        self.decoder = nn.ModuleList(convolutions(falling))
+        self.decoder = nn.ModuleList(
+            convolve(before, after)
+            for convolve, (before, after) in zip(up, pairwise(falling), strict=True)
+        )
         self.decoder_batch_norms = nn.ModuleList(map(nn.BatchNorm2d, falling[1:-1]))
         self.decoder_mlps = nn.ModuleList(map(ShiftedMLP, falling[1:3]))
         self.decoder_norms = nn.ModuleList(map(nn.LayerNorm, falling[1:3]))
