@@ -9,10 +9,15 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ulvm.results import render
+from ulvm.tables import TABLES as REPRODUCED
+
 ROOT = Path(__file__).resolve().parents[1]
+RUN_RESULTS = ROOT / "results" / "runs"
 GPU_RESULTS = ROOT / "bench" / "results"
 CPU_RESULT = GPU_RESULTS / "cpu.json"
 DOCUMENTS = ("README.md", "REPRODUCE.md", "src/ulvm/weights/MODEL_CARD.md")
@@ -260,6 +265,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "published": published,
     "cpu": cpu,
     "gpu": gpu,
+    **{f"reproduce:{name}": partial(render, name, RUN_RESULTS) for name in REPRODUCED},
 }
 
 
@@ -270,7 +276,8 @@ def fill(text: str) -> str:
         name = match["name"]
         return f"<!-- table:{name} -->\n{TABLES[name]()}\n<!-- end:table -->"
 
-    return re.sub(r"<!-- table:(?P<name>\w+) -->\n.*?<!-- end:table -->", replace, text, flags=re.S)
+    table = r"<!-- table:(?P<name>[\w:]+) -->\n.*?<!-- end:table -->"
+    return re.sub(table, replace, text, flags=re.S)
 
 
 def main() -> None:

@@ -13,7 +13,17 @@ from ulvm import __version__, synthetic
 from ulvm.cli import main
 from ulvm.image import read_mask
 
-COMMANDS = ["predict", "demo", "train", "eval", "export", "inspect", "presets", "data check"]
+COMMANDS = [
+    "predict",
+    "demo",
+    "train",
+    "eval",
+    "export",
+    "inspect",
+    "presets",
+    "reproduce",
+    "data check",
+]
 COMMANDS += ["data prepare", "data split", "data draw", "serve"]
 
 

@@ -372,6 +372,54 @@ def _load_model(model: str, device: str) -> Any:
 
 
 @main.command()
+@click.argument("table")
+@click.option(
+    "--data",
+    "data_dir",
+    type=_FOLDER,
+    required=True,
+    help="Folder that holds isic2017, isic2018 and ph2, each as downloaded.",
+)
+@click.option("--results", "results_dir", type=_FOLDER, default=Path("results/runs"))
+@click.option("--runs", "runs_dir", type=_FOLDER, default=Path("runs/reproduce"))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--side-by-side", default=1, show_default=True, help="Runs at the same time.")
+@click.option("--only", default="", help="Runs whose name holds this, such as sorted/ or -42.")
+@_set_option
+def reproduce(
+    table: str,
+    data_dir: Path,
+    results_dir: Path,
+    runs_dir: Path,
+    device: str,
+    side_by_side: int,
+    only: str,
+    assignments: tuple[str, ...],
+) -> None:
+    """Train and score the runs of TABLE that have no result yet, then print the table.
+
+    A stopped run is resumed. TABLE is main, branches, bridges, stages, mamba, widths, mixers,
+    peers, plug or leaks.
+    """
+    from ulvm.nn.reproduce import reproduce as run_table
+    from ulvm.results import render
+
+    for said, done, count in run_table(
+        table,
+        data_dir,
+        results_dir,
+        runs_dir,
+        device=device,
+        side_by_side=side_by_side,
+        only=only,
+        assignments=assignments,
+    ):
+        click.echo(f"{done} of {count}: {said}")
+    click.echo(render(table, results_dir))
+    click.echo(NOTICE)
+
+
+@main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 @click.option(
@@ -417,10 +465,10 @@ def presets() -> None:
     """List the runs that train and inspect know."""
     from ulvm.presets import PRESETS
 
-    click.echo(f"{'preset':16}{'parameters':>11}{'published DSC':>15}  what")
+    click.echo(f"{'preset':21}{'parameters':>11}{'published DSC':>15}  what")
     for name, preset in PRESETS.items():
         published = "" if preset.published_dsc is None else f"{preset.published_dsc:.4f}"
-        click.echo(f"{name:16}{preset.parameters:>11,}{published:>15}  {preset.note}")
+        click.echo(f"{name:21}{preset.parameters:>11,}{published:>15}  {preset.note}")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,518 @@
+"""What the result files of ``ulvm reproduce`` say: scores over seeds, differences, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ulvm import tables
+from ulvm.errors import InputError
+from ulvm.metrics import POOLED_METRICS, BoolArray, Confusion, FloatArray, Interval, dice
+from ulvm.presets import find_preset
+from ulvm.spec import ModelSpec, RunSpec
+from ulvm.splits import available_splits, load_split
+from ulvm.tables import Row
+
+RESAMPLES = 2000
+LEVEL = 0.95
+SEED = 0  # of the resamples
+
+# Pooled scores that the paper prints: (preset, trained on, scored on). Of its own ablations on ISIC
+# 2017 the presets hold the Dice. Source: arXiv 2403.20035; peers as it prints or copies them.
+PUBLISHED: dict[tuple[str, str, str], dict[str, float]] = {
+    ("paper", "isic2017", "isic2017"): {"dsc": 0.9091, "se": 0.9053, "sp": 0.9790, "acc": 0.9646},
+    ("paper", "isic2018", "isic2018"): {"dsc": 0.8940, "se": 0.8680, "sp": 0.9781, "acc": 0.9558},
+    ("paper", "isic2017", "ph2"): {"dsc": 0.9265, "se": 0.9345, "sp": 0.9606, "acc": 0.9521},
+    ("vm-unet", "isic2017", "isic2017"): {"dsc": 0.9070},
+    ("ege-unet", "isic2017", "isic2017"): {"dsc": 0.9073},
+    ("unet", "isic2017", "isic2017"): {"dsc": 0.8989},
+}
+TITLES = {"isic2017": "ISIC 2017", "isic2018": "ISIC 2018", "ph2": "PH2"}
+SPLIT_SCORED = {"ph2": "all"}  # other data sets are scored on the test part of the row's split
+NOTHING = "–"
+PAIRED = (
+    "Differences of DSC: a resample has the same images for both rows, seeds drawn apart; real"
+    " where the interval leaves out 0, with one seed of these runs only, for seeds differ too; p"
+    " two-sided, not corrected for the number of rows."
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Runs:
+    """The runs of a row that have a result file.
+
+    Args:
+        row: What was asked for.
+        files: Content of the files, in the order of the row's seeds.
+        counts: For each data set that all were scored on, counts (seeds, images) in the order of
+            the split's ids.
+    """
+
+    row: Row
+    files: tuple[dict[str, Any], ...]
+    counts: dict[str, Confusion]
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds there are, and of how many if some are missing."""
+        there, all_ = len(self.files), len(self.row.seeds)
+        return str(all_) if there == all_ else f"{there} of {all_}"
+
+
+def read_runs(row: Row, results_dir: Path) -> Runs:
+    """The result files of a row; runs without one are left out.
+
+    Args:
+        row: A row of ``tables.TABLES``.
+        results_dir: Holds ``dataset/split/preset-seed.json``.
+
+    Raises:
+        InputError: A file is not a result of this row's run on the committed splits.
+    """
+    found = {
+        results_dir / f"{name}.json": run
+        for name, run in zip(row.names(), row.runs(), strict=True)
+        if (results_dir / f"{name}.json").exists()
+    }
+    files = {path: _read_file(path, run) for path, run in found.items()}
+    by_run = [
+        {score["dataset"]: _read_counts(path, score) for score in content["scores"]}
+        for path, content in files.items()
+    ]
+    names = by_run[0] if by_run else ()
+    return Runs(
+        row=row,
+        files=tuple(files.values()),
+        counts={name: _stack([run[name] for run in by_run]) for name in names},
+    )
+
+
+def _read_file(path: Path, run: RunSpec) -> dict[str, Any]:
+    accepted, remedy = "accepted is a file that ulvm reproduce wrote", "move it away and run again"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = RunSpec.from_dict(content["run"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no result file ({error!r})", accepted, remedy) from error
+    # The recipe may differ, for trying; the table's last line tells it.
+    if _identify(found) != _identify(run):
+        raise InputError(f"{path} is of another run than its name says", accepted, remedy)
+    return content
+
+
+def _identify(run: RunSpec) -> tuple[ModelSpec, str, str, int]:
+    return run.model, run.data.dataset, run.data.split, run.train.seed
+
+
+def _read_counts(path: Path, score: Mapping[str, Any]) -> Confusion:
+    split = load_split(score["dataset"], score["split"]["name"])
+    images = len(split.ids(score["split"]["part"]))
+    if score["split"]["hash"] != split.hash or len(score["tp"]) != images:
+        raise InputError(
+            f"{path} has {len(score['tp'])} pictures of {split.dataset}, split '{split.name}', "
+            f"hash {score['split']['hash']}",
+            f"the committed list has {images} and hash {split.hash}",
+            "score the run again",
+        )
+    tp, fp, fn = (np.array(score[name], dtype=np.int64) for name in ("tp", "fp", "fn"))
+    return Confusion(tp=tp, fp=fp, fn=fn, tn=score["pixels"] - tp - fp - fn)
+
+
+def _stack(runs: Sequence[Confusion]) -> Confusion:
+    """Counts (seeds, images)."""
+    return Confusion(
+        tp=np.stack([run.tp for run in runs]),
+        fp=np.stack([run.fp for run in runs]),
+        fn=np.stack([run.fn for run in runs]),
+        tn=np.stack([run.tn for run in runs]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A score over seeds.
+
+    Args:
+        mean: Over seeds.
+        sd: Sample standard deviation over seeds (n - 1); nan for a single seed.
+        interval: 95 % bootstrap interval of the mean, over seeds and images; over images alone
+            for a single seed.
+    """
+
+    mean: float
+    sd: float
+    interval: Interval
+
+    def __str__(self) -> str:
+        return f"{self.spread} [{self.interval.low:.4f}, {self.interval.high:.4f}]"
+
+    @property
+    def spread(self) -> str:
+        """Mean and standard deviation as text."""
+        return f"{self.mean:.4f}" + ("" if np.isnan(self.sd) else f" ± {self.sd:.4f}")
+
+
+def estimate(counts: Confusion) -> dict[str, Estimate]:
+    """Every score over seeds with its interval.
+
+    The bootstrap draws seeds and images together, both with replacement, the same images for
+    every seed; of a resample, the mean over its seeds is taken. With few seeds the part of the
+    interval that is due to them is too narrow, by a factor of (n - 1) / n in variance.
+
+    Args:
+        counts: Counts (seeds, images).
+
+    Returns:
+        ``pooled.dsc``, ``pooled.iou``, ``pooled.se``, ``pooled.sp``, ``pooled.acc`` and
+        ``per_image.dsc``.
+    """
+    observed = _scores(counts, np.ones((1, counts.images)))
+    resampled = _scores(counts, _image_weights(counts.images))
+    seeds = len(counts.tp)
+    return {
+        name: Estimate(
+            mean=float(values.mean()),
+            sd=float(values.std(ddof=1)) if seeds > 1 else float("nan"),
+            interval=_interval(_mean_over_seeds(resampled[name], stream=1)),
+        )
+        for name, values in observed.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The difference of two rows' mean pooled Dice on the same images.
+
+    Args:
+        difference: First less second.
+        interval: 95 % bootstrap interval of it.
+        p_value: Two-sided, from the same resamples.
+    """
+
+    difference: float
+    interval: Interval
+    p_value: float
+
+    @property
+    def verdict(self) -> str:
+        """``real`` if the interval leaves out 0, else ``within noise``."""
+        return "within noise" if self.interval.low <= 0 <= self.interval.high else "real"
+
+    def __str__(self) -> str:
+        limits = f"[{self.interval.low:+z.4f}, {self.interval.high:+z.4f}]"
+        return f"{self.difference:+z.4f} {limits}"
+
+
+def compare(counts_a: Confusion, counts_b: Confusion) -> Comparison:
+    """Difference of mean pooled Dice, paired by image.
+
+    A resample has the same images for both rows; the seeds of each are drawn independently.
+
+    Args:
+        counts_a: Counts (seeds, images) of the first row.
+        counts_b: Counts (seeds, images) of the second row, on the same images in the same order.
+
+    Raises:
+        InputError: The true masks differ, so these are not pairs.
+    """
+    truths = [counts.tp + counts.fn for counts in (counts_a, counts_b)]
+    if counts_a.images != counts_b.images or (np.concatenate(truths) != truths[0][0]).any():
+        raise InputError(
+            "the runs were counted against different true masks",
+            "accepted are the same images at the same size in the same order",
+            "score all of them on one download of the data",
+        )
+    weights = _image_weights(counts_a.images)
+    drawn = [
+        _mean_over_seeds(_scores(counts, weights)["pooled.dsc"], stream=stream)
+        for stream, counts in enumerate((counts_a, counts_b), 1)
+    ]
+    differences = np.round(drawn[0] - drawn[1], 12)  # rounding errors of equal means are no sign
+    tail = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    means = [dice(counts.pooled()).mean() for counts in (counts_a, counts_b)]
+    return Comparison(
+        difference=float(means[0] - means[1]),
+        interval=_interval(differences),
+        p_value=min(1.0, 2 * (int(tail) + 1) / (RESAMPLES + 1)),
+    )
+
+
+def place(published: float, interval: Interval) -> Literal["inside", "above", "below"]:
+    """Where a published number lies: inside, above or below our interval."""
+    if published > interval.high:
+        return "above"
+    return "below" if published < interval.low else "inside"
+
+
+def _scores(counts: Confusion, weights: FloatArray) -> dict[str, FloatArray]:
+    """Scores (seeds, resamples) of counts (seeds, images) weighted by (resamples, images)."""
+
+    def add(count: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return (count @ weights.T).astype(np.int64)  # float64 is exact below 2**53
+
+    sums = Confusion(tp=add(counts.tp), fp=add(counts.fp), fn=add(counts.fn), tn=add(counts.tn))
+    return {
+        **{f"pooled.{name}": metric(sums) for name, metric in POOLED_METRICS.items()},
+        "per_image.dsc": dice(counts) @ weights.T / counts.images,
+    }
+
+
+@lru_cache
+def _image_weights(images: int) -> FloatArray:
+    """How often each image is in each resample, (resamples, images); always the same draws."""
+    draws = np.random.default_rng([SEED, 0]).integers(images, size=(RESAMPLES, images))
+    positions = draws + images * np.arange(RESAMPLES)[:, None]
+    weights = np.bincount(positions.ravel(), minlength=draws.size)
+    return weights.reshape(draws.shape).astype(np.float64)
+
+
+def _mean_over_seeds(values: FloatArray, *, stream: int) -> FloatArray:
+    """Mean over seeds drawn with replacement, (seeds, resamples) → (resamples,)."""
+    draw = np.random.default_rng([SEED, stream]).integers(len(values), size=values.shape)
+    mean: FloatArray = np.take_along_axis(values, draw, axis=0).mean(axis=0)
+    return mean
+
+
+def _interval(estimates: FloatArray) -> Interval:
+    low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(low=float(low), high=float(high))
+
+
+def render(table_name: str, results_dir: Path) -> str:
+    """A table as Markdown, with a line that says how its figures were made.
+
+    Args:
+        table_name: A key of ``tables.TABLES``.
+        results_dir: Holds ``dataset/split/preset-seed.json``; ``complexity.json`` of
+            ``bench/complexity.py`` is expected beside it, else no multiply-accumulates are shown.
+
+    Returns:
+        Rows without a run say "not run", and how many seeds there are.
+
+    Raises:
+        InputError: No such table, or a result file does not fit its name.
+    """
+    table = tables.find_table(table_name)
+    runs = [read_runs(row, results_dir) for row in table.rows]
+    if table_name == "main":
+        return _render_main(runs)
+    if table_name == "leaks":
+        (leaked,) = runs
+        control = tables.TABLES["main"].rows[0]
+        return _render_leaks(leaked, read_runs(control, results_dir))
+    return _render_ablation(table_name, runs, results_dir.parent / "complexity.json")
+
+
+def _render_main(all_runs: Sequence[Runs]) -> str:
+    head = "trained on, split, scored on, n, seeds, DSC, SE, SP, ACC, IoU, DSC per image"
+    head += ", published DSC / SE / SP / ACC, published is … our interval"
+    rows = []
+    for runs in all_runs:
+        row = runs.row
+        for scored_on in (row.dataset, "ph2"):
+            images = len(load_split(scored_on, SPLIT_SCORED.get(scored_on, row.split)).ids("test"))
+            where = [TITLES[row.dataset], f"`{row.split}`", TITLES[scored_on], str(images)]
+            published = _published(row, scored_on)
+            printed = " / ".join(f"{figure:.4f}" for figure in published.values()) or NOTHING
+            if scored_on in runs.counts:
+                found = estimate(runs.counts[scored_on])
+                names = [f"pooled.{name}" for name in ("dsc", "se", "sp", "acc", "iou")]
+                scores = [str(found[name]) for name in (*names, "per_image.dsc")]
+                places = [place(published[m], found[f"pooled.{m}"].interval) for m in published]
+                verdict = " / ".join(places) or NOTHING
+            else:
+                scores, verdict = ["not run"] + [NOTHING] * 5, NOTHING
+            rows.append([*where, runs.seeds, *scores, printed, verdict])
+    return "\n".join(
+        [
+            *_markdown(head.split(", "), rows),
+            "",
+            _caption(all_runs)
+            + " Published: arXiv 2403.20035; its ISIC 2018 row contradicts itself (its SE, SP and"
+            " ACC imply a DSC of .888).",
+        ]
+    )
+
+
+def _render_ablation(table_name: str, all_runs: Sequence[Runs], complexity: Path) -> str:
+    by_preset = {runs.row.preset: runs for runs in all_runs}
+    costs = json.loads(complexity.read_text(encoding="utf-8")) if complexity.exists() else {}
+    base = "the network without PVM" if table_name == "plug" else "`paper`"
+    head = "preset, parameters, G multiply-accumulates (counted as the paper does), seeds, DSC, SE"
+    head += f", SP, PH2 DSC, published DSC, difference to {base}, p, verdict"
+    rows = []
+    for preset, runs in by_preset.items():
+        cost = costs.get(preset)
+        reference = by_preset[preset.removesuffix("-pvm") if table_name == "plug" else "paper"]
+        published = _published(runs.row, runs.row.dataset).get("dsc")
+        printed = NOTHING if published is None else f"{published:.4f}"
+        scores, difference = ["not run", *[NOTHING] * 3], [NOTHING] * 3
+        if runs.files:
+            own, ph2 = (estimate(runs.counts[name]) for name in (runs.row.dataset, "ph2"))
+            scores = [str(own["pooled.dsc"]), own["pooled.se"].spread, own["pooled.sp"].spread]
+            scores.append(str(ph2["pooled.dsc"]))
+            if published is not None:
+                printed += f", {place(published, own['pooled.dsc'].interval)} our interval"
+            if runs is not reference:
+                difference = _difference(runs, reference, runs.row.dataset)
+        rows.append(
+            [
+                f"`{preset}`",
+                f"{find_preset(preset).parameters:,}",
+                f"{cost['macs'] / 1e9:.3f} ({cost['paper_macs'] / 1e9:.3f})" if cost else NOTHING,
+                runs.seeds,
+                *scores,
+                printed,
+                *difference,
+            ]
+        )
+    return "\n".join([*_markdown(head.split(", "), rows), "", f"{_caption(all_runs)} {PAIRED}"])
+
+
+def _difference(
+    runs: Runs, reference: Runs, scored_on: str, chosen: BoolArray | None = None
+) -> list[str]:
+    """Cells for the difference, p and the verdict, on all or the chosen images."""
+    if not reference.files:
+        return [f"`{reference.row.preset}` not run", NOTHING, NOTHING]
+    pair = (each.counts[scored_on] for each in (runs, reference))
+    found = compare(*(counts if chosen is None else _choose(counts, chosen) for counts in pair))
+    one_seed = min(len(runs.files), len(reference.files)) == 1
+    return [str(found), f"{found.p_value:.3f}", found.verdict + " (one seed)" * one_seed]
+
+
+def _render_leaks(leaked: Runs, control: Runs) -> str:
+    """Shared ids of the committed splits, then the score on pictures seen and unseen."""
+    shared = [
+        [
+            f"{TITLES[trained_on]} `{trained}`",
+            f"{TITLES[scored_on]} `{scored}`",
+            *(str(count) for count in _count_shared(trained_on, trained, scored_on, scored)),
+        ]
+        for trained_on, scored_on in (("isic2018", "isic2017"), ("isic2017", "isic2018"))
+        for trained in available_splits(trained_on)
+        for scored in available_splits(scored_on)
+        if load_split(scored_on, scored).parts["test"]
+    ]
+    shared_head = "trained on, scored on the test part of, its ids, in training, in validation"
+    shared_head += ", share seen"
+
+    scored_on = control.row.dataset
+    scores = []
+    for runs in (leaked, control):
+        for name, chosen in _subsets(leaked.row, control.row).items():
+            cells, difference = ["not run", NOTHING], [NOTHING] * 3
+            if runs.files:
+                found = estimate(_choose(runs.counts[scored_on], chosen))
+                cells = [str(found["pooled.dsc"]), str(found["per_image.dsc"])]
+                if runs is leaked:
+                    difference = _difference(runs, control, scored_on, chosen)
+            trained_on = f"{TITLES[runs.row.dataset]} `{runs.row.split}`"
+            number = str(np.count_nonzero(chosen))
+            scores.append([trained_on, runs.seeds, name, number, *cells, *difference])
+    score_head = f"trained on, seeds, pictures of {TITLES[scored_on]}'s test part, n, DSC"
+    score_head += f", DSC per image, difference to {TITLES[scored_on]}'s runs, p, verdict"
+    return "\n".join(
+        [
+            *_markdown(shared_head.split(", "), shared),
+            "",
+            "By id, from the committed lists; of `official` only parts whose ids are committed. "
+            "9 pairs more are one picture under two ids; `ulvm data check` finds such pairs.",
+            "",
+            *_markdown(score_head.split(", "), scores),
+            "",
+            f"{_caption([leaked, control])} Seen: the id is in training or validation of the ISIC"
+            f" 2018 runs; those of ISIC 2017 have seen none, so what they too score higher on the"
+            f" seen pictures is no leak. {PAIRED}",
+        ]
+    )
+
+
+def _count_shared(
+    trained_on: str, trained: str, scored_on: str, scored: str
+) -> tuple[int, int, int, str]:
+    """Test ids of one split; how many another split trains on, validates on; their share."""
+    parts = load_split(trained_on, trained).parts
+    test = set(load_split(scored_on, scored).parts["test"])
+    training, validation = (len(test & {*parts[part]}) for part in ("train", "validation"))
+    return len(test), training, validation, f"{(training + validation) / len(test):.1%}"
+
+
+def _subsets(trained: Row, scored: Row) -> dict[str, BoolArray]:
+    """Which test images of a split a run has seen in training or validation, (images,)."""
+    parts = load_split(trained.dataset, trained.split).parts
+    test = load_split(scored.dataset, scored.split).ids("test")
+    seen = np.isin(test, [*parts["train"], *parts["validation"]])
+    return {"all": np.ones_like(seen), "seen": seen, "unseen": ~seen}
+
+
+def _choose(counts: Confusion, chosen: BoolArray) -> Confusion:
+    """The counts of some images, (seeds, images) → (seeds, chosen)."""
+    return Confusion(
+        tp=counts.tp[:, chosen],
+        fp=counts.fp[:, chosen],
+        fn=counts.fn[:, chosen],
+        tn=counts.tn[:, chosen],
+    )
+
+
+def _published(row: Row, scored_on: str) -> dict[str, float]:
+    """Printed pooled scores of a preset by metric; none if the paper prints none."""
+    figures = PUBLISHED.get((row.preset, row.dataset, scored_on), {})
+    ablation = find_preset(row.preset).published_dsc
+    if figures or ablation is None or (row.dataset, scored_on) != ("isic2017", "isic2017"):
+        return figures
+    return {"dsc": ablation}
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = ["---"] * len(head)
+    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+
+
+def _caption(all_runs: Sequence[Runs]) -> str:
+    """What every table says: reduction, splits, interval, and what made the runs."""
+    files = [file for runs in all_runs for file in runs.files]
+    splits = [
+        f"{TITLES[dataset]} `{name}` ({load_split(dataset, name).hash})"
+        for dataset, name in dict.fromkeys((runs.row.dataset, runs.row.split) for runs in all_runs)
+    ]
+    text = (
+        f"Test parts, pooled over all pixels unless per image; splits {_join(splits)}. Mean ± sd"
+        f" over seeds [{LEVEL:.0%} bootstrap interval, {RESAMPLES:,} resamples, over seeds and"
+        " images together; with one seed over images alone]."
+    )
+    if not files:
+        return f"{text} No run yet."
+    commits = (file["git_commit"] for file in files)
+    made = [
+        _join(map(_recipe, files), " and "),
+        _join(file["machine"].get("gpu", file["machine"]["processor"]) for file in files),
+        _join(f"ulvm {file['versions']['ulvm']}" for file in files),
+        _join(f"torch {file['versions']['torch']}" for file in files),
+        "commit " + _join(commit[:7] if commit else "unknown" for commit in commits),
+        _join(sorted(file["date"] for file in files)),
+    ]
+    return f"{text} {len(files)} runs: {'; '.join(made)}."
+
+
+def _recipe(file: Mapping[str, Any]) -> str:
+    run = RunSpec.from_dict(file["run"])
+    train = run.train
+    return (
+        f"{train.epochs} epochs of batches of {train.batch_size} at {run.data.image_size}×"
+        f"{run.data.image_size}, AdamW {train.learning_rate:g} to {train.min_learning_rate:g}"
+        f" ({train.schedule}), augmentation `{train.augmentation}`, {train.precision}"
+    )
+
+
+def _join(texts: Iterable[str], between: str = ", ") -> str:
+    """Each text once."""
+    return between.join(dict.fromkeys(texts))
