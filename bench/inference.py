@@ -157,6 +157,8 @@ def main() -> None:
     gpu.use_float32()
 
     network, run, _ = load_weights(WEIGHTS, str(device))
+    if options.data:
+        datasets.decode("isic2017", options.data, size=gpu.SIZE)  # found again below
     batches: dict[str, Any] = {}
     for batch in options.batches:
         print(f"batch {batch}", file=sys.stderr)

@@ -42,7 +42,7 @@ _JUNK = re.compile(
 _PH2_NAME = re.compile(r"(IMD\d+)(_lesion)?")
 
 CACHE_FORMAT = 1
-WORKERS = 2
+MAX_WORKERS = 8  # files read at once, where there are so many processors
 # Near duplicates: grey versions of this side whose root-mean-square difference is below this
 # many grey levels. In ISIC 2018, known copies lie below 2.5 and the next pair at 3.4.
 DUPLICATE_SIDE = 32
@@ -521,7 +521,7 @@ def _run_all(
 ) -> list[Result]:
     """The result for each item, in order, from a few threads; the first error ends it."""
     results = []
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         for result in pool.map(work, items):
             results.append(result)
             if progress:

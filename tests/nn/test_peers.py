@@ -13,7 +13,7 @@ from ulvm.errors import InputError
 from ulvm.nn.model import PVMLayer
 from ulvm.nn.peers import PEERS, build_peer, count_parameters, ege_unet, unext, vm_unet
 from ulvm.nn.peers.graph import ImageToProbability, build_graph
-from ulvm.nn.peers.layers import ChannelNorm, WidePVMLayer
+from ulvm.nn.peers.layers import ChannelNorm
 
 SIZE = 64
 PAPER_PARAMETERS = 0.049e6  # UltraLight VM-UNet as its paper rounds it
@@ -74,14 +74,6 @@ def test_pvm_layers_stand_for_the_deep_convolutions(name: str) -> None:
     found = [(layer.project.in_features, layer.project.out_features) for layer in layers]
     assert sorted(found) == sorted(DEEP[name])
     assert {layer.branches for layer in layers} == {4}
-
-
-def test_wide_pvm_layer_is_the_pvm_layer() -> None:
-    torch.manual_seed(0)
-    wide, layer = WidePVMLayer(8, 12), PVMLayer(8, 12)
-    layer.load_state_dict(wide.state_dict())
-    features = torch.randn(2, 8, 4, 6)
-    torch.testing.assert_close(wide(features), layer(features), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["unext-s", "lb-unet"])

@@ -35,6 +35,7 @@ class _Job:
     preset: str
     name: str  # dataset/split/preset-seed
     run: RunSpec
+    scored_on: list[tuple[str, str]]  # data set and split of each test part
     data_dir: Path
     run_dir: Path
     result: Path
@@ -82,6 +83,7 @@ def reproduce(
             preset=row.preset,
             name=name,
             run=run.override(assignments),
+            scored_on=_scored_on(run),
             data_dir=data_dir,
             run_dir=runs_dir / name,
             result=results_dir / f"{name}.json",
@@ -99,7 +101,7 @@ def reproduce(
             "change --only",
         )
     left = [job for job in jobs if not _is_done(job)]
-    for dataset in sorted({target for job in left for target, _ in _scored_on(job.run)}):
+    for dataset in sorted({target for job in left for target, _ in job.scored_on}):
         _decode(dataset, data_dir, left[0].run.data.image_size)  # once, not in every process
     done = len(jobs) - len(left)
     for said in _work_all(left, side_by_side):
@@ -130,7 +132,6 @@ def _is_done(job: _Job) -> bool:
 
 
 def _scored_on(run: RunSpec) -> list[tuple[str, str]]:
-    """Data set and split of every test part that a run is scored on."""
     own = (run.data.dataset, run.data.split)
     audit = [("isic2017", PERMUTATION)] if run.data.dataset == "isic2018" else []
     return [own, ("ph2", "all"), *audit]
@@ -157,7 +158,7 @@ def _work(job: _Job) -> str:
     train_s = time.perf_counter() - start
     network, run, provenance = load_weights(job.run_dir / WEIGHTS)
     stored = json.loads((job.run_dir / RUN).read_text())
-    scores = [_score(job, dataset, split) for dataset, split in _scored_on(run)]
+    scores = [_score(job, dataset, split) for dataset, split in job.scored_on]
     result = {
         "preset": job.preset,
         "run": run.to_dict(),

@@ -68,3 +68,38 @@ def test_what_the_compiler_refuses_is_noticed() -> None:
     done = compile_all("layers.pvm.padded = lambda size: 16 if size <= 16 else size - 1")
     assert done.returncode != 0
     assert "power of 2" in done.stderr
+
+
+SHARED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ulvm.nn.fused import pvm
+
+scalars = {"rows": "i32", "length": "i32", "tiles": "i32", "eps": "fp32"}
+for channels, out, branches in [(64, 48, 4), (64, 48, 2), (128, 128, 4)]:
+    inner = 2 * channels // branches
+    sizes = pvm.Sizes(channels, branches, inner, 16, -(-inner // 32), 4, out)
+    for kernel in (pvm._mix_backward_kernel, pvm._tokens_backward_kernel):
+        constants = sizes.for_tokens(pvm.ROWS)
+        warps = constants.pop("num_warps")
+        names = kernel.arg_names
+        kinds = {n: "constexpr" if n in constants else scalars.get(n, "*fp32") for n in names}
+        places = {(names.index(n),): value for n, value in constants.items() if n in names}
+        source = ASTSource(kernel, kinds, constexprs=places)
+        target = GPUTarget("cuda", 90, 32)
+        compiled = triton.compile(source, target=target, options={"num_warps": warps})
+        print(compiled.metadata.shared, sizes.shared_bytes)
+"""
+
+
+def test_shared_memory_of_a_wide_layer_is_not_underrated() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    pairs = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    assert len(pairs) == 6
+    for needed, rated in pairs:
+        assert 0.1 * rated < needed <= rated

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ulvm.nn import fused, model
 from ulvm.nn.fused import layers
-from ulvm.nn.model import UltraLightVMUNet, normalise
+from ulvm.nn.model import PVMLayer, UltraLightVMUNet, normalise
 from ulvm.spec import ModelSpec
 
 
@@ -70,3 +70,14 @@ def test_kernels_are_for_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "enabled", False)
     if torch.cuda.is_available():
         assert fused.kernels_for(torch.zeros(1, device="cuda")) is None
+
+
+def test_layers_too_wide_for_the_chip_run_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_shared_memory", lambda device: 232_448)  # of an H100
+    paper = [part for part in UltraLightVMUNet().modules() if isinstance(part, PVMLayer)]
+    assert all(layers.fits_pvm(layer) for layer in paper)
+    assert layers.fits_pvm(PVMLayer(64, 64, branches=1))
+    assert not layers.fits_pvm(PVMLayer(128, 256))
+    assert not layers.fits_pvm(PVMLayer(64, 64, mixer="bidirectional"))
+    monkeypatch.setattr(layers, "_shared_memory", lambda device: 40_000)
+    assert not layers.fits_pvm(PVMLayer(64, 48))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor, nn
 
 from ulvm.nn.fused import bridge as bridges
@@ -52,8 +55,20 @@ def double_head(head: nn.Conv2d, features: Tensor) -> Tensor:
 
 
 def fits_pvm(layer: PVMLayer) -> bool:
-    """Whether the kernels cover this layer: the plain Mamba, not a bidirectional or 2-D one."""
-    return type(layer.mixer) is Mamba
+    """Whether the kernels cover this layer: one plain Mamba, small enough for the GPU's chip."""
+    if type(layer.mixer) is not Mamba:
+        return False
+    needed = pvm.sizes_of(weights_of(layer), layer.branches).shared_bytes
+    return needed <= _shared_memory(layer.norm.weight.device)
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> float:
+    """Bytes that one program may take on a multiprocessor; no limit in the interpreter."""
+    if device.type == "cpu":
+        return math.inf
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return float(properties["max_shared_mem"])
 
 
 def run_pvm(layer: PVMLayer, features: Tensor) -> Tensor:

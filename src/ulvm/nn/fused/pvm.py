@@ -26,6 +26,7 @@ from torch import Tensor
 from ulvm.nn.fused.sums import sum_partials
 
 ROWS, WARPS = 16, 2  # tokens and warps of one program that works on tokens
+WIDE_WARPS = 8  # where the matrices exceed the registers of two warps
 MANY_ROWS = 32  # tokens of one forward, where that leaves enough programs
 ENOUGH = 1056  # of these programs: eight on each multiprocessor
 LANES = 16  # inner channels of one program that scans
@@ -92,8 +93,25 @@ class Sizes(NamedTuple):
             "O": padded(self.out),
             "ROWS": rows,
             "LANES": LANES,
-            "num_warps": WARPS,
+            "num_warps": WIDE_WARPS
+            if self._products[0] > 4096 or self._products[1] > 512
+            else WARPS,
         }
+
+    @property
+    def _products(self) -> tuple[int, int]:
+        """Entries of the last projection's matrix, and of one branch's."""
+        last = padded(self.channels) * padded(self.out)
+        return last, padded(self.group) * padded(self.inner)
+
+    @property
+    def shared_bytes(self) -> int:
+        """At least what the backward kernels need of a multiprocessor's shared memory.
+
+        Fitted to what the compiler reports for widths of 24 to 256.
+        """
+        last, branch = self._products
+        return 4 * (2 * last + 5 * branch + 2048)
 
     def for_scan(self, steps: int, even: bool) -> dict[str, int]:
         """Keyword arguments of the kernels that scan; ``even`` if all chunks are full."""
@@ -127,6 +145,19 @@ def choose_rows(rows: int) -> int:
     return MANY_ROWS if rows // MANY_ROWS >= ENOUGH else ROWS
 
 
+def sizes_of(weights: Weights, branches: int) -> Sizes:
+    """The sizes that the parameters have."""
+    return Sizes(
+        channels=weights.norm_weight.shape[0],
+        branches=branches,
+        inner=weights.D.shape[0],
+        state=weights.A_log.shape[1],
+        rank=weights.dt_weight.shape[1],
+        width=weights.conv_weight.shape[2],
+        out=weights.project_bias.shape[0],
+    )
+
+
 def pvm(tokens: Tensor, weights: Weights, eps: float, branches: int) -> Tensor:
     """The whole layer of ``nn.model.PVMLayer`` with the plain Mamba.
 
@@ -147,15 +178,7 @@ class _PVM(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, eps: float, branches: int, *parameters: Tensor) -> Tensor:
         w = Weights(*(each.contiguous() for each in parameters))
-        sizes = Sizes(
-            channels=tokens.shape[2],
-            branches=branches,
-            inner=w.D.shape[0],
-            state=w.A_log.shape[1],
-            rank=w.dt_weight.shape[1],
-            width=w.conv_weight.shape[2],
-            out=w.project_bias.shape[0],
-        )
+        sizes = sizes_of(w, branches)
         tokens = tokens.contiguous()
         batch, length, channels = tokens.shape
         rows, sequences = batch * length, batch * branches

@@ -15,8 +15,9 @@ from functools import partial
 from torch import nn
 
 from ulvm.errors import InputError
+from ulvm.nn.model import PVMLayer
 from ulvm.nn.peers.ege_unet import EGEUNet
-from ulvm.nn.peers.layers import ChannelNorm, LearntPlane, WidePVMLayer
+from ulvm.nn.peers.layers import ChannelNorm, LearntPlane
 from ulvm.nn.peers.lb_unet import LBUNet
 from ulvm.nn.peers.lightm_unet import LightMUNet
 from ulvm.nn.peers.malunet import MALUNet
@@ -109,14 +110,14 @@ PEERS: dict[str, Peer] = {
     ),
     "unet-pvm": Peer(
         title="U-Net, deep PVM layers",
-        construct=partial(UNet, deep_convolution=WidePVMLayer),
+        construct=partial(UNet, deep_convolution=PVMLayer),
         parameters=667_671,
         published=None,
         source="unet with PVM layers (arXiv 2403.20035) for its deep convolutions",
     ),
     "unext-pvm": Peer(
         title="UNeXt, deep PVM layers",
-        construct=partial(UNeXt, deep_convolution=WidePVMLayer),
+        construct=partial(UNeXt, deep_convolution=PVMLayer),
         parameters=974_357,
         published=None,
         source="unext with PVM layers (arXiv 2403.20035) for its deep convolutions",

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulvm.nn.model import PVMLayer
-
 
 def halve(features: Tensor, norm: nn.Module) -> Tensor:
     """Norm, 2×2 max-pool, GELU: what ends an encoder stage of the six-stage peers."""
@@ -63,19 +61,6 @@ class LearntPlane(nn.Module):
         return self.mix(
             F.interpolate(self.plane, size=size_hw, mode="bilinear", align_corners=True)
         )
-
-
-class WidePVMLayer(PVMLayer):
-    """A PVM layer that runs in plain torch everywhere.
-
-    The kernels of ``nn/fused`` keep a layer's matrices on the chip, too small for these widths.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(batch, in_channels, height, width) → (batch, out_channels, height, width)."""
-        size_hw = (features.shape[2], features.shape[3])
-        tokens = self.forward_tokens(features.flatten(2).transpose(1, 2), size_hw)
-        return tokens.transpose(1, 2).unflatten(2, size_hw)
 
 
 def convolution(in_channels: int, out_channels: int) -> nn.Module:

@@ -1,0 +1,125 @@
+"""A table's runs on drawn pictures: trained, scored, kept, found again and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ulvm import datasets, metrics, splits, synthetic
+from ulvm.errors import InputError
+from ulvm.metrics import Confusion
+from ulvm.nn import reproduce as module
+from ulvm.nn.checkpoint import load_probability
+from ulvm.nn.reproduce import reproduce
+from ulvm.nn.train import train
+from ulvm.presets import find_preset
+from ulvm.spec import RunSpec
+from ulvm.tables import Row, Table
+
+SIZE = 32
+SHORT = ["train.epochs=2", "train.batch_size=4", f"data.image_size={SIZE}", "model.bridge=none"]
+
+
+class DrawnRow(Row):
+    """A row on the drawn pictures, whose split is a file."""
+
+    def names(self) -> list[str]:
+        return [f"drawn/{self.preset}-{seed}" for seed in self.seeds]
+
+    def runs(self) -> list[RunSpec]:
+        data = ["data.dataset=folder", f"data.split={self.split}", *SHORT]
+        run = find_preset(self.preset).run.override(data)
+        return [run.override([f"train.seed={seed}"]) for seed in self.seeds]
+
+
+@pytest.fixture
+def split_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve drawn pictures, and the table ``drawn`` of two runs on them."""
+    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "data" / "folder"
+    synthetic.write_dataset(folder, 12, seed=0, size_hw=(SIZE, SIZE), layout="folder")
+    ids = [pair.id for pair in datasets.find_pairs("folder", folder)]
+    path = tmp_path / "split.json"
+    parts = {"train": tuple(ids[:6]), "validation": tuple(ids[6:8]), "test": tuple(ids[8:])}
+    splits.Split("drawn", "folder", parts).save(path)
+    rows = (DrawnRow(preset="paper", split=str(path), seeds=(1, 2)),)
+    monkeypatch.setattr(module, "find_table", lambda name: Table(question=name, rows=rows))
+    # PH2 cannot be drawn with its own ids.
+    monkeypatch.setattr(module, "_scored_on", lambda run: [("folder", str(path))] * 2)
+    return path
+
+
+def run_table(tmp_path: Path, **options: Any) -> list[tuple[str, int, int]]:
+    folders = [tmp_path / name for name in ("data", "results", "runs")]
+    return list(reproduce("drawn", *folders, device="cpu", **options))
+
+
+def read_result(tmp_path: Path, seed: int) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((tmp_path / f"results/drawn/paper-{seed}.json").read_text())
+    return result
+
+
+def test_results_hold_the_run_and_counts_of_the_weights(tmp_path: Path, split_file: Path) -> None:
+    said = run_table(tmp_path, side_by_side=2)
+    assert sorted((done, count) for _, done, count in said) == [(1, 2), (2, 2)]
+    result = read_result(tmp_path, 2)
+    assert result["run"]["train"]["seed"] == 2
+    assert (result["preset"], result["parameters"], result["side_by_side"]) == ("paper", 32_843, 2)
+    assert result["train_s"] > 0
+    assert result["git_commit"] is None or result["git_commit"]
+
+    split = splits.load_split("folder", split_file)
+    scored = result["scores"][0]
+    assert scored["split"] == {"name": "drawn", "hash": split.hash, "part": "test"}
+    decoded = datasets.decode("folder", tmp_path / "data" / "folder", size=SIZE)
+    rows = decoded.indices(split.ids("test"))
+    probability_of, _ = load_probability(tmp_path / "runs" / "drawn" / "paper-2")
+    mask = probability_of(decoded.images[rows])[:, 0] >= 0.5
+    expected = metrics.confusion(mask, decoded.masks[rows] >= 128)
+    for name in ("tp", "fp", "fn"):
+        assert scored[name] == getattr(expected, name).tolist()
+    assert scored["pooled"]["dsc"] == pytest.approx(float(metrics.dice(expected.pooled())[0]))
+    tp, fp, fn = (np.array(scored[name]) for name in ("tp", "fp", "fn"))
+    again = Confusion(tp=tp, fp=fp, fn=fn, tn=scored["pixels"] - tp - fp - fn)
+    assert scored["pooled"]["acc"] == pytest.approx(metrics.scores(again).pooled.acc)
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, split_file: Path) -> None:
+    assert len(run_table(tmp_path, only="paper-1")) == 1
+    first = read_result(tmp_path, 1)
+    assert [(done, count) for _, done, count in run_table(tmp_path)] == [(2, 2)]
+    assert read_result(tmp_path, 1) == first
+    assert run_table(tmp_path) == []
+
+
+def test_a_stopped_run_is_resumed_to_the_same_scores(tmp_path: Path, split_file: Path) -> None:
+    run_table(tmp_path, only="paper-1")
+    whole = read_result(tmp_path, 1)
+    (tmp_path / "results/drawn/paper-1.json").unlink()
+    run = RunSpec.from_dict(whole["run"])
+    run_dir = tmp_path / "runs/drawn/paper-1"
+    run_dir.rename(tmp_path / "whole")
+    train(
+        run.override(["train.epochs=1"]), tmp_path / "data/folder", run_dir, device="cpu",
+        progress=False,
+    )  # fmt: skip
+    run_table(tmp_path, only="paper-1")
+    resumed = read_result(tmp_path, 1)
+    assert resumed["train_s"] is None
+    assert resumed["scores"] == whole["scores"]
+    assert resumed["best"]["validation_loss"] == whole["best"]["validation_loss"]
+
+
+def test_a_result_of_another_run_is_refused(tmp_path: Path, split_file: Path) -> None:
+    run_table(tmp_path, only="paper-1")
+    with pytest.raises(InputError, match="result of another run"):
+        run_table(tmp_path, only="paper-1", assignments=["train.learning_rate=0.1"])
+
+
+def test_only_must_name_a_run(tmp_path: Path, split_file: Path) -> None:
+    with pytest.raises(InputError, match=r"'sorted'.*drawn/paper-1, drawn/paper-2"):
+        run_table(tmp_path, only="sorted")
