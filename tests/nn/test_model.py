@@ -21,6 +21,7 @@ from ulvm.nn.model import (
     normalise,
     probability_of_logits,
 )
+from ulvm.nn.networks import build_network
 from ulvm.presets import PRESETS
 from ulvm.spec import ModelSpec
 from ulvm.synthetic import draw_batch
@@ -64,7 +65,7 @@ def test_forward_pass_equals_the_authors() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameters_of_every_preset(name: str) -> None:
-    network = UltraLightVMUNet(PRESETS[name].run.model)
+    network = build_network(PRESETS[name].run.model)
     assert sum(parameter.numel() for parameter in network.parameters()) == PRESETS[name].parameters
 
 

@@ -23,6 +23,7 @@ from ulvm.nn.epoch import Epoch, draw_epoch
 from ulvm.nn.fused.check import use_kernels_if_right
 from ulvm.nn.graph import record
 from ulvm.nn.loss import segmentation_loss, targets_of
+from ulvm.nn.model import UltraLightVMUNet
 from ulvm.nn.networks import build_network
 from ulvm.spec import RunSpec, TrainSpec
 
@@ -173,7 +174,8 @@ class Steps:
         full, last = divmod(len(part), recipe.batch_size)
         self._counts = [recipe.batch_size] * full + [last] * (last > 0)
         self._batch_size = recipe.batch_size
-        if learner.device.type == "cuda":
+        # Other papers' networks have few kernels of ours, and running averages that this would move.
+        if learner.device.type == "cuda" and isinstance(learner.model, UltraLightVMUNet):
             first = torch.arange(min(recipe.batch_size, len(part)), device=learner.device)
             use_kernels_if_right(learner.model, part.normalised(first), part.soft_masks(first))
         self._step = {count: self._make_step(count) for count in set(self._counts)}
