@@ -174,7 +174,7 @@ class Steps:
         full, last = divmod(len(part), recipe.batch_size)
         self._counts = [recipe.batch_size] * full + [last] * (last > 0)
         self._batch_size = recipe.batch_size
-        # Other papers' networks have few kernels of ours, and running averages that this would move.
+        # Other papers' networks hold running averages, which this would move.
         if learner.device.type == "cuda" and isinstance(learner.model, UltraLightVMUNet):
             first = torch.arange(min(recipe.batch_size, len(part)), device=learner.device)
             use_kernels_if_right(learner.model, part.normalised(first), part.soft_masks(first))
