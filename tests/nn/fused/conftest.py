@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,3 +32,12 @@ interpreter._patch_lang_tensor = _patch_tensor_for_new_numpy
 def device() -> str:
     """Where the kernels run."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """What a kernel reads before it was written is NaN, so that no result hides it."""
+    # With this, torch fills fresh memory; on CUDA it would also refuse some of torch's own kernels.
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    yield
+    torch.use_deterministic_algorithms(False)

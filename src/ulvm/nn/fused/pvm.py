@@ -491,7 +491,7 @@ def _operands_kernel(
         tl.debug_barrier()
 
         place = _place_in_sequence(own_row, length, branch, BRANCHES)
-        there = own[:, None] & (own_row[:, None] % length >= back[None, :])
+        there = own[:, None] & (own_row[:, None] % length >= back[None, :]) & (back >= 0)[None, :]
         # Taps are the middle axis: Triton gives each thread all of a channel's.
         read = tl.load(
             inner + (place[:, None] - back[None, :])[:, :, None] * E + e[None, None, :],
