@@ -1,5 +1,8 @@
 """The one error for what the caller caused."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something the caller gave cannot be used; the message says what to do about it.
@@ -19,3 +22,20 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
         return (InputError, (self.given, self.accepted, self.remedy))
+
+
+def unknown_name(given: str, name: str, accepted: Iterable[str]) -> InputError:
+    """The error for a name that is none of those accepted; it names them, and the nearest.
+
+    Args:
+        given: What was given, in words.
+        name: The name in it.
+        accepted: The names there are.
+    """
+    names = list(accepted)
+    close = difflib.get_close_matches(name, names, n=1)
+    return InputError(
+        given,
+        "accepted are " + ", ".join(names),
+        f"did you mean {close[0]!r}?" if close else "choose one of these",
+    )

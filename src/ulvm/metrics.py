@@ -57,7 +57,7 @@ class Confusion:
 
     def select(self, indices: npt.NDArray[np.integer]) -> "Confusion":
         """The counts of the images at these positions, in the order and shape of `indices`."""
-        return self._map(lambda count: count[indices])
+        return self._map(lambda count: count[..., indices])
 
     def __add__(self, other: "Confusion") -> "Confusion":
         """The images of both, one after the other."""
@@ -293,7 +293,7 @@ def bootstrap_interval(
     images = sample.images if isinstance(sample, Confusion) else sample.shape[-1]
     select = sample.select if isinstance(sample, Confusion) else sample.__getitem__
     estimates = [statistic(select(draw)) for draw in _draws(images, resamples, seed)]
-    return _percentiles(np.concatenate(estimates), level)
+    return percentile_interval(np.concatenate(estimates), level)
 
 
 def _draws(images: int, resamples: int, seed: int) -> Iterator[IntArray]:
@@ -314,7 +314,12 @@ def _blocks(images: int, resamples: int, seed: int) -> Iterator[tuple[int, np.ra
         yield min(block, resamples - start), generator
 
 
-def _percentiles(estimates: FloatArray, level: float) -> Interval:
+def percentile_interval(estimates: FloatArray, level: float) -> Interval:
+    """The middle part of what resamples gave, (resamples,); nan ones are left out.
+
+    Raises:
+        InputError: The level is not between 0 and 1.
+    """
     if not 0 < level < 1:
         raise InputError(f"level is {level}", "it lies between 0 and 1", "use .95 for 95 %")
     estimates = estimates[~np.isnan(estimates)]
@@ -399,6 +404,6 @@ def paired_difference(
     as_large = np.abs(np.concatenate(swapped)) >= abs(observed) - 1e-12
     return PairedDifference(
         difference=observed,
-        interval=_percentiles(np.concatenate(drawn), level),
+        interval=percentile_interval(np.concatenate(drawn), level),
         p_value=(int(np.count_nonzero(as_large)) + 1) / (resamples + 1),
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
-from ulvm.errors import InputError
+from ulvm.errors import unknown_name
 from ulvm.spec import DataSpec, ModelSpec, RunSpec, Stage, TrainSpec
 
 
@@ -135,9 +134,4 @@ def find_preset(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    close = difflib.get_close_matches(name, PRESETS, n=1)
-    raise InputError(
-        f"no preset {name!r}",
-        "accepted are " + ", ".join(PRESETS),
-        f"did you mean {close[0]!r}?" if close else "choose one of these",
-    )
+    raise unknown_name(f"no preset {name!r}", name, PRESETS)

@@ -14,15 +14,20 @@ import numpy.typing as npt
 
 from ulvm import tables
 from ulvm.errors import InputError
-from ulvm.metrics import POOLED_METRICS, BoolArray, Confusion, FloatArray, Interval, dice
+from ulvm.evaluate import BOOTSTRAP_SEED, LEVEL, RESAMPLES
+from ulvm.metrics import (
+    POOLED_METRICS,
+    Confusion,
+    FloatArray,
+    IntArray,
+    Interval,
+    dice,
+    percentile_interval,
+)
 from ulvm.presets import find_preset
 from ulvm.spec import ModelSpec, RunSpec
 from ulvm.splits import available_splits, load_split
 from ulvm.tables import Row
-
-RESAMPLES = 2000
-LEVEL = 0.95
-SEED = 0  # of the resamples
 
 # Pooled scores that the paper prints: (preset, trained on, scored on). Of its own ablations on ISIC
 # 2017 the presets hold the Dice. Source: arXiv 2403.20035; peers as it prints or copies them.
@@ -180,7 +185,7 @@ def estimate(counts: Confusion) -> dict[str, Estimate]:
         name: Estimate(
             mean=float(values.mean()),
             sd=float(values.std(ddof=1)) if seeds > 1 else float("nan"),
-            interval=_interval(_mean_over_seeds(resampled[name], stream=1)),
+            interval=percentile_interval(_mean_over_seeds(resampled[name], stream=1), LEVEL),
         )
         for name, values in observed.items()
     }
@@ -239,7 +244,7 @@ def compare(counts_a: Confusion, counts_b: Confusion) -> Comparison:
     means = [dice(counts.pooled()).mean() for counts in (counts_a, counts_b)]
     return Comparison(
         difference=float(means[0] - means[1]),
-        interval=_interval(differences),
+        interval=percentile_interval(differences, LEVEL),
         p_value=min(1.0, 2 * (int(tail) + 1) / (RESAMPLES + 1)),
     )
 
@@ -267,7 +272,7 @@ def _scores(counts: Confusion, weights: FloatArray) -> dict[str, FloatArray]:
 @lru_cache
 def _image_weights(images: int) -> FloatArray:
     """How often each image is in each resample, (resamples, images); always the same draws."""
-    draws = np.random.default_rng([SEED, 0]).integers(images, size=(RESAMPLES, images))
+    draws = np.random.default_rng([BOOTSTRAP_SEED, 0]).integers(images, size=(RESAMPLES, images))
     positions = draws + images * np.arange(RESAMPLES)[:, None]
     weights = np.bincount(positions.ravel(), minlength=draws.size)
     return weights.reshape(draws.shape).astype(np.float64)
@@ -275,14 +280,9 @@ def _image_weights(images: int) -> FloatArray:
 
 def _mean_over_seeds(values: FloatArray, *, stream: int) -> FloatArray:
     """Mean over seeds drawn with replacement, (seeds, resamples) → (resamples,)."""
-    draw = np.random.default_rng([SEED, stream]).integers(len(values), size=values.shape)
+    draw = np.random.default_rng([BOOTSTRAP_SEED, stream]).integers(len(values), size=values.shape)
     mean: FloatArray = np.take_along_axis(values, draw, axis=0).mean(axis=0)
     return mean
-
-
-def _interval(estimates: FloatArray) -> Interval:
-    low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(low=float(low), high=float(high))
 
 
 def render(table_name: str, results_dir: Path) -> str:
@@ -377,13 +377,13 @@ def _render_ablation(table_name: str, all_runs: Sequence[Runs], complexity: Path
 
 
 def _difference(
-    runs: Runs, reference: Runs, scored_on: str, chosen: BoolArray | None = None
+    runs: Runs, reference: Runs, scored_on: str, chosen: IntArray | None = None
 ) -> list[str]:
     """Cells for the difference, p and the verdict, on all or the chosen images."""
     if not reference.files:
         return [f"`{reference.row.preset}` not run", NOTHING, NOTHING]
     pair = (each.counts[scored_on] for each in (runs, reference))
-    found = compare(*(counts if chosen is None else _choose(counts, chosen) for counts in pair))
+    found = compare(*(counts if chosen is None else counts.select(chosen) for counts in pair))
     one_seed = min(len(runs.files), len(reference.files)) == 1
     return [str(found), f"{found.p_value:.3f}", found.verdict + " (one seed)" * one_seed]
 
@@ -410,12 +410,12 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
         for name, chosen in _subsets(leaked.row, control.row).items():
             cells, difference = ["not run", NOTHING], [NOTHING] * 3
             if runs.files:
-                found = estimate(_choose(runs.counts[scored_on], chosen))
+                found = estimate(runs.counts[scored_on].select(chosen))
                 cells = [str(found["pooled.dsc"]), str(found["per_image.dsc"])]
                 if runs is leaked:
                     difference = _difference(runs, control, scored_on, chosen)
             trained_on = f"{TITLES[runs.row.dataset]} `{runs.row.split}`"
-            number = str(np.count_nonzero(chosen))
+            number = str(len(chosen))
             scores.append([trained_on, runs.seeds, name, number, *cells, *difference])
     score_head = f"trained on, seeds, pictures of {TITLES[scored_on]}'s test part, n, DSC"
     score_head += f", DSC per image, difference to {TITLES[scored_on]}'s runs, p, verdict"
@@ -445,22 +445,13 @@ def _count_shared(
     return len(test), training, validation, f"{(training + validation) / len(test):.1%}"
 
 
-def _subsets(trained: Row, scored: Row) -> dict[str, BoolArray]:
-    """Which test images of a split a run has seen in training or validation, (images,)."""
+def _subsets(trained: Row, scored: Row) -> dict[str, IntArray]:
+    """Positions of a split's test images that a run has seen in training or validation, or not."""
     parts = load_split(trained.dataset, trained.split).parts
     test = load_split(scored.dataset, scored.split).ids("test")
     seen = np.isin(test, [*parts["train"], *parts["validation"]])
-    return {"all": np.ones_like(seen), "seen": seen, "unseen": ~seen}
-
-
-def _choose(counts: Confusion, chosen: BoolArray) -> Confusion:
-    """The counts of some images, (seeds, images) → (seeds, chosen)."""
-    return Confusion(
-        tp=counts.tp[:, chosen],
-        fp=counts.fp[:, chosen],
-        fn=counts.fn[:, chosen],
-        tn=counts.tn[:, chosen],
-    )
+    everything = np.arange(len(test))
+    return {"all": everything, "seen": everything[seen], "unseen": everything[~seen]}
 
 
 def _published(row: Row, scored_on: str) -> dict[str, float]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, unknown_name
 
 Network = Literal[
     "ultralight-vm-unet",
@@ -307,12 +306,7 @@ def _require_at_least(spec: Any, name: str, least: int) -> None:
 def _require_field(cls: type, name: str) -> None:
     names = [field.name for field in dataclasses.fields(cls)]
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        raise InputError(
-            f"no field {name!r} in {cls.__name__}",
-            "accepted are " + ", ".join(names),
-            f"did you mean {close[0]!r}?" if close else "choose one of these",
-        )
+        raise unknown_name(f"no field {name!r} in {cls.__name__}", name, names)
 
 
 def _parse(text: str) -> Any:

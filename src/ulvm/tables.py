@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
-from ulvm.errors import InputError
+from ulvm.errors import unknown_name
 from ulvm.presets import find_preset
 from ulvm.spec import DatasetName, RunSpec
 
@@ -123,9 +122,4 @@ def find_table(name: str) -> Table:
     """
     if name in TABLES:
         return TABLES[name]
-    close = difflib.get_close_matches(name, TABLES, n=1)
-    raise InputError(
-        f"no table {name!r}",
-        "accepted are " + ", ".join(TABLES),
-        f"did you mean {close[0]!r}?" if close else "choose one of these",
-    )
+    raise unknown_name(f"no table {name!r}", name, TABLES)

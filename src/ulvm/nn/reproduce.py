@@ -18,9 +18,9 @@ import torch
 
 from ulvm import datasets, splits
 from ulvm.errors import InputError
-from ulvm.evaluate import Evaluation, evaluate
+from ulvm.evaluate import Evaluation, ProbabilityOf, evaluate
 from ulvm.files import write_atomically
-from ulvm.nn.checkpoint import WEIGHTS, load_probability, load_weights
+from ulvm.nn.checkpoint import load_probability
 from ulvm.nn.distributed import choose_device
 from ulvm.nn.run_folder import RUN
 from ulvm.nn.train import CHECKPOINT, train
@@ -156,19 +156,20 @@ def _work(job: _Job) -> str:
         progress=False,
     )
     train_s = time.perf_counter() - start
-    network, run, provenance = load_weights(job.run_dir / WEIGHTS)
     stored = json.loads((job.run_dir / RUN).read_text())
-    scores = [_score(job, dataset, split) for dataset, split in job.scored_on]
+    probability_of, run = load_probability(job.run_dir, str(choose_device(job.device)))
+    scores = [_score(job, probability_of, dataset, split) for dataset, split in job.scored_on]
     result = {
         "preset": job.preset,
         "run": run.to_dict(),
-        "parameters": sum(each.numel() for each in network.parameters()),
-        "split": {"name": run.data.split, "hash": provenance["split_hash"]},
-        "best": provenance["validation"],
+        "split": {name: stored["split"][name] for name in ("name", "hash")},
         # A resumed run's time is not that of a whole one.
         "train_s": None if resumed else round(train_s, 1),
         "side_by_side": job.side_by_side,
-        **{name: stored[name] for name in ("versions", "machine", "git_commit")},
+        **{
+            name: stored[name]
+            for name in ("parameters", "best", "versions", "machine", "git_commit")
+        },
         "date": datetime.now(UTC).date().isoformat(),
         "scores": scores,
     }
@@ -180,15 +181,16 @@ def _work(job: _Job) -> str:
     )
 
 
-def _score(job: _Job, dataset: str, split_name: str) -> dict[str, Any]:
+def _score(
+    job: _Job, probability_of: ProbabilityOf, dataset: str, split_name: str
+) -> dict[str, Any]:
     decoded = _decode(dataset, job.data_dir, job.run.data.image_size)
     split = splits.load_split(dataset, split_name).resolve(decoded.pairs)
-    probability_of, run = load_probability(job.run_dir, str(choose_device(job.device)))
     scored = evaluate(
         probability_of,
         decoded,
         split.ids("test"),
-        threshold=run.threshold,
+        threshold=job.run.threshold,
         boundary=False,
         split=split.name,
         split_hash=split.hash,
