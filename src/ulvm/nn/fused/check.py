@@ -62,7 +62,8 @@ def _with_noise(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     with torch.no_grad():
         for each in network.parameters():
-            each += NOISE * torch.randn(each.shape, generator=generator).to(each.device)
+            noise = torch.randn(each.shape, generator=generator).to(each.device)
+            each.add_(noise, alpha=NOISE)
     return network
 
 
