@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ulvm.errors import InputError
+from ulvm.nn.fused import kernels_for
 
 Backend = Literal["auto", "reference", "parallel"]
 
@@ -41,8 +42,8 @@ def selective_scan(
         C: (batch, length, state), output weights of each step.
         D: (inner,), weight of the direct path.
         backend: ``reference`` is a loop over the length; ``parallel`` works on chunks of about
-            √length side by side and is what trains and exports; ``auto`` is ``parallel`` for
-            every input.
+            √length side by side; ``auto`` is ``parallel``, or on CUDA the kernels of
+            ``fused/scan.py``, which store no array of all states.
 
     Returns:
         (batch, length, inner), in the type of ``x``. The recurrence itself runs in float32 at
@@ -61,6 +62,9 @@ def selective_scan(
             "accepted are auto, reference, parallel",
             "choose one of these",
         )
+    kernels = kernels_for(x) if backend == "auto" else None
+    if kernels is not None and 1 <= A.shape[1] <= kernels.LARGEST_STATE:
+        return kernels.scan(x, delta, A, B, C, D)
     precise = torch.promote_types(x.dtype, torch.float32)
     scan = _scan_reference if backend == "reference" else _scan_parallel
     y = scan(*(operand.to(precise) for operand in (x, delta, A, B, C)))

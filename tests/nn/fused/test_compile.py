@@ -19,10 +19,10 @@ triton.runtime.driver.set_active(Driver())
 torch.cuda.current_device = lambda: 0
 torch.cuda.set_device = lambda device: None
 
-from ulvm.nn import augment, loss, model
+from ulvm.nn import augment, loss, model, scan
 from ulvm.nn.fused import compile, layers
 from ulvm.spec import ModelSpec
-for module in (model, augment, loss):
+for module in (model, augment, loss, scan):
     module.kernels_for = lambda tensor: layers
 
 {change}
@@ -40,6 +40,8 @@ with compile.compiling_ahead():
     draws = augment.draw("paper", 2, 3, torch.Generator())
     images, masks = augment.augment(part, torch.arange(2), draws)
     loss.segmentation_loss(network(images), masks).backward()
+    layer = model.PVMLayer(8, 8, mixer="bidirectional")
+    layer(torch.zeros(2, 8, 8, 8)).sum().backward()
 print(*sorted(set(compiled)))
 """
 
@@ -59,7 +61,13 @@ def test_kernels_compile_for_a_gpu() -> None:
     done = compile_all()
     assert done.returncode == 0, done.stderr[-2000:]
     kernels = done.stdout.split()
-    for expected in ("_scan_backward_kernel", "_gather_kernel", "convolve_back", "_sum_kernel"):
+    for expected in (
+        "_scan_backward_kernel",
+        "_gather_kernel",
+        "convolve_back",
+        "_sum_kernel",
+        "_selective_scan_backward_kernel",
+    ):
         assert expected in kernels
 
 

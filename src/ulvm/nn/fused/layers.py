@@ -14,6 +14,8 @@ from ulvm.nn.fused import bridge as bridges
 from ulvm.nn.fused import conv, halve, merge, pvm
 from ulvm.nn.fused.gather import gather_nearest as gather_nearest
 from ulvm.nn.fused.loss import bce_dice as bce_dice
+from ulvm.nn.fused.scan import LARGEST_STATE as LARGEST_STATE
+from ulvm.nn.fused.scan import scan as scan
 from ulvm.nn.model import Mamba, PVMLayer, SkipBridge
 
 

@@ -15,7 +15,6 @@ Source: arXiv 2403.20035, section 3.2; Gu & Dao 2023, arXiv 2312.00752, algorith
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ulvm.nn.fused.scan import _decay, _gather_chunks, _state, choose_chunk, padded
 from ulvm.nn.fused.sums import sum_partials
 
 ROWS, WARPS = 16, 2  # tokens and warps of one program that works on tokens
@@ -33,7 +33,6 @@ LANES = 16  # inner channels of one program that scans
 STEPS = 4  # steps whose operands are loaded together, and between two kept states
 MANY_STEPS = 8  # the first without a gradient, where more registers are free
 PROGRAMS = 1056  # of the kernels that sum parameter gradients: eight on each multiprocessor
-LONGEST = 1024  # steps of one scanning program at most
 SCANNERS = 1056  # programs that a scan should have at least: eight on each multiprocessor
 
 
@@ -130,16 +129,6 @@ class Sizes(NamedTuple):
 _SIZES = ["rows", "length", "tiles", "steps"]  # one compiled kernel serves all
 
 
-def padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
-
-
-def choose_chunk(sequences: int, length: int, inner: int) -> int:
-    """Steps of one scanning program: √length at least, more while enough programs are left."""
-    steps = sequences * length * (padded(inner) // LANES) // SCANNERS
-    return min(max(padded(steps), padded(math.isqrt(length))), LONGEST, padded(length))
-
-
 def choose_rows(rows: int) -> int:
     """Tokens of one program of a forward kernel."""
     return MANY_ROWS if rows // MANY_ROWS >= ENOUGH else ROWS
@@ -182,7 +171,7 @@ class _PVM(torch.autograd.Function):
         tokens = tokens.contiguous()
         batch, length, channels = tokens.shape
         rows, sequences = batch * length, batch * branches
-        chunk = choose_chunk(sequences, length, sizes.inner)
+        chunk = choose_chunk(sequences * (padded(sizes.inner) // LANES), length, SCANNERS)
         chunks, even = triton.cdiv(length, chunk), length % chunk == 0
         train = any(ctx.needs_input_grad)
         E, N = padded(sizes.inner), padded(sizes.state)
@@ -517,16 +506,11 @@ def _operands_kernel(
 
 @triton.jit
 def _decay_rates(A_log, e, INNER: tl.constexpr, STATE: tl.constexpr, N: tl.constexpr):
-    """A of some inner channels, (N, e), zero outside."""
+    """A · log2(e) of some inner channels, (N, e), zero outside."""
     n, e = tl.arange(0, N)[:, None], e[None, :]
     inside = (n < STATE) & (e < INNER)
-    return tl.where(inside, -tl.exp(tl.load(A_log + e * STATE + n, inside, 0.0)), 0.0)
-
-
-@triton.jit
-def _decay(A, delta):
-    """exp(delta · A), (N, lanes)."""
-    return tl.exp2(A * 1.4426950408889634 * delta[None, :])
+    A = -tl.exp(tl.load(A_log + e * STATE + n, inside, 0.0))
+    return tl.where(inside, A * 1.4426950408889634, 0.0)
 
 
 @triton.jit
@@ -539,28 +523,6 @@ def _step(
         return tl.load(here)
     else:
         return tl.load(here, start + i < length, 0.0)
-
-
-@triton.jit
-def _state(pointer, place, e, N: tl.constexpr, E: tl.constexpr):
-    """Where the state (N, e) of a (places, E, N) array lies: in the order of ``A_log``."""
-    return pointer + place * E * N + e[None, :] * N + tl.arange(0, N)[:, None]
-
-
-@triton.jit
-def _gather_chunks(
-    A, states, spans, sequence, start, count, direction, e,
-    N: tl.constexpr, E: tl.constexpr, STEPS: tl.constexpr,
-):  # fmt: skip
-    """What ``count`` chunks from ``start`` on, one way or the other, leave behind: (N, e)."""
-    total = tl.zeros((N, e.shape[0]), tl.float32)
-    for done in range(0, count, STEPS):
-        for i in tl.static_range(STEPS):
-            there = done + i < count
-            place = sequence * tl.num_programs(1) + start + direction * (done + i)
-            span = tl.load(spans + place * E + e, there, 0.0)
-            total = _decay(A, span) * total + tl.load(_state(states, place, e, N, E), there, 0.0)
-    return total
 
 
 @triton.jit
@@ -591,7 +553,7 @@ def _ends_kernel(
     """What a chunk alone adds to the state, and the sum of its step sizes."""
     sequence, chunk = tl.program_id(0), tl.program_id(1)
     e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
-    A = _decay_rates(A_log, e, INNER, STATE, N)
+    rates = _decay_rates(A_log, e, INNER, STATE, N)
     state = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
@@ -609,7 +571,7 @@ def _ends_kernel(
             delta, driven = deltas[i].to(tl.float32), drivens[i].to(tl.float32)
             if not TRAIN:
                 driven *= delta
-            state = _decay(A, delta) * state + Bs[i].to(tl.float32)[:, None] * driven[None, :]
+            state = _decay(rates, delta) * state + Bs[i].to(tl.float32)[:, None] * driven[None, :]
             span += delta
     place = sequence * tl.cdiv(length, steps) + chunk
     tl.store(_state(ends, place, e, N, E), state)
@@ -626,9 +588,11 @@ def _scan_kernel(
     """A chunk's outputs C · state, from the state that enters it; without TRAIN, gated."""
     sequence, chunk = tl.program_id(0), tl.program_id(1)
     e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
-    A = _decay_rates(A_log, e, INNER, STATE, N)
+    rates = _decay_rates(A_log, e, INNER, STATE, N)
     direct = tl.load(D + e, e < INNER, 0.0)
-    state = _gather_chunks(A, ends, spans, sequence, 0, chunk, 1, e, N, E, STEPS)
+    state = _gather_chunks(
+        rates, ends, spans, sequence * tl.num_programs(1), chunk, 1, e, N, E, STEPS
+    )
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
     ahead = _load_steps(
         delta_in, driven_in, B_in, C_in, gate, sequence, first, length, e, n, E, N, STEPS, EVEN
@@ -648,7 +612,7 @@ def _scan_kernel(
         for i in tl.static_range(STEPS):
             delta, own = deltas[i].to(tl.float32), drivens[i].to(tl.float32)
             driven = own if TRAIN else own * delta
-            state = _decay(A, delta) * state + Bs[i].to(tl.float32)[:, None] * driven[None, :]
+            state = _decay(rates, delta) * state + Bs[i].to(tl.float32)[:, None] * driven[None, :]
             y = tl.sum(Cs[i].to(tl.float32)[:, None] * state, 0)
             if not TRAIN:
                 y = (y + direct * own) * gates[i].to(tl.float32)
@@ -775,7 +739,7 @@ def _leaving_kernel(
     """The gradient of the state before a chunk, from this chunk's outputs alone."""
     sequence, chunk = tl.program_id(0), tl.program_id(1)
     e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
-    A = _decay_rates(A_log, e, INNER, STATE, N)
+    rates = _decay_rates(A_log, e, INNER, STATE, N)
     grad = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
     for done in range(0, steps, STEPS):
@@ -784,7 +748,7 @@ def _leaving_kernel(
             delta = _step(delta_in, sequence, start, i, length, e, E, EVEN)
             C = _step(C_in, sequence, start, i, length, n, N, EVEN)
             grad_y = _step(grad_y_in, sequence, start, i, length, e, E, EVEN)
-            grad = _decay(A, delta) * (grad + C[:, None] * grad_y[None, :])
+            grad = _decay(rates, delta) * (grad + C[:, None] * grad_y[None, :])
             span += delta
     place = sequence * tl.num_programs(1) + chunk
     tl.store(_state(leaving, place, e, N, E), grad)
@@ -803,11 +767,10 @@ def _scan_backward_kernel(
     sequence, chunk, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sequences, chunks = tl.num_programs(0), tl.num_programs(1)
     e, n = block * LANES + tl.arange(0, LANES), tl.arange(0, N)
-    A = _decay_rates(A_log, e, INNER, STATE, N)
+    rates = _decay_rates(A_log, e, INNER, STATE, N)
     # The gradient of the state at this chunk's end, with the decay of the next step in it.
-    grad = _gather_chunks(
-        A, leaving, spans, sequence, chunks - 1, chunks - 1 - chunk, -1, e, N, E, STEPS
-    )
+    final = (sequence + 1) * chunks - 1
+    grad = _gather_chunks(rates, leaving, spans, final, chunks - 1 - chunk, -1, e, N, E, STEPS)
     grad_A = tl.zeros((N, LANES), tl.float32)
     for done in range(0, steps, STEPS):
         start = (chunk + 1) * steps - STEPS - done
@@ -822,7 +785,7 @@ def _scan_backward_kernel(
         states = (tl.load(_state(kept, place, e, N, E), start < length, 0.0),)
         decays = ()
         for i in tl.static_range(STEPS):
-            decays = decays + (_decay(A, deltas[i]),)
+            decays = decays + (_decay(rates, deltas[i]),)
             entered = Bs[i][:, None] * drivens[i][None, :]
             states = states + (decays[i] * states[i] + entered,)
         for i in tl.static_range(STEPS - 1, -1, -1):
@@ -834,14 +797,16 @@ def _scan_backward_kernel(
             grad *= decays[i]
             exponent = grad * states[i]
             grad_A += exponent * deltas[i][None, :]
-            of_exponent = tl.sum(exponent * A, 0)
+            of_exponent = tl.sum(exponent * rates, 0) * 0.6931471805599453
             tl.store(grad_driven + here * E + e, of_driven, inside)
             tl.store(grad_exponent + here * E + e, of_exponent, inside)
             tl.store(grad_B + (block * sequences * length + here) * N + n, of_B, inside)
             tl.store(grad_C + (block * sequences * length + here) * N + n, of_C, inside)
     partials += (sequence * chunks + chunk) * INNER * STATE
     # A = −exp(A_log), so A is its own slope.
-    _store_sum(partials, grad_A * A, e[None, :], n[:, None], INNER, STATE)
+    _store_sum(
+        partials, grad_A * (rates * 0.6931471805599453), e[None, :], n[:, None], INNER, STATE
+    )
 
 
 @triton.jit(do_not_specialize=_SIZES)
