@@ -81,6 +81,24 @@ def test_half_precision_tokens(kind: torch.dtype, tolerance: float, device: str)
     compare(layer, torch.randn(1, 40, 24).to(kind), device, tolerance)
 
 
+def test_weights_that_could_learn_keep_nothing_where_gradients_are_off(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = random_layer(24, 32).to(device)
+    tokens = torch.randn(1, 16, 24, device=device)
+    asked = []
+
+    def keep(tokens: Tensor, eps: float, branches: int, train: bool, *weights: Tensor) -> Tensor:
+        asked.append(train)
+        return tokens
+
+    monkeypatch.setattr(pvm._PVM, "apply", keep)
+    pvm.pvm(tokens, weights_of(layer), layer.norm.eps, layer.branches)
+    with torch.no_grad():
+        pvm.pvm(tokens, weights_of(layer), layer.norm.eps, layer.branches)
+    assert asked == [True, False]
+
+
 def test_many_tokens(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pvm, "ENOUGH", 1)  # from here on, there are many
     compare(random_layer(12, 8, branches=2), torch.randn(1, 32, 12), device, 5e-5)

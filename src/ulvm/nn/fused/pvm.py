@@ -159,13 +159,17 @@ def pvm(tokens: Tensor, weights: Weights, eps: float, branches: int) -> Tensor:
     Returns:
         (batch, length, out_channels), in the type of ``tokens``.
     """
-    y: Tensor = _PVM.apply(tokens, eps, branches, *weights)
+    # Inside the function below it would be too late to ask whether gradients are on.
+    train = torch.is_grad_enabled() and any(each.requires_grad for each in (tokens, *weights))
+    y: Tensor = _PVM.apply(tokens, eps, branches, train, *weights)
     return y
 
 
 class _PVM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, eps: float, branches: int, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, tokens: Tensor, eps: float, branches: int, train: bool, *parameters: Tensor
+    ) -> Tensor:
         w = Weights(*(each.contiguous() for each in parameters))
         sizes = sizes_of(w, branches)
         tokens = tokens.contiguous()
@@ -173,7 +177,6 @@ class _PVM(torch.autograd.Function):
         rows, sequences = batch * length, batch * branches
         chunk = choose_chunk(sequences * (padded(sizes.inner) // LANES), length, SCANNERS)
         chunks, even = triton.cdiv(length, chunk), length % chunk == 0
-        train = any(ctx.needs_input_grad)
         E, N = padded(sizes.inner), padded(sizes.state)
 
         # Only backward needs more than the tokens' own precision.
@@ -315,7 +318,7 @@ class _PVM(torch.autograd.Function):
             project_bias=project_bias,
         )
         shaped = (grad.view_as(parameter) for grad, parameter in zip(grads, w, strict=True))
-        return grad_tokens, None, None, *shaped
+        return grad_tokens, None, None, None, *shaped
 
 
 @triton.jit
