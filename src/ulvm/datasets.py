@@ -25,6 +25,7 @@ import numpy.typing as npt
 import PIL
 
 from ulvm.errors import InputError
+from ulvm.files import find_cache_folder
 from ulvm.image import SUFFIXES, ImageSource, read_image, read_mask, resize
 from ulvm.spec import DatasetName
 from ulvm.splits import available_splits, load_split, name_some
@@ -416,7 +417,7 @@ def decode(
         raise InputError(f"size {size}", "a size of one pixel or more", "give the network's size")
     pairs = find_pairs(dataset, data_dir)
     mask_sizes = _mask_sizes(dataset, allow_mask_resize)
-    root = Path(cache_dir or os.environ.get("ULVM_CACHE") or Path.home() / ".cache" / "ulvm")
+    root = Path(cache_dir) if cache_dir else find_cache_folder()
     folder = root / f"{dataset}-{size}-{_fingerprint(pairs, mask_sizes)}"
     if not folder.exists():
         try:

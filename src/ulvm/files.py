@@ -7,6 +7,11 @@ from pathlib import Path
 from ulvm.errors import InputError
 
 
+def find_cache_folder() -> Path:
+    """Where what can be made again is kept: the variable ``ULVM_CACHE``, or ``~/.cache/ulvm``."""
+    return Path(os.environ.get("ULVM_CACHE") or Path.home() / ".cache" / "ulvm")
+
+
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """The folder, made with its parents where it is missing.
 

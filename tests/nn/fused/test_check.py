@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +34,8 @@ def kernels_for(images: Tensor) -> object | None:
 
 
 @pytest.fixture(autouse=True)
-def enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+def enabled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ULVM_CACHE", str(tmp_path))
     monkeypatch.setattr(fused, "enabled", True)
     monkeypatch.setattr(fused, "kernels_for", kernels_for)
     monkeypatch.setattr(fused, "compiling_ahead", contextlib.nullcontext)
@@ -57,3 +59,25 @@ def test_wrong_kernels_are_switched_off(factor: float) -> None:
     with pytest.warns(UserWarning, match="plain torch is used"):
         check(factor)
     assert not fused.enabled
+
+
+def test_right_kernels_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    check(1.0)
+    monkeypatch.setattr("ulvm.nn.fused.check._gradients", None)  # would fail if it were called
+    check(1.0)
+
+
+def test_wrong_kernels_are_asked_each_time() -> None:
+    for _ in range(2):
+        fused.enabled = True
+        with pytest.warns(UserWarning, match="plain torch is used"):
+            check(1.1)
+
+
+def test_right_kernels_stay_where_nothing_can_be_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "file"))
+    check(1.0)
+    assert fused.enabled

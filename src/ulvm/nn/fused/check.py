@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ulvm.errors import InputError
+from ulvm.files import find_cache_folder, write_atomically
 from ulvm.nn import fused
 from ulvm.nn.loss import segmentation_loss, targets_of
 
@@ -19,6 +24,8 @@ ROUNDING = 10  # times plain torch's own error in float32, which max-pooling mak
 def use_kernels_if_right(network: nn.Module, images: Tensor, soft: Tensor) -> None:
     """Switch the kernels off, with a warning, if their gradients are not plain torch's.
 
+    That they are is remembered in ulvm's cache, for these kernels and sizes on this GPU.
+
     Args:
         network: On the GPU, without dropout or running averages; compared is a copy with noise on
             its weights.
@@ -26,6 +33,9 @@ def use_kernels_if_right(network: nn.Module, images: Tensor, soft: Tensor) -> No
         soft: float32 (batch, height, width), their masks in 0..1.
     """
     if fused.kernels_for(images) is None:  # then plain torch runs anyway
+        return
+    right = find_cache_folder() / f"kernels-{_fingerprint(network, images.device)}"
+    if right.exists():
         return
     network = _with_noise(network)
     with fused.compiling_ahead():
@@ -48,6 +58,23 @@ def use_kernels_if_right(network: nn.Module, images: Tensor, soft: Tensor) -> No
             "torch is used instead. Please report the GPU, torch and Triton versions.",
             stacklevel=2,
         )
+        return
+    with contextlib.suppress(InputError):  # where nothing can be written, the next run asks again
+        write_atomically(right, b"")
+
+
+def _fingerprint(network: nn.Module, device: torch.device) -> str:
+    """Of everything that decides what the kernels compute."""
+    import triton  # this module is imported where there is none
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    shapes = [tuple(each.shape) for each in network.parameters()]
+    digest = hashlib.sha256(
+        repr((gpu, torch.__version__, triton.__version__, shapes, network)).encode()
+    )
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _errors(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
