@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -205,14 +206,14 @@ def test_a_picture_beyond_memory_does_not_stop_the_others(
 ) -> None:
     draw("a.png")
     draw("b.png")
-    read = module.read_image
+    read = module.read_picture
 
     def read_or_fail(source: Any) -> Any:
         if source == "a.png":
             raise MemoryError
         return read(source)
 
-    monkeypatch.setattr(module, "read_image", read_or_fail)
+    monkeypatch.setattr(module, "read_picture", read_or_fail)
     first, second = predict_files(segmenter, find_images(["a.png", "b.png"]))
     assert first.error == "a.png does not fit into memory."
     assert second.error is None
@@ -310,7 +311,7 @@ def test_streams_in_order_with_bounded_work(
     """At any moment only a few pictures more than were taken have been read."""
     for index in range(60):
         draw(f"p/{index:02}.png", index)
-    read, slow = module.read_image, threading.Event()
+    read, slow = module.read_picture, threading.Event()
     started = itertools.count(1)
     counts = [0]
 
@@ -319,7 +320,7 @@ def test_streams_in_order_with_bounded_work(
         slow.wait(0.002 * (int(Path(source).stem) % 3))  # later ones would overtake
         return read(source)
 
-    monkeypatch.setattr(module, "read_image", counting)
+    monkeypatch.setattr(module, "read_picture", counting)
     predictions: list[Prediction] = []
     for prediction in predict_files(segmenter, find_images(["p"]), overlay=False):
         predictions.append(prediction)
@@ -327,19 +328,49 @@ def test_streams_in_order_with_bounded_work(
     assert [Path(each.source).stem for each in predictions] == [f"{n:02}" for n in range(60)]
 
 
+def test_pictures_are_read_while_the_model_is_opened(
+    folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw("a.png")
+    model: Future[Segmenter] = Future()
+    read = module.read_picture
+
+    def then_open(source: Any) -> Any:
+        model.set_result(segmenter)  # never, if reading waited for the model
+        return read(source)
+
+    monkeypatch.setattr(module, "read_picture", then_open)
+    (prediction,) = predict_files(model, find_images(["a.png"]))
+    assert prediction.error is None
+
+
+def test_a_model_that_cannot_be_opened_is_no_mistake_of_a_picture(
+    folder: Path, segmenter: Segmenter
+) -> None:
+    draw("a.png")
+    model: Future[Segmenter] = Future()
+    model.set_exception(InputError("the model", "another", "choose it"))
+    with pytest.raises(InputError, match="the model"):
+        list(predict_files(model, find_images(["a.png"])))
+    model = Future()
+    model.set_result(segmenter)
+    with pytest.raises(InputError, match="threshold=2"):
+        list(predict_files(model, find_images(["a.png"]), threshold=2))
+
+
 def test_leaving_early_stops_the_work(
     folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in range(40):
         draw(f"p/{index:02}.png", index)
-    read, begun = module.read_image, []
+    read, begun = module.read_picture, []
 
     def first_is_quick(source: Any) -> Any:
         begun.append(Path(source).stem)
         time.sleep(0 if begun[-1] == "00" else 0.2)
         return read(source)
 
-    monkeypatch.setattr(module, "read_image", first_is_quick)
+    monkeypatch.setattr(module, "read_picture", first_is_quick)
     monkeypatch.setattr(module, "MAX_WORKERS", 2)
     predictions = predict_files(segmenter, find_images(["p"]), overlay=False)
     next(predictions)

@@ -178,6 +178,13 @@ def test_probability_of_a_batch(segmenter: Segmenter) -> None:
             segmenter.probability(wrong)
 
 
+def test_a_pillow_image_gives_what_its_array_gives(segmenter: Segmenter) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    found = segmenter(Image.fromarray(picture))
+    np.testing.assert_array_equal(found.probability, segmenter(picture).probability)
+    assert found.size_hw == (90, 120)
+
+
 @pytest.mark.parametrize(
     ("image", "given", "remedy"),
     [
@@ -191,7 +198,8 @@ def test_probability_of_a_batch(segmenter: Segmenter) -> None:
         (np.zeros(7, np.uint8), "uint8 (7,)", "read_image"),
         (np.zeros((5, 6, 3), np.float32), "float32 (5, 6, 3)", ".round().astype(np.uint8)"),
         (np.zeros((5, 6, 3), np.uint16), "uint16 (5, 6, 3)", ".astype(np.uint8)"),
-        (Image.new("RGB", (4, 4)), "a Image", "np.asarray(image.convert('RGB'))"),
+        (Image.new("L", (4, 5)), "mode L and size (4, 5)", "image.convert('RGB')"),
+        (Image.new("RGB", (0, 5)), "size (0, 5)", "image.convert('RGB')"),
         ("photo.jpg", "a str", "read_image"),
     ],
 )

@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,9 +86,10 @@ def predict(
     from ulvm.segmenter import load
 
     sources = find_images(paths)
-    # Several pictures are worked on side by side, so one thread each is enough.
-    segmenter = load(model, threads=1 if len(sources) > 1 else None)
-    _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
+    with ThreadPoolExecutor(1) as opening:
+        # Several pictures are worked on side by side, so one thread each is enough.
+        segmenter = opening.submit(load, model, threads=1 if len(sources) > 1 else None)
+        _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
 
 
 @main.command()

@@ -84,9 +84,14 @@ def read_image(source: ImageSource) -> Uint8Array:
     Raises:
         InputError: The file is missing, no picture, damaged, or above ``MAX_PIXELS`` pixels.
     """
+    return np.array(read_picture(source))
+
+
+def read_picture(source: ImageSource) -> Image.Image:
+    """As ``read_image``, but a Pillow image of mode RGB: of a large photo half the time."""
     image, name = _decode(source)
     if image.mode == "F" or image.mode.startswith("I"):
-        return np.repeat(_scale_grey(image, name)[..., None], 3, axis=2)
+        return Image.fromarray(_scale_grey(image, name)).convert("RGB")
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:
         # Pillow keeps a 16-bit colour key but 8-bit samples, so it would match wrong pixels.
@@ -95,7 +100,7 @@ def read_image(source: ImageSource) -> Uint8Array:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.paste(rgba, mask=rgba)
-    return np.array(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_mask(source: ImageSource) -> Uint8Array:
@@ -131,14 +136,14 @@ def read_mask(source: ImageSource) -> Uint8Array:
     )
 
 
-def resize(image: Uint8Array, size_hw: tuple[int, int]) -> Uint8Array:
+def resize(image: Uint8Array | Image.Image, size_hw: tuple[int, int]) -> Uint8Array:
     """A picture or mask at another size: Pillow's bilinear filter, which averages when shrinking.
 
     This is the one resize between a file and the network: training data, runtime and web page
     share it. Aspect is not kept. A resized mask is soft: 0..255.
 
     Args:
-        image: uint8 (height, width, 3) or (height, width).
+        image: uint8 (height, width, 3) or (height, width), or a Pillow image of mode RGB or L.
         size_hw: Height and width wanted, in pixels.
 
     Returns:
@@ -147,15 +152,16 @@ def resize(image: Uint8Array, size_hw: tuple[int, int]) -> Uint8Array:
     Raises:
         InputError: The array is not uint8.
     """
+    height, width = size_hw
+    if isinstance(image, Image.Image):
+        return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
     if image.dtype != np.uint8:
         raise InputError(
             f"the array to resize is {image.dtype}",
             "accepted is uint8, range 0..255",
             "scale it to 0..255 and convert it with .astype(np.uint8)",
         )
-    height, width = size_hw
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(resized)
+    return resize(Image.fromarray(image), size_hw)
 
 
 def resize_probability(probability: FloatArray, size_hw: tuple[int, int]) -> FloatArray:

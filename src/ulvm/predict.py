@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ulvm.errors import InputError
 from ulvm.files import make_folder
-from ulvm.image import SUFFIXES, draw_overlay, is_written_by_ulvm, read_image, write_png
+from ulvm.image import SUFFIXES, draw_overlay, is_written_by_ulvm, read_picture, write_png
 from ulvm.segmenter import Segmenter
 
 DEFAULT_OUT_DIR = "ulvm-output"
@@ -113,7 +115,7 @@ def find_images(sources: Sequence[str]) -> list[Source]:
 
 
 def predict_files(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Future[Segmenter],
     sources: Sequence[Source],
     *,
     out_dir: str | os.PathLike[str] | None = None,
@@ -127,7 +129,7 @@ def predict_files(
     picture that was given, or a file that ulvm did not write, never is.
 
     Args:
-        segmenter: The model.
+        segmenter: The model, or one that is being opened: the first pictures are read meanwhile.
         sources: From ``find_images``.
         out_dir: Output folder, made where missing; by default ``ulvm-output``.
         overlay: Whether to write overlays.
@@ -138,9 +140,18 @@ def predict_files(
         result with an ``error``; the others go on.
 
     Raises:
-        InputError: The threshold is out of range or the output folder cannot be made.
+        InputError: The output folder cannot be made, or the threshold is out of range. With a
+            model that is being opened, the latter and what is wrong with it before the first
+            result.
     """
-    segmenter.check_threshold(threshold)
+
+    def model() -> Segmenter:
+        opened = segmenter if isinstance(segmenter, Segmenter) else segmenter.result()
+        opened.check_threshold(threshold)
+        return opened
+
+    if isinstance(segmenter, Segmenter):
+        model()
     folder = make_folder(DEFAULT_OUT_DIR if out_dir is None else out_dir)
     originals = {Path(source.name).resolve() for source in sources}
 
@@ -152,14 +163,14 @@ def predict_files(
         try:
             for path in filter(None, (mask_path, overlay_path)):
                 _require_replaceable(path, originals)
-            image_rgb = read_image(
+            picture = read_picture(
                 sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
             )
-            segmentation = segmenter(image_rgb, threshold=threshold)
+            segmentation = model()(picture, threshold=threshold)
             labels = segmentation.labels
             write_png(mask_path, segmentation.mask if labels is None else labels)
             if overlay_path:
-                write_png(overlay_path, draw_overlay(image_rgb, segmentation.mask))
+                write_png(overlay_path, draw_overlay(np.asarray(picture), segmentation.mask))
         except InputError as error:
             return Prediction(source.name, error=str(error))
         except MemoryError:
@@ -174,7 +185,9 @@ def predict_files(
             for source, output in zip(sources, _unique_outputs(sources), strict=True):
                 pending.append(pool.submit(predict, source, output))
                 if len(pending) > 2 * workers:
+                    model()
                     yield pending.popleft().result()
+            model()
             while pending:
                 yield pending.popleft().result()
         finally:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
+from PIL import Image
 
 from ulvm.errors import InputError
 from ulvm.image import (
@@ -128,11 +129,13 @@ class Segmenter:
         """Height and width of the network's input in pixels."""
         return self.spec.data.image_size, self.spec.data.image_size
 
-    def __call__(self, image_rgb: Uint8Array, *, threshold: float | None = None) -> Segmentation:
+    def __call__(
+        self, image_rgb: Uint8Array | Image.Image, *, threshold: float | None = None
+    ) -> Segmentation:
         """Segment one picture of any size and aspect.
 
         Args:
-            image_rgb: uint8 (height, width, 3), range 0..255.
+            image_rgb: uint8 (height, width, 3), range 0..255, or a Pillow image of mode RGB.
             threshold: A pixel is lesion where the probability is at least this, between 0 and
                 1; by default the model's own. Only for models of one class.
 
@@ -140,13 +143,12 @@ class Segmenter:
             Probability and mask at the size of the picture.
 
         Raises:
-            InputError: The array is no RGB picture, or the threshold is out of range.
+            InputError: It is no RGB picture, or the threshold is out of range.
         """
-        _require_image(image_rgb)
+        height, width = _require_image(image_rgb)
         threshold = self.check_threshold(threshold)
         start = time.perf_counter()
         maps = self.probability(resize(image_rgb, self.size_hw)[None])[0]  # (classes, size, size)
-        height, width = image_rgb.shape[:2]
         labels = None
         if threshold is not None:
             probability = resize_probability(maps[0], (height, width))  # (height, width)
@@ -338,18 +340,29 @@ def _most_probable(probability: FloatArray) -> Uint8Array:
     return labels
 
 
-def _require_image(image_rgb: Any) -> None:
-    accepted = "accepted is a numpy array, uint8 (height, width, 3), range 0..255"
+def _require_image(image_rgb: Any) -> tuple[int, int]:
+    """Height and width of the picture."""
+    accepted = (
+        "accepted is a numpy array, uint8 (height, width, 3), range 0..255, or a Pillow image "
+        "of mode RGB"
+    )
+    if isinstance(image_rgb, Image.Image):
+        if image_rgb.mode == "RGB" and image_rgb.width and image_rgb.height:
+            return image_rgb.height, image_rgb.width
+        raise InputError(
+            f"the picture is a Pillow image of mode {image_rgb.mode} and size {image_rgb.size}",
+            accepted,
+            "convert it with image.convert('RGB')",
+        )
     if not isinstance(image_rgb, np.ndarray):
         raise InputError(
             f"the picture is a {type(image_rgb).__name__}",
             accepted,
-            "read files with ulvm.image.read_image, or convert a Pillow image with "
-            "np.asarray(image.convert('RGB'))",
+            "read files with ulvm.image.read_image",
         )
     shape = image_rgb.shape
     if image_rgb.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image_rgb.size:
-        return
+        return shape[0], shape[1]
     if image_rgb.size == 0:
         remedy = "give a picture of at least one pixel"
     elif len(shape) == 2:
