@@ -18,8 +18,9 @@ from ulvm.tables import TABLES as REPRODUCED
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_RESULTS = ROOT / "results" / "runs"
-GPU_RESULTS = ROOT / "bench" / "results"
-CPU_RESULT = GPU_RESULTS / "cpu.json"
+BENCH_RESULTS = ROOT / "bench" / "results"
+CPU_RESULT = BENCH_RESULTS / "cpu.json"
+PREDICT_RESULT = BENCH_RESULTS / "predict.json"
 DOCUMENTS = ("README.md", "REPRODUCE.md", "src/ulvm/weights/MODEL_CARD.md")
 
 
@@ -126,7 +127,39 @@ def cpu(path: Path = CPU_RESULT) -> str:
     return "\n".join(rows)
 
 
-def gpu(folder: Path = GPU_RESULTS) -> str:
+def predict(path: Path = PREDICT_RESULT) -> str:
+    """Times of the command ``ulvm predict`` and the memory of its process."""
+    result = json.loads(path.read_text())
+    photo, where, versions = result["photo"], result["machine"], result["versions"]
+    low, high = photo["quartiles_s"]
+    rows = [
+        "| from the shell to the files | time | memory |",
+        "|---|---|---|",
+        f"| one photo of {megapixels(photo)} megapixels ({photo['bytes'] / 1e6:.1f} MB of JPEG) "
+        f"| {photo['median_s']:.3f} s ({low:.3f}–{high:.3f}) | {photo['peak_mb']} MB |",
+    ]
+    rows += [
+        f"| {row['pictures']:,} pictures of {megapixels(row)} megapixel, masks "
+        f"| {row['pictures_per_second']:.0f} pictures/s | {row['peak_mb']} MB |"
+        for row in result["folders"]
+    ]
+    rows += [
+        f"| one picture of 256×256, from Python | – | {result['one_picture_peak_mb']} MB |",
+        "",
+        f"{result['what']}; the photo {photo['runs']} times, median and quartiles; "
+        f"{where['processor']}, {where['cores']} cores, ONNX Runtime {versions['onnxruntime']}, "
+        f"Pillow {versions['pillow']}, {result['date']}.",
+    ]
+    return "\n".join(rows)
+
+
+def megapixels(row: dict[str, Any]) -> str:
+    """Of a size, rounded."""
+    height, width = row["size_hw"]
+    return f"{height * width / 1e6:.0f}"
+
+
+def gpu(folder: Path = BENCH_RESULTS) -> str:
     """Training and inference on a GPU beside the authors' figures; files not there are left out."""
     rows = []
     places = []
@@ -264,6 +297,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bundled": bundled,
     "published": published,
     "cpu": cpu,
+    "predict": predict,
     "gpu": gpu,
     **{f"reproduce:{name}": partial(render, name, RUN_RESULTS) for name in REPRODUCED},
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 import gpu
 import inference
+import predict
 import schedule
 import train_step
 
@@ -21,6 +22,19 @@ from ulvm.cli import main
 from ulvm.nn import fused, model
 from ulvm.nn.checkpoint import load_probability, load_weights
 from ulvm.nn.model import UltraLightVMUNet, normalise
+
+
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    little = predict.peak_memory("-c", "import time; time.sleep(0.1)")
+    much = predict.peak_memory("-c", "import time; b'1' * 10**8; time.sleep(0.1)")
+    assert 95 <= much - little <= 110
+
+
+def test_the_timed_prediction_is_one_that_the_command_line_takes(tmp_path: Path) -> None:
+    interpreter, package, name, *arguments = predict.command(tmp_path / "photo.jpg", tmp_path)
+    context = main.commands[name].make_context(name, arguments)
+    assert (interpreter, package) == ("-m", "ulvm")
+    assert context.params["paths"] == (str(tmp_path / "photo.jpg"),)
 
 
 def test_spread_is_numpys() -> None:
