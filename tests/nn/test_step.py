@@ -191,17 +191,16 @@ def test_only_the_network_runs_in_lower_precision(
 def test_recording_would_undo_its_trial_runs(
     build: Callable[[ModelSpec], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a GPU: the tensors named to ``record`` are all that a step changes.
-
-    So are the random numbers' states, of which dropout would show a difference.
-    """
+    """Without a GPU: random numbers and the tensors named to ``record`` are all a step changes."""
 
     def try_and_undo(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], None]:
         before = [each.detach().clone() for each in changed]
+        random = torch.get_rng_state()
         for _ in range(2):
             work()
             for each, value in zip(changed, before, strict=True):
                 each.data.copy_(value)
+        torch.set_rng_state(random)
         return work
 
     monkeypatch.setattr(step, "record", try_and_undo)

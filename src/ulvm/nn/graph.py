@@ -16,9 +16,9 @@ _WARM_UPS = 3  # torch's documentation: libraries choose algorithms and allocate
 def record(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], None]:
     """Record the GPU work of a function; the returned function replays it.
 
-    Recording leaves no trace: the trial runs before it are undone. Tensors that the work reads
-    and writes keep their places, so change them in place only. They live as long as the returned
-    function, which holds ``work``.
+    Recording leaves no trace: the trial runs before it are undone, random numbers included.
+    Tensors that the work reads and writes keep their places, so change them in place only. They
+    live as long as the returned function, which holds ``work``.
 
     Args:
         work: Launches the same kernels on the same tensors at every call, and waits for none.
@@ -27,6 +27,7 @@ def record(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], 
     Source: torch's notes on CUDA graphs, "whole network capture".
     """
     before = [each.detach().clone() for each in changed]
+    random = torch.cuda.get_rng_state()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -40,6 +41,7 @@ def record(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         work()
+    torch.cuda.set_rng_state(random)
 
     def replay(_keeps_its_tensors: object = work) -> None:
         graph.replay()

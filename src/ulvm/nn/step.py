@@ -199,11 +199,7 @@ class Steps:
         if not self.learner.recordable:
             return step
         self.learner.model.train()
-        random = _random_of(self.learner.device)
-        before = random.get_rng_state()
-        step = record(step, [*self.learner.tensors(), self.loss, self._loss_sum, self._counter])
-        random.set_rng_state(before)
-        return step
+        return record(step, [*self.learner.tensors(), self.loss, self._loss_sum, self._counter])
 
     def _work(self, count: int) -> None:
         """One step on this process's share of the next ``count`` pictures."""
