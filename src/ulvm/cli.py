@@ -374,7 +374,7 @@ def _load_model(model: str, device: str) -> Any:
 
 
 @main.command()
-@click.argument("table")
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE...")
 @click.option(
     "--data",
     "data_dir",
@@ -386,28 +386,28 @@ def _load_model(model: str, device: str) -> Any:
 @click.option("--runs", "runs_dir", type=_FOLDER, default=Path("runs/reproduce"))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--side-by-side", default=1, show_default=True, help="Runs at the same time.")
-@click.option("--only", default="", help="Runs whose name holds this, such as sorted/ or -42.")
+@click.option("--only", multiple=True, help="Runs whose name holds this, as sorted/ or paper-42.")
 @_set_option
 def reproduce(
-    table: str,
+    tables: tuple[str, ...],
     data_dir: Path,
     results_dir: Path,
     runs_dir: Path,
     device: str,
     side_by_side: int,
-    only: str,
+    only: tuple[str, ...],
     assignments: tuple[str, ...],
 ) -> None:
-    """Train and score the runs of TABLE that have no result yet, then print the table.
+    """Train and score the runs of each TABLE that have no result yet, then print the tables.
 
     A stopped run is resumed. TABLE is main, branches, bridges, stages, mamba, widths, mixers,
     peers, plug or leaks.
     """
-    from ulvm.nn.reproduce import reproduce as run_table
+    from ulvm.nn.reproduce import reproduce as run_tables
     from ulvm.results import render
 
-    for said, done, count in run_table(
-        table,
+    for said, done, count in run_tables(
+        tables,
         data_dir,
         results_dir,
         runs_dir,
@@ -417,7 +417,8 @@ def reproduce(
         assignments=assignments,
     ):
         click.echo(f"{done} of {count}: {said}")
-    click.echo(render(table, results_dir))
+    for table in tables:
+        click.echo(render(table, results_dir))
     click.echo(NOTICE)
 
 

@@ -38,7 +38,7 @@ class DrawnRow(Row):
 
 @pytest.fixture
 def split_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twelve drawn pictures, and the table ``drawn`` of two runs on them."""
+    """Twelve drawn pictures; every table is of the same two runs on them."""
     monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "data" / "folder"
     synthetic.write_dataset(folder, 12, seed=0, size_hw=(SIZE, SIZE), layout="folder")
@@ -55,7 +55,7 @@ def split_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_table(tmp_path: Path, **options: Any) -> list[tuple[str, int, int]]:
     folders = [tmp_path / name for name in ("data", "results", "runs")]
-    return list(reproduce("drawn", *folders, device="cpu", **options))
+    return list(reproduce(["drawn", "again"], *folders, device="cpu", **options))
 
 
 def read_result(tmp_path: Path, seed: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_results_hold_the_run_and_counts_of_the_weights(tmp_path: Path, split_fi
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, split_file: Path) -> None:
-    assert len(run_table(tmp_path, only="paper-1")) == 1
+    assert len(run_table(tmp_path, only=["paper-1"])) == 1
     first = read_result(tmp_path, 1)
     assert [(done, count) for _, done, count in run_table(tmp_path)] == [(2, 2)]
     assert read_result(tmp_path, 1) == first
@@ -97,7 +97,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, split_file: Path) -> Non
 
 
 def test_a_stopped_run_is_resumed_to_the_same_scores(tmp_path: Path, split_file: Path) -> None:
-    run_table(tmp_path, only="paper-1")
+    run_table(tmp_path, only=["paper-1"])
     whole = read_result(tmp_path, 1)
     (tmp_path / "results/drawn/paper-1.json").unlink()
     run = RunSpec.from_dict(whole["run"])
@@ -107,7 +107,7 @@ def test_a_stopped_run_is_resumed_to_the_same_scores(tmp_path: Path, split_file:
         run.override(["train.epochs=1"]), tmp_path / "data/folder", run_dir, device="cpu",
         progress=False,
     )  # fmt: skip
-    run_table(tmp_path, only="paper-1")
+    run_table(tmp_path, only=["paper-1"])
     resumed = read_result(tmp_path, 1)
     assert resumed["train_s"] is None
     assert resumed["scores"] == whole["scores"]
@@ -115,11 +115,11 @@ def test_a_stopped_run_is_resumed_to_the_same_scores(tmp_path: Path, split_file:
 
 
 def test_a_result_of_another_run_is_refused(tmp_path: Path, split_file: Path) -> None:
-    run_table(tmp_path, only="paper-1")
+    run_table(tmp_path, only=["paper-1"])
     with pytest.raises(InputError, match="result of another run"):
-        run_table(tmp_path, only="paper-1", assignments=["train.learning_rate=0.1"])
+        run_table(tmp_path, only=["paper-1"], assignments=["train.learning_rate=0.1"])
 
 
 def test_only_must_name_a_run(tmp_path: Path, split_file: Path) -> None:
-    with pytest.raises(InputError, match=r"'sorted'.*drawn/paper-1, drawn/paper-2"):
-        run_table(tmp_path, only="sorted")
+    with pytest.raises(InputError, match=r"has sorted in.*drawn/paper-1, drawn/paper-2"):
+        run_table(tmp_path, only=["sorted"])

@@ -1,4 +1,4 @@
-"""A table's runs: train, score, keep one result file each; go on where it stopped."""
+"""The runs of tables: train, score, keep one result file each; go on where it stopped."""
 
 from __future__ import annotations
 
@@ -44,30 +44,30 @@ class _Job:
 
 
 def reproduce(
-    table: str,
+    tables: Sequence[str],
     data_dir: Path,
     results_dir: Path,
     runs_dir: Path,
     *,
     device: str = "auto",
     side_by_side: int = 1,
-    only: str = "",
+    only: Sequence[str] = (),
     assignments: Sequence[str] = (),
 ) -> Iterator[tuple[str, int, int]]:
-    """Train and score the runs of a table that have no result yet.
+    """Train and score the runs of tables that have no result yet.
 
     A run is scored on the test part of its own split and on PH2; one of ISIC 2018 on the test part
     of ISIC 2017 too, for the audit of leaks alone. A stopped run is resumed.
 
     Args:
-        table: A key of ``tables.TABLES``.
+        tables: Keys of ``tables.TABLES``; a run that several of them share is made once.
         data_dir: Holds the data sets as downloaded, in folders of their names: ``isic2017``,
             ``isic2018``, ``ph2``.
         results_dir: Gets ``dataset/split/preset-seed.json``.
         runs_dir: Gets the run folders, under the same names.
         device: As ``train``.
         side_by_side: Processes that train at the same time.
-        only: Runs whose name holds this, such as ``branches-1-`` or ``sorted/``; else all.
+        only: Runs whose name holds one of these, such as ``branches-1-`` or ``sorted/``; else all.
         assignments: Changes to every run, as ``--set``, to try things; keep such results apart.
 
     Yields:
@@ -77,9 +77,9 @@ def reproduce(
     Raises:
         InputError: No such table, data missing, or a result of another run under the same name.
     """
-    rows = find_table(table).rows
-    jobs = [
-        _Job(
+    rows = [row for table in tables for row in find_table(table).rows]
+    by_name = {
+        name: _Job(
             preset=row.preset,
             name=name,
             run=run.override(assignments),
@@ -92,11 +92,12 @@ def reproduce(
         )
         for row in rows
         for name, run in zip(row.names(), row.runs(), strict=True)
-        if only in name
-    ]
+        if not only or any(part in name for part in only)
+    }
+    jobs = list(by_name.values())
     if not jobs:
         raise InputError(
-            f"no run of table {table!r} has {only!r} in its name",
+            f"no run of {', '.join(tables)} has {' or '.join(only)} in its name",
             "accepted is a part of " + ", ".join(name for row in rows for name in row.names()),
             "change --only",
         )
