@@ -110,9 +110,17 @@ def draw_sheet(weights_dir: Path) -> tuple[Image.Image, str]:
         for column, tile in enumerate(tiles):
             sheet.paste(tile, (NAMES + column * step, top))
         if scores:
-            told.append(f"{name} {', '.join(f'{score:.2f}' for score in scores)}")
-    words = f"Outlines on drawn pictures ({'; '.join(PICTURES)}), Dice of each: {'. '.join(told)}"
+            told.append(f"{name} {np.mean(scores):.3f}")
+    words = f"Outlines on drawn pictures ({'; '.join(PICTURES)}); mean Dice: {', '.join(told)}"
     return sheet, words
+
+
+def reduce_colours(sheet: Image.Image, colours: int) -> Image.Image:
+    """So many colours and those of the outlines, which have too few pixels to be found."""
+    found = sheet.quantize(colours, dither=Image.Dither.NONE)
+    values = (found.getpalette() or [])[: 3 * colours]
+    found.putpalette([*values, *TRUTH_COLOUR, *PREDICTION_COLOUR])
+    return sheet.quantize(palette=found, dither=Image.Dither.NONE)
 
 
 def main() -> None:
@@ -120,10 +128,9 @@ def main() -> None:
     sheet, words = draw_sheet(WEIGHTS)
     description = PngImagePlugin.PngInfo()
     description.add_text("Description", words)
-    for colours in (256, 128, 64, 32):
-        palette = sheet.quantize(colours, dither=Image.Dither.NONE)
+    for colours in (254, 126, 62):
         content = io.BytesIO()
-        palette.save(content, "PNG", optimize=True, pnginfo=description)
+        reduce_colours(sheet, colours).save(content, "PNG", optimize=True, pnginfo=description)
         if len(content.getvalue()) <= LARGEST:
             break
     write_atomically(FIGURE, content.getvalue())

@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 import tables
 
 from ulvm.datasets import DecodedDataset, Pair
+from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.presets import PRESETS
 from ulvm.results import render
 from ulvm.segmenter import load
@@ -229,14 +230,18 @@ def test_the_drawn_pictures_show_each_network_with_weights(tmp_path: Path) -> No
         for seed, options in drawn_pictures.PICTURES.values()
     ]
     networks = drawn_pictures.find_networks(tmp_path / "none")
-    (_, _, no_scores), (_, tiles, scores) = drawn_pictures.draw_rows(networks, lesions)
+    (_, _, no_scores), (_, _, scores) = drawn_pictures.draw_rows(networks, lesions)
     segment = load()  # the same weights, in ONNX Runtime
     for lesion, score in zip(lesions, scores, strict=True):
         mask = segment(lesion.image_rgb).mask
         both = np.count_nonzero(mask & lesion.mask)
         assert score == pytest.approx(2 * both / (mask.sum() + lesion.mask.sum()), abs=1e-3)
     assert no_scores == []
-    assert (np.array(tiles[0]) != np.array(tiles[1])).any()
+    sheet, words = drawn_pictures.draw_sheet(tmp_path / "none")
+    assert words.endswith(f"mean Dice: bundled model {np.mean(scores):.3f}")
+    assert sheet.size[1] == drawn_pictures.HEAD + 2 * (drawn_pictures.TILE + drawn_pictures.GAP)
+    kept = drawn_pictures.reduce_colours(sheet, 62).convert("RGB").getcolors()
+    assert {TRUTH_COLOUR, PREDICTION_COLOUR} <= {colour for _, colour in kept}
 
 
 def test_names_in_the_figures_are_those_of_the_timings() -> None:

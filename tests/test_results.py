@@ -402,7 +402,7 @@ def test_sentences_say_that_there_is_one_seed(folder: Path) -> None:
     for row, missed in zip(TABLES["mixers"].rows[:2], (2000, 1000), strict=True):
         write_run(folder, row, 0, missed)
     table = render("mixers", folder)
-    _, against = sentences(table)
+    (against,) = sentences(table)
     assert " 2 runs: " in table
     assert against.startswith(
         "DSC against `paper`: 1 of 1 difference real, from one seed, which it may be due to."

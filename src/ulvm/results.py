@@ -463,7 +463,7 @@ def _time(row: Mapping[str, float]) -> str:
 
 
 def _conclude_published(ablations: Sequence[_Ablation]) -> str:
-    """Each published Dice beside ours; empty if none is published."""
+    """Each published Dice beside ours; empty if fewer than two are published."""
     parts = []
     for row in ablations:
         if row.published is not None:
@@ -473,7 +473,7 @@ def _conclude_published(ablations: Sequence[_Ablation]) -> str:
                 part = f"{row.name} {row.published:.4f} and {ours.mean:.4f}"
                 part += f", {place(row.published, ours.interval)} our interval"
             parts.append(part)
-    return f"Published DSC and ours: {'; '.join(parts)}." if parts else ""
+    return f"Published DSC and ours: {'; '.join(parts)}." if len(parts) > 1 else ""
 
 
 def _conclude_order(ablations: Sequence[_Ablation]) -> str:
