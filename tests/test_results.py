@@ -358,7 +358,7 @@ def test_the_sentences_of_an_ablation_follow_its_numbers(folder: Path) -> None:
             write_run(folder, rows[preset], position, each)
 
     published, order, against = sentences(render("branches", folder))
-    assert published.startswith("Published DSC and ours: `branches-1` 0.9069, not run; ")
+    assert published.startswith("Published DSC: `branches-1` 0.9069, not run; ")
     assert order == (
         "The published order `branches-1` < `branches-2` < `paper`: not run (`branches-1`,"
         " `branches-2`, `paper`)."
@@ -371,8 +371,8 @@ def test_the_sentences_of_an_ablation_follow_its_numbers(folder: Path) -> None:
     write("paper", 1500, 1500, 1500)
     published, order, against = sentences(render("branches", folder))
     assert published == (
-        "Published DSC and ours: `branches-1` 0.9069 and 0.8571, above our interval; `branches-2`"
-        " 0.9073 and 0.8889, above our interval; `paper` 0.9091 and 0.9189, below our interval."
+        "Published DSC: `branches-1` 0.9069, above our interval around 0.8571; `branches-2` 0.9073,"
+        " above our interval around 0.8889; `paper` 0.9091, below our interval around 0.9189."
     )
     assert order == (
         "The published order `branches-1` < `branches-2` < `paper` reproduces: real differences"
@@ -390,7 +390,7 @@ def test_the_sentences_of_an_ablation_follow_its_numbers(folder: Path) -> None:
     write("branches-2", 2010, 1010, 3010)
     write("paper", 2000, 1000, 3000)
     _, order, against = sentences(render("branches", folder))
-    assert order.endswith("is ours too, but may be chance: real differences to `paper`: none.")
+    assert order.endswith("is ours too, but not all of it real: real differences to `paper`: none.")
     assert against.startswith("DSC against `paper`: none of 2 differences real. Within noise: `b")
 
     write("branches-2", 2500, 2500, 2500)

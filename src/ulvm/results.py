@@ -467,13 +467,13 @@ def _conclude_published(ablations: Sequence[_Ablation]) -> str:
     parts = []
     for row in ablations:
         if row.published is not None:
-            part = f"{row.name} {row.published:.4f}, not run"
+            where = "not run"
             if row.scores:
                 ours = row.scores["pooled.dsc"]
-                part = f"{row.name} {row.published:.4f} and {ours.mean:.4f}"
-                part += f", {place(row.published, ours.interval)} our interval"
-            parts.append(part)
-    return f"Published DSC and ours: {'; '.join(parts)}." if len(parts) > 1 else ""
+                side = place(row.published, ours.interval)
+                where = f"{side} our interval around {ours.mean:.4f}"
+            parts.append(f"{row.name} {row.published:.4f}, {where}")
+    return f"Published DSC: {'; '.join(parts)}." if len(parts) > 1 else ""
 
 
 def _conclude_order(ablations: Sequence[_Ablation]) -> str:
@@ -495,7 +495,7 @@ def _conclude_order(ablations: Sequence[_Ablation]) -> str:
     one_seed = ", by one seed" * any(difference.seeds == 1 for _, difference in found)
     if ours != published:
         return f"{start} does not reproduce{one_seed}: ours is {' < '.join(ours)}; {told}."
-    reproduces = "reproduces" if len(real) == len(found) else "is ours too, but may be chance"
+    reproduces = "reproduces" if len(real) == len(found) else "is ours too, but not all of it real"
     return f"{start} {reproduces}{one_seed}: {told}."
 
 
