@@ -5,7 +5,9 @@
 # make web-test   run the page in Chromium against the Python side
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
-# make docs   regenerate the generated parts of the documents
+# make docs   draw the figures and regenerate the tables of the documents from result files; says what
+#             is missing (results/: runs of `ulvm reproduce`, bench/areas.py, bench/complexity.py,
+#             bench/cpu.py --presets, the last on an idle machine)
 
 PYTHON ?= python3
 PIP = -m pip --disable-pip-version-check install --quiet
@@ -50,6 +52,8 @@ bench: .venv-test/ready
 	.venv-test/bin/python bench/cpu.py
 
 docs: .venv-test/ready
+	.venv-test/bin/python bench/figures.py
+	.venv-test/bin/python bench/drawn_pictures.py
 	.venv-test/bin/python bench/tables.py
 
 # WebAssembly with SIMD and threads; LOG.md says why not WebGPU.

@@ -3,6 +3,10 @@
 All run in ONNX Runtime with one picture of 256×256. Peers have random weights, since time does
 not depend on them, and take float32 planes; our model also does its own conversion from uint8 and
 its min–max. Writes ``bench/results/cpu.json`` and prints it as a table. Run it on an idle machine.
+
+With ``--presets``, times every network of the tables of REPRODUCE.md instead, on one thread, with
+fresh weights and as ``ulvm export`` writes it; writes ``results/cpu_times.json``, which the tables'
+column of times reads.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,14 +34,20 @@ import torch
 from ulvm import segmenter
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.nn.checkpoint import save_weights
+from ulvm.nn.export import export
 from ulvm.nn.model import UltraLightVMUNet
+from ulvm.nn.networks import build_network
 from ulvm.nn.peers import PEERS, build_peer, count_parameters
 from ulvm.nn.peers.graph import ImageToProbability, build_graph
 from ulvm.nn.run_folder import machine, versions
+from ulvm.presets import find_preset
+from ulvm.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "src" / "ulvm" / "weights" / segmenter.BUNDLED_MODEL
 RESULT = ROOT / "bench" / "results" / "cpu.json"
+PRESETS_RESULT = ROOT / "results" / "cpu_times.json"
 TIMED_PEERS = ("unext-s", "lb-unet", "malunet", "ege-unet", "unext", "unet")
 SIZE = 256
 TOLERANCE = 1e-3  # largest difference of probability between a peer in torch and its graph
@@ -97,6 +108,22 @@ def peer_entry(name: str, random: np.random.Generator) -> Entry:
     )
 
 
+def preset_entry(name: str, image_rgb: np.ndarray[Any, Any]) -> Entry:
+    """A preset with fresh weights, written and compared with torch by the package's own export."""
+    preset = find_preset(name)
+    torch.manual_seed(0)
+    network = build_network(preset.run.model)
+    settle(network, torch.from_numpy(image_rgb).permute(0, 3, 1, 2).float())
+    with tempfile.TemporaryDirectory() as folder:
+        weights, out = Path(folder) / "weights.safetensors", Path(folder) / "model.onnx"
+        save_weights(weights, network, preset.run, {})
+        export(weights, out)
+        content = out.read_bytes()
+    return Entry(
+        name=name, parameters=preset.parameters, content=content, feed={"image_rgb": image_rgb}
+    )
+
+
 def settle(network: torch.nn.Module, image: torch.Tensor) -> None:
     """Give batch norms the statistics of one picture, so that activations keep their size."""
     for part in network.modules():
@@ -104,6 +131,30 @@ def settle(network: torch.nn.Module, image: torch.Tensor) -> None:
             part.momentum = 1.0
     with torch.no_grad():
         network.train()(image)
+
+
+def build_peers(model: Path) -> list[Entry]:
+    """Our model and the peers it is timed beside."""
+    random = np.random.default_rng(0)
+    entries = [our_entry(model, random)]
+    for name in TIMED_PEERS:
+        print(f"building {name}", file=sys.stderr)
+        entries.append(peer_entry(name, random))
+    return entries
+
+
+def build_presets() -> tuple[list[Entry], list[str]]:
+    """Every preset of the tables of REPRODUCE.md, ``paper`` first; names that export refuses."""
+    image_rgb = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    entries, refused = [], []
+    for name in dict.fromkeys(row.preset for table in TABLES.values() for row in table.rows):
+        print(f"building {name}", file=sys.stderr)
+        try:
+            entries.append(preset_entry(name, image_rgb))
+        except InputError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            refused.append(name)
+    return entries, refused
 
 
 def time_interleaved(
@@ -171,24 +222,24 @@ def runner(entry: Entry, threads: int) -> Callable[[], object]:
 def main() -> None:
     """Build, time, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", type=Path, default=BUNDLED, help="our ONNX file")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("model", nargs="?", type=Path, default=BUNDLED, help="our ONNX file")
+    chosen.add_argument("--presets", action="store_true", help="time the presets of the tables")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of a model a round")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--threads", type=int, nargs="+", help="1 and 2; with --presets 1")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    threads = options.threads or ([1] if options.presets else [1, 2])
+    out = options.out or (PRESETS_RESULT if options.presets else RESULT)
     cores = len(os.sched_getaffinity(0))
-    if max(options.threads) > cores:
-        sys.exit(f"{max(options.threads)} threads asked for, this process may use {cores} cores")
+    if max(threads) > cores:
+        sys.exit(f"{max(threads)} threads asked for, this process may use {cores} cores")
 
     load = os.getloadavg()[0]
     if load > IDLE:
         print(f"the machine is busy (load {load:.1f}); times will be too long", file=sys.stderr)
-    random = np.random.default_rng(0)
-    entries = [our_entry(options.model, random)]
-    for name in TIMED_PEERS:
-        print(f"building {name}", file=sys.stderr)
-        entries.append(peer_entry(name, random))
+    entries, refused = build_presets() if options.presets else (build_peers(options.model), [])
     described = machine(torch.device("cpu"))
     result = {
         "what": f"ONNX Runtime, CPU, batch 1, {SIZE}×{SIZE}, {options.rounds} interleaved rounds "
@@ -201,13 +252,12 @@ def main() -> None:
             "load_before": round(load, 2),
         },
         "versions": versions() | {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
-        "threads": options.threads,
-        "models": measure(entries, options.threads, options.rounds, options.repeats),
+        "threads": threads,
+        "export_refused": refused,
+        "models": measure(entries, threads, options.rounds, options.repeats),
     }
-    write_atomically(
-        options.out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode()
-    )
-    print(tables.cpu(options.out))
+    write_atomically(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    print(tables.cpu(out))
 
 
 if __name__ == "__main__":

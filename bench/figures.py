@@ -1,7 +1,8 @@
-"""Draws Dice against parameters and against CPU time for every network with a result.
+"""Draws Dice against parameters and CPU time for every network with a result; areas by id.
 
-Writes ``docs/figures/*.png`` and ``*.svg`` from ``results/runs/`` and ``bench/results/cpu.json``;
-the same results give the same bytes.
+Writes ``docs/figures/*.png`` and ``*.svg`` from ``results/runs/``, ``bench/results/cpu.json`` and
+``results/areas.json``; the same results give the same bytes. A figure's description is inside the
+PNG, where ``bench/tables.py`` finds it for the documents.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ulvm.files import write_atomically
 from ulvm.presets import PRESETS
-from ulvm.results import PUBLISHED, Estimate, estimate, read_runs
+from ulvm.results import PUBLISHED, TITLES, Estimate, estimate, read_runs
 from ulvm.tables import ONE, TABLES, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "runs"
 CPU_RESULT = ROOT / "bench" / "results" / "cpu.json"
+AREAS_RESULT = ROOT / "results" / "areas.json"
 FIGURES = ROOT / "docs" / "figures"
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, grey for the yellow.
@@ -49,8 +51,11 @@ STYLE = {
     "axes.spines.right": False,
 }
 SIZE_INCHES = (7, 4.4)  # 700 pixels wide at 100 a inch
+SMALL_INCHES = (4, 4.2)  # its text can be read at 320 pixels
 PNG_DPI = 200
 MARKER_SIZE = 7
+AREA_TOP = 47  # %, above every bin
+SHORT = {"validation": "val."}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,47 +131,114 @@ def draw(points: Sequence[Point], x_label: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write the PNG and the SVG, without dates."""
+def describe(points: Sequence[Point], x_label: str) -> str:
+    """What the figure shows, in words."""
+    shown = (
+        f"{NETWORKS[point.preset][0]} {point.found.mean:.4f} at {point.x:,.10g}" for point in points
+    )
+    return f"Pooled DSC on ISIC 2017's test part against {x_label}: {', '.join(shown)}"
+
+
+def draw_areas(areas: dict[str, Any]) -> Figure:
+    """Mean lesion area of consecutive ids, a panel for each data set, with the sorted split."""
+    figure = Figure(figsize=SMALL_INCHES, layout="constrained")
+    panels = figure.subplots(len(areas), sharey=True)
+    for axes, (dataset, measured) in zip(panels, areas.items(), strict=True):
+        edges, title = [0], []
+        for part, found in measured["splits"]["sorted"]["parts"].items():
+            start, end = edges[-1], edges[-1] + found["n"]
+            edges.append(end)
+            mean = 100 * found["mean"]
+            axes.plot([start, end], [mean] * 2, color=VERMILION, linewidth=2)
+            axes.axvline(end, color="0.3", linestyle="--", linewidth=1)
+            short = SHORT.get(part, part)
+            axes.text((start + end) / 2, AREA_TOP, short, ha="center", va="top", fontsize=9)
+            title.append(f"{short} {mean:.1f}")
+        steps = [*range(0, edges[-1], measured["bin"]), edges[-1]]
+        axes.stairs([100 * mean for mean in measured["bins"]], steps, color=BLUE, linewidth=1.5)
+        words = f"{TITLES[dataset]}: {', '.join(title)} %"
+        axes.set_title(words, loc="left", fontsize="medium")
+        axes.set_xlim(0, edges[-1])
+        axes.set_ylim(0, AREA_TOP)
+    figure.supylabel("mean lesion area, % of the frame", fontsize="medium")
+    figure.supxlabel("position in id order", fontsize="medium")
+    return figure
+
+
+def describe_areas(areas: dict[str, Any]) -> str:
+    """What the figure shows, in words."""
+    told = []
+    for dataset, measured in areas.items():
+        parts = measured["splits"]["sorted"]["parts"].items()
+        means = ", ".join(f"{100 * found['mean']:.1f} % in {part}" for part, found in parts)
+        told.append(f"{TITLES[dataset]} {means}")
+    return (
+        "Mean lesion area by position in id order, which goes up and down in blocks; "
+        f"parts of the split sorted: {'; '.join(told)}"
+    )
+
+
+def save(figure: Figure, description: str, stem: Path) -> None:
+    """Write the PNG and the SVG, without dates, with what they show in words."""
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
+        metadata |= {"Description": description}
         figure.savefig(buffer, format=ending, dpi=PNG_DPI, metadata=metadata)
         write_atomically(stem.with_suffix(f".{ending}"), buffer.getvalue())
 
 
-def draw_all(results_dir: Path, cpu_result: Path, out_dir: Path) -> list[Path]:
-    """Draw both figures.
+def draw_all(
+    results_dir: Path, cpu_result: Path, areas_result: Path, out_dir: Path
+) -> tuple[list[Path], list[str]]:
+    """Draw every figure that there are results for.
 
     Args:
         results_dir: Holds ``dataset/split/preset-seed.json``.
         cpu_result: What ``bench/cpu.py`` wrote.
-        out_dir: Gets ``dice-parameters`` and ``dice-milliseconds``, each as PNG and SVG.
+        areas_result: What ``bench/areas.py`` wrote.
+        out_dir: Gets ``dice-parameters``, ``dice-milliseconds`` and ``areas``, each as PNG and SVG.
 
     Returns:
-        The figures without ending; one without any network is not drawn.
+        The figures without ending, and what is missing in them or for them, a line each.
     """
     points = read_points(results_dir)
-    cpu = json.loads(cpu_result.read_text())
+    absent = [name for preset, (name, *_) in NETWORKS.items() if not has(points, preset)]
+    missing = [f"no run of {', '.join(absent)}"] * bool(absent)
+    charts = {"dice-parameters": (points, "parameters")}
+    if cpu_result.exists():
+        timed = put_at_times(points, json.loads(cpu_result.read_text()))
+        charts["dice-milliseconds"] = (timed, "ms a picture, ONNX Runtime, one CPU thread")
+        absent = [NETWORKS[point.preset][0] for point in points if not has(timed, point.preset)]
+        missing += [f"no time of {', '.join(absent)} in {cpu_result.name}"] * bool(absent)
+    else:
+        missing.append(f"{cpu_result.name} is missing: run bench/cpu.py")
     drawn = []
-    for name, chosen, x_label in (
-        ("dice-parameters", points, "parameters"),
-        (
-            "dice-milliseconds",
-            put_at_times(points, cpu),
-            "ms a picture, ONNX Runtime, one CPU thread",
-        ),
-    ):
-        if chosen:
-            with matplotlib.rc_context(STYLE):
-                save(draw(chosen, x_label), out_dir / name)
-            drawn.append(out_dir / name)
-    return drawn
+    with matplotlib.rc_context(STYLE):
+        for name, (chosen, x_label) in charts.items():
+            if len(chosen) > 1:  # one compares nothing
+                save(draw(chosen, x_label), describe(chosen, x_label), out_dir / name)
+                drawn.append(out_dir / name)
+        if areas_result.exists():
+            areas = json.loads(areas_result.read_text())
+            save(draw_areas(areas), describe_areas(areas), out_dir / "areas")
+            drawn.append(out_dir / "areas")
+        else:
+            missing.append(f"{areas_result.name} is missing: run bench/areas.py")
+    return drawn, missing
+
+
+def has(points: Sequence[Point], preset: str) -> bool:
+    """Whether a network is among the points."""
+    return any(point.preset == preset for point in points)
 
 
 def main() -> None:
-    """Draw, and say what was drawn."""
-    for path in draw_all(RESULTS, CPU_RESULT, FIGURES):
+    """Draw, and say what was drawn and what is missing."""
+    drawn, missing = draw_all(RESULTS, CPU_RESULT, AREAS_RESULT, FIGURES)
+    for path in drawn:
         print(f"{path.relative_to(ROOT)}.png, .svg")
+    for line in missing:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ulvm.results import render
+import numpy as np
+from PIL import Image
+
+from ulvm.metrics import Confusion, dice
+from ulvm.results import TITLES, Runs, compare, read_runs, render
+from ulvm.splits import load_split
+from ulvm.tables import PERMUTATION
 from ulvm.tables import TABLES as REPRODUCED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +27,8 @@ RUN_RESULTS = ROOT / "results" / "runs"
 BENCH_RESULTS = ROOT / "bench" / "results"
 CPU_RESULT = BENCH_RESULTS / "cpu.json"
 PREDICT_RESULT = BENCH_RESULTS / "predict.json"
+AREAS_RESULT = ROOT / "results" / "areas.json"
+FIGURES = ROOT / "docs" / "figures"
 DOCUMENTS = ("README.md", "REPRODUCE.md", "src/ulvm/weights/MODEL_CARD.md")
 
 
@@ -293,12 +301,140 @@ def verdict(goal: str, reached: bool) -> str:
     return f"{goal}: {'reached' if reached else 'missed'}"
 
 
+def areas(path: Path = AREAS_RESULT) -> str:
+    """Lesion area in the parts of every split, and how it changes in id order."""
+    rows = [
+        "| mean lesion area ± sd, % of the frame (pictures) | train | validation | test |",
+        "|---|---|---|---|",
+    ]
+    said = []
+    for dataset, measured in json.loads(path.read_text()).items():
+        for name, split in measured["splits"].items():
+            cells = [f"{TITLES[dataset]} `{name}` ({split['hash']})"]
+            for part in ("train", "validation", "test"):
+                found = split["parts"].get(part)
+                cells.append(
+                    f"{100 * found['mean']:.1f} ± {100 * found['sd']:.1f} ({found['n']:,})"
+                    if found
+                    else "–"
+                )
+            rows.append("| " + " | ".join(cells) + " |")
+        bins = [100 * mean for mean in measured["bins"]]
+        means = {
+            name: [f"{100 * found['mean']:.1f}" for found in split["parts"].values()]
+            for name, split in measured["splits"].items()
+        }
+        train, validation, test = means["sorted"]
+        said.append(
+            f"- {TITLES[dataset]}: lesions of {measured['bin']} pictures next to each other in id "
+            f"order cover {min(bins):.1f} to {max(bins):.1f} % on average. `sorted` trains on "
+            f"{train} %, chooses the epoch on {validation} % and tests on {test} %; "
+            f"`{PERMUTATION}` on {' / '.join(means[PERMUTATION])} %."
+        )
+    return "\n".join([*rows, "", *said])
+
+
+def quintiles(results_dir: Path = RUN_RESULTS) -> str:
+    """How much of the gap between the two splits' scores is due to the area of lesions."""
+    rows = [
+        f"| trained and tested on | lesion area, % of the frame | n `{PERMUTATION}` | DSC "
+        "| DSC per image | n `sorted` | DSC | DSC per image |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    said = []
+    for dataset in ("isic2017", "isic2018"):
+        permuted, in_order = (
+            read_runs(row, results_dir)
+            for name in (PERMUTATION, "sorted")
+            for row in REPRODUCED["main"].rows
+            if (row.dataset, row.split) == (dataset, name)
+        )
+        if not (permuted.files and in_order.files):
+            said.append(f"- {TITLES[dataset]}: not run on both splits.")
+            continue
+        counts = [runs.counts[dataset] for runs in (permuted, in_order)]
+        bounds = np.quantile(lesion_area(counts[0]), [0.2, 0.4, 0.6, 0.8])
+        groups = [np.digitize(lesion_area(each), bounds) for each in counts]
+        edges = ["0", *(f"{100 * bound:.1f}" for bound in bounds), "100"]
+        for group in range(5):
+            cells = [TITLES[dataset], f"{edges[group]}–{edges[group + 1]}"]
+            for each, of in zip(counts, groups, strict=True):
+                chosen = np.flatnonzero(of == group)
+                scores = mean_scores(each.select(chosen), np.ones(len(chosen)))
+                cells += [str(len(chosen)), *(f"{score:.4f}" for score in scores)]
+            rows.append("| " + " | ".join(cells) + " |")
+        sizes = [np.bincount(of, minlength=5) for of in groups]
+        mix = (sizes[1] / sizes[0])[groups[0]]
+        ours, theirs = (mean_scores(each, np.ones(each.images)) for each in counts)
+        reweighted = mean_scores(counts[0], mix)
+        said += [
+            f"- {TITLES[dataset]}, {name}: `sorted` has {b:.4f} (seeds: {in_order.seeds}), "
+            f"`{PERMUTATION}` {a:.4f} (seeds: {permuted.seeds}), a gap of "
+            f"{b - a:+z.4f}. With its quintiles in the mix of `sorted`, `{PERMUTATION}` would have "
+            f"{c:.4f}: the area of lesions explains {c - a:+z.4f}, and {b - c:+z.4f} remains."
+            for name, a, b, c in zip(
+                ("pooled DSC", "DSC per image"), ours, theirs, reweighted, strict=True
+            )
+        ]
+        said.append(same_pictures(permuted, in_order))
+    caption = f"`paper`, mean over seeds; bounds are the quintiles of `{PERMUTATION}`'s test part."
+    return "\n".join([*rows, "", caption, "", *said])
+
+
+def lesion_area(counts: Confusion) -> np.ndarray[Any, Any]:
+    """Share of each picture that its true mask covers, (images,)."""
+    pixels = counts.tp[0] + counts.fn[0] + counts.fp[0] + counts.tn[0]
+    return (counts.tp[0] + counts.fn[0]) / pixels
+
+
+def mean_scores(counts: Confusion, weights: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Pooled Dice and Dice per image of weighted pictures, mean over seeds."""
+    tp, fp, fn = (count @ weights for count in (counts.tp, counts.fp, counts.fn))
+    pooled = 2 * tp / (2 * tp + fp + fn)
+    return float(pooled.mean()), float((dice(counts) @ weights / weights.sum()).mean())
+
+
+def same_pictures(permuted: Runs, in_order: Runs) -> str:
+    """A sentence on the pictures that both test parts hold, so that only the training differs."""
+    dataset = permuted.row.dataset
+    tests = [load_split(dataset, runs.row.split).ids("test") for runs in (permuted, in_order)]
+    shared = sorted({*tests[0]} & {*tests[1]})
+    places = [np.array([test.index(id_) for id_ in shared]) for test in tests]
+    found = compare(
+        in_order.counts[dataset].select(places[1]), permuted.counts[dataset].select(places[0])
+    )
+    meaning = (
+        "what a split trains and chooses on makes a difference too"
+        if found.is_real
+        else "a difference due to what a split trains and chooses on is not shown"
+    )
+    return (
+        f"- {TITLES[dataset]}, the {len(shared)} pictures in both test parts: the runs of `sorted` "
+        f"against those of `{PERMUTATION}` {found.in_words}; {meaning}."
+    )
+
+
+def figure(name: str, folder: Path = FIGURES) -> str:
+    """A figure with the description that is inside its file, once it has been drawn."""
+    path = folder / f"{name}.png"
+    if not path.exists():
+        return "Not drawn yet, for lack of results; `make docs` says of which."
+    with Image.open(path) as image:
+        return f"![{image.info['Description']}](docs/figures/{path.name})"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "bundled": bundled,
     "published": published,
     "cpu": cpu,
     "predict": predict,
     "gpu": gpu,
+    "areas": areas,
+    "quintiles": quintiles,
+    **{
+        f"figure:{name}": partial(figure, name)
+        for name in ("dice-parameters", "dice-milliseconds", "areas", "drawn-pictures")
+    },
     **{f"reproduce:{name}": partial(render, name, RUN_RESULTS) for name in REPRODUCED},
 }
 
@@ -310,7 +446,7 @@ def fill(text: str) -> str:
         name = match["name"]
         return f"<!-- table:{name} -->\n{TABLES[name]()}\n<!-- end:table -->"
 
-    table = r"<!-- table:(?P<name>[\w:]+) -->\n.*?<!-- end:table -->"
+    table = r"<!-- table:(?P<name>[\w:-]+) -->\n.*?<!-- end:table -->"
     return re.sub(table, replace, text, flags=re.S)
 
 

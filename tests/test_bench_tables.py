@@ -11,10 +11,14 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 import tables
 
+from ulvm.datasets import DecodedDataset, Pair
+from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.presets import PRESETS
 from ulvm.results import render
+from ulvm.segmenter import load
 from ulvm.splits import load_split
-from ulvm.tables import ONE, TABLES, Row
+from ulvm.synthetic import draw_lesion
+from ulvm.tables import ONE, PERMUTATION, TABLES, Row
 
 REPRODUCE = (tables.ROOT / "REPRODUCE.md").read_text()
 COMPLEXITY = tables.ROOT / "results" / "complexity.json"
@@ -54,16 +58,19 @@ def test_complexity_is_what_the_network_costs() -> None:
 
 def write_run(folder: Path, preset: str, missed: int) -> None:
     """A run of seed 42 that misses about so many of 10,000 pixels in each picture."""
-    row = Row(preset=preset, seeds=ONE)
+    fn = np.random.default_rng(0).normal(missed, 500, 600).astype(int)
+    write_counts(folder, Row(preset=preset, seeds=ONE), 10_000 - fn, fn)
+
+
+def write_counts(folder: Path, row: Row, tp: np.ndarray, fn: np.ndarray) -> None:
+    """A run of seed 42 with these pixels in each picture of its test part, and no false ones."""
     split = load_split(row.dataset, row.split)
-    images = len(split.ids("test"))
-    fn = np.random.default_rng(0).normal(missed, 500, images).astype(int)
     score = {
         "dataset": row.dataset,
         "split": {"name": split.name, "hash": split.hash, "part": "test"},
         "pixels": 256 * 256,
-        "tp": (10_000 - fn).tolist(),
-        "fp": [0] * images,
+        "tp": tp.tolist(),
+        "fp": [0] * len(tp),
         "fn": fn.tolist(),
     }
     path = folder / f"{row.names()[0]}.json"
@@ -83,7 +90,8 @@ def test_figures_show_the_networks_that_were_run(tmp_path: Path) -> None:
     cpu.write_text(json.dumps({"models": models}))
 
     names = {}
-    for drawn in figures.draw_all(runs, cpu, tmp_path / "figures"):
+    drawn_all, missing = figures.draw_all(runs, cpu, tmp_path / "none.json", tmp_path / "figures")
+    for drawn in drawn_all:
         svg = drawn.with_suffix(".svg").read_text()
         texts = set(re.findall(r"<text[^>]*>([^<]+)</text>", svg))
         names[drawn.name] = texts & {name for name, *_ in figures.NETWORKS.values()}
@@ -92,21 +100,148 @@ def test_figures_show_the_networks_that_were_run(tmp_path: Path) -> None:
         "dice-parameters": {"UltraLight VM-UNet", "UNeXt", "VM-UNet"},
         "dice-milliseconds": {"UltraLight VM-UNet", "UNeXt"},
     }
+    assert missing == [
+        "no run of EGE-UNet, LB-UNet, MALUNet, LightM-UNet, U-Net, 16 channels",
+        "no time of VM-UNet in cpu.json",
+        "none.json is missing: run bench/areas.py",
+    ]
+    assert re.fullmatch(
+        r"!\[Pooled DSC on ISIC 2017's test part against parameters: UltraLight VM-UNet 0\.\d{4} at"
+        r" 49,457, UNeXt 0\.\d{4} at 1,471,921, VM-UNet 0\.\d{4} at 27,427,561\]"
+        r"\(docs/figures/dice-parameters\.png\)",
+        tables.figure("dice-parameters", tmp_path / "figures"),
+    )
     ours, unext, _ = points = figures.read_points(runs)
     assert (ours.x, ours.published, unext.published) == (49_457, 0.9091, None)
     assert ours.found.mean == pytest.approx(2 * 8300 / 18_300, abs=0.002)
     assert [point.x for point in figures.put_at_times(points, {"models": models})] == [14.7, 12.4]
 
-    figures.draw_all(runs, cpu, tmp_path / "again")
+    figures.draw_all(runs, cpu, tmp_path / "none.json", tmp_path / "again")
     for path in (tmp_path / "figures").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
-def test_without_results_no_figure_is_drawn(tmp_path: Path) -> None:
+def test_without_results_no_figure_is_drawn_and_it_is_said_why(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     import figures
 
-    assert figures.draw_all(tmp_path, figures.CPU_RESULT, tmp_path / "figures") == []
+    none, out = tmp_path / "none.json", tmp_path / "figures"
+    drawn, missing = figures.draw_all(tmp_path, none, none, out)
+    assert drawn == []
+    assert [line.split()[0] for line in missing] == ["no", "none.json", "none.json"]
+    write_run(tmp_path, "paper", 1700)
+    assert figures.draw_all(tmp_path, none, none, out)[0] == []  # one compares nothing
+    assert tables.figure("dice-parameters", out).startswith("Not drawn yet")
+
+
+def test_areas_of_bins_and_parts() -> None:
+    import areas
+
+    assert areas.average(np.array([0.1, 0.3, 0.5, 0.7, 0.2]), 2) == [0.2, 0.6, 0.2]
+    assert areas.describe(np.array([0.1, 0.3])) == {"n": 2, "mean": 0.2, "sd": 0.141421}
+
+
+def test_areas_follow_the_ids_of_the_sorted_split(tmp_path: Path) -> None:
+    import areas
+
+    ids = {part: load_split("isic2017", "sorted").ids(part) for part in ("train", "test")}
+    every = sorted(id_ for part in load_split("isic2017", "sorted").parts.values() for id_ in part)
+    # Only the last 100 ids have a lesion: half of the frame of 2×2 pixels.
+    masks = np.zeros((2000, 2, 2), np.uint8)
+    masks[-100:, 0] = 255
+    pairs = [Pair(id_, "train", None, None) for id_ in every]  # type: ignore[arg-type]
+    measured = areas.measure(DecodedDataset("isic2017", pairs, masks, masks, tmp_path))
+    assert measured["bins"] == [0.0] * 38 + [0.5] * 2
+    assert ids["train"][0] == every[0]
+    parts = measured["splits"]["sorted"]["parts"]
+    assert (parts["train"]["mean"], parts["test"]["mean"]) == (0.0, round(0.5 / 6, 6))
+    assert measured["splits"]["official"]["parts"].keys() == {"train"}
+
+
+def test_the_figure_of_areas_shows_the_parts_of_the_sorted_split(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    import figures
+
+    committed = json.loads(tables.AREAS_RESULT.read_text())
+    figure = figures.draw_areas(committed)
+    for axes, measured in zip(figure.axes, committed.values(), strict=True):
+        sizes = [found["n"] for found in measured["splits"]["sorted"]["parts"].values()]
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"] == list(
+            np.cumsum(sizes)
+        )
+        assert 100 * max(measured["bins"]) < figures.AREA_TOP
+    _, missing = figures.draw_all(tmp_path, tmp_path / "cpu.json", tables.AREAS_RESULT, tmp_path)
+    words = tables.figure("areas", tmp_path)
+    assert "ISIC 2017 22.9 % in train, 8.0 % in validation, 15.0 % in test" in words
+    assert not any("areas" in line for line in missing)
+
+
+def test_quintiles_say_what_is_left_when_areas_are_alike(tmp_path: Path) -> None:
+    assert "ISIC 2017: not run on both splits." in tables.quintiles(tmp_path)
+    rows = [Row(preset="paper", split=name) for name in (PERMUTATION, "sorted")]
+    permuted, in_order = (load_split("isic2017", row.split).ids("test") for row in rows)
+    # Areas of 120 pictures each on one split; on the other there are more of the smallest.
+    sizes = [600, 1200, 2400, 4800, 9600]
+    areas = dict(zip(permuted, np.tile(sizes, 120), strict=True))
+    shared = [areas[id_] for id_ in in_order if id_ in areas]
+    left = [
+        n - shared.count(size) for size, n in zip(sizes, (200, 100, 100, 100, 100), strict=True)
+    ]
+    others = (id_ for id_ in in_order if id_ not in areas)
+    areas |= dict(zip(others, np.repeat(sizes, left), strict=True))
+    for row, ids in zip(rows, (permuted, in_order), strict=True):
+        area = np.array([areas[id_] for id_ in ids])
+        # A third found and nothing wrong is Dice 1/2; so score the two smallest sizes.
+        tp = np.where(area <= 1200, area // 3, area)
+        write_counts(tmp_path, row, tp, area - tp)
+    text = tables.quintiles(tmp_path)
+    cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| ISIC 2017")]
+    assert [(row[2], row[5]) for row in cells] == [("120", "200"), *[("120", "100")] * 4]
+    assert [row[4] for row in cells] == ["0.5000"] * 2 + ["1.0000"] * 3
+    pooled, per_image, same, other = text.splitlines()[-4:]
+    # tp and fn in units of 1000: 72 + 2016 and 144; on the sorted split 80 + 1680 and 160.
+    first, second = 2 * 2088 / (2 * 2088 + 144), 2 * 1760 / (2 * 1760 + 160)
+    assert (
+        f"`sorted` has {second:.4f} (seeds: 1 of 3), `{PERMUTATION}` {first:.4f} (seeds" in pooled
+    )
+    assert pooled.endswith(
+        f"the area of lesions explains {second - first:+.4f}, and +0.0000 remains."
+    )
+    assert "a gap of -0.0500. " in per_image  # (300 / 2 + 300) / 600 - (240 / 2 + 360) / 600
+    assert per_image.endswith("the area of lesions explains -0.0500, and +0.0000 remains.")
+    assert f"the {len(shared)} pictures in both test parts: " in same
+    assert same.endswith(
+        "within noise (one seed); a difference due to what a split trains and"
+        " chooses on is not shown."
+    )
+    assert other == "- ISIC 2018: not run on both splits."
+
+
+def test_the_drawn_pictures_show_each_network_with_weights(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    import drawn_pictures
+
+    for name in ("vm-unet", "paper", "notes"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert [*drawn_pictures.find_networks(tmp_path)] == ["bundled model", "paper", "vm-unet"]
+
+    lesions = [
+        draw_lesion(seed, **drawn_pictures.PLAIN | options)
+        for seed, options in drawn_pictures.PICTURES.values()
+    ]
+    networks = drawn_pictures.find_networks(tmp_path / "none")
+    (_, _, no_scores), (_, _, scores) = drawn_pictures.draw_rows(networks, lesions)
+    segment = load()  # the same weights, in ONNX Runtime
+    for lesion, score in zip(lesions, scores, strict=True):
+        mask = segment(lesion.image_rgb).mask
+        both = np.count_nonzero(mask & lesion.mask)
+        assert score == pytest.approx(2 * both / (mask.sum() + lesion.mask.sum()), abs=1e-3)
+    assert no_scores == []
+    sheet, words = drawn_pictures.draw_sheet(tmp_path / "none")
+    assert words.endswith(f"mean Dice: bundled model {np.mean(scores):.3f}")
+    assert sheet.size[1] == drawn_pictures.HEAD + 2 * (drawn_pictures.TILE + drawn_pictures.GAP)
+    kept = drawn_pictures.reduce_colours(sheet, 62).convert("RGB").getcolors()
+    assert {TRUTH_COLOUR, PREDICTION_COLOUR} <= {colour for _, colour in kept}
 
 
 def test_names_in_the_figures_are_those_of_the_timings() -> None:
