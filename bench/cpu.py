@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import json
 import os
 import statistics
 import sys
@@ -30,10 +29,10 @@ import onnx
 import onnxruntime
 import tables
 import torch
+from gpu import write_result
 
 from ulvm import segmenter
 from ulvm.errors import InputError
-from ulvm.files import write_atomically
 from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.export import export
 from ulvm.nn.model import UltraLightVMUNet
@@ -261,7 +260,7 @@ def main() -> None:
         "export_refused": refused,
         "models": measure(entries, threads, options.rounds, options.repeats),
     }
-    write_atomically(out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    write_result(out, result)
     print(tables.cpu(out))
 
 

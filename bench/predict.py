@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import re
 import statistics
@@ -24,9 +23,9 @@ import onnxruntime
 import PIL
 import tables
 import torch
+from gpu import write_result
 from PIL import Image
 
-from ulvm.files import write_atomically
 from ulvm.nn.run_folder import machine
 from ulvm.synthetic import draw_lesion
 from ulvm.version import __version__
@@ -144,9 +143,7 @@ def main() -> None:
             "folders": measure_folder(Path(temporary), options.pictures),
             "one_picture_peak_mb": peak_memory("-c", ONE_PICTURE),
         }
-    write_atomically(
-        options.out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode()
-    )
+    write_result(options.out, result)
     print(tables.predict(options.out))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,3 +43,22 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def run_compiler() -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs a script that compiles kernels for a GPU that is not there, without the interpreter."""
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+        }
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
+from collections.abc import Callable
+
+RunCompiler = Callable[[str], subprocess.CompletedProcess[str]]
 
 SCRIPT = """
 import torch
@@ -46,19 +47,8 @@ print(*sorted(set(compiled)))
 """
 
 
-def compile_all(change: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT.replace("{change}", change)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_kernels_compile_for_a_gpu() -> None:
-    done = compile_all()
+def test_kernels_compile_for_a_gpu(run_compiler: RunCompiler) -> None:
+    done = run_compiler(SCRIPT.replace("{change}", ""))
     assert done.returncode == 0, done.stderr[-2000:]
     kernels = done.stdout.split()
     for expected in (
@@ -71,9 +61,10 @@ def test_kernels_compile_for_a_gpu() -> None:
         assert expected in kernels
 
 
-def test_what_the_compiler_refuses_is_noticed() -> None:
+def test_what_the_compiler_refuses_is_noticed(run_compiler: RunCompiler) -> None:
     # The interpreter takes ranges of any size, the compiler powers of two.
-    done = compile_all("layers.pvm.padded = lambda size: 16 if size <= 16 else size - 1")
+    change = "layers.pvm.padded = lambda size: 16 if size <= 16 else size - 1"
+    done = run_compiler(SCRIPT.replace("{change}", change))
     assert done.returncode != 0
     assert "power of 2" in done.stderr
 
@@ -101,11 +92,8 @@ for channels, out, branches in [(64, 48, 4), (64, 48, 2), (128, 128, 4)]:
 """
 
 
-def test_shared_memory_of_a_wide_layer_is_not_underrated() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", SHARED], env=environment, capture_output=True, text=True, check=False
-    )
+def test_shared_memory_of_a_wide_layer_is_not_underrated(run_compiler: RunCompiler) -> None:
+    done = run_compiler(SHARED)
     assert done.returncode == 0, done.stderr[-2000:]
     pairs = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
     assert len(pairs) == 6

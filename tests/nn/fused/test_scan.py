@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from ulvm.nn import scan as plain
 from ulvm.nn.fused import layers, scan
+
+RunCompiler = Callable[[str], subprocess.CompletedProcess[str]]
 
 NAMES = ("y", "x", "delta", "A", "B", "C", "D")
 TOLERANCE = 2e-6
@@ -216,11 +217,8 @@ for name in ("ends", "scan", "leaving", "scan_backward"):
 """
 
 
-def test_an_h100_holds_the_states_in_registers() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", SPILLS], env=environment, capture_output=True, text=True, check=False
-    )
+def test_an_h100_holds_the_states_in_registers(run_compiler: RunCompiler) -> None:
+    done = run_compiler(SPILLS)
     assert done.returncode == 0, done.stderr[-2000:]
     used = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
     assert len(used) == 4
