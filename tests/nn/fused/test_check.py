@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -65,6 +67,23 @@ def test_right_kernels_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     check(1.0)
     monkeypatch.setattr("ulvm.nn.fused.check._gradients", None)  # would fail if it were called
     check(1.0)
+
+
+def test_others_wait_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    comparisons = []
+
+    def compare(*_: object) -> bool:
+        comparisons.append(threading.get_ident())
+        time.sleep(0.2)  # long enough for the other to come in, if it could
+        return True
+
+    monkeypatch.setattr("ulvm.nn.fused.check._are_right", compare)
+    both = [threading.Thread(target=check, args=(1.0,)) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert len(comparisons) == 1
 
 
 def test_wrong_kernels_are_asked_each_time() -> None:

@@ -8,11 +8,12 @@ import hashlib
 import warnings
 from pathlib import Path
 
+import filelock
 import torch
 from torch import Tensor, nn
 
 from ulvm.errors import InputError
-from ulvm.files import find_cache_folder, write_atomically
+from ulvm.files import find_cache_folder, make_folder, write_atomically
 from ulvm.nn import fused
 from ulvm.nn.loss import segmentation_loss, targets_of
 
@@ -24,7 +25,8 @@ ROUNDING = 10  # times plain torch's own error in float32, which max-pooling mak
 def use_kernels_if_right(network: nn.Module, images: Tensor, soft: Tensor) -> None:
     """Switch the kernels off, with a warning, if their gradients are not plain torch's.
 
-    That they are is remembered in ulvm's cache, for these kernels and sizes on this GPU.
+    That they are is remembered in ulvm's cache, for these kernels and sizes on this GPU. Of several
+    processes the first compiles and compares; the others wait, then find both done.
 
     Args:
         network: On the GPU, without dropout or running averages; compared is a copy with noise on
@@ -35,8 +37,23 @@ def use_kernels_if_right(network: nn.Module, images: Tensor, soft: Tensor) -> No
     if fused.kernels_for(images) is None:  # then plain torch runs anyway
         return
     right = find_cache_folder() / f"kernels-{_fingerprint(network, images.device)}"
-    if right.exists():
-        return
+    with _alone(right.with_suffix(".lock")):
+        if not right.exists() and _are_right(network, images, soft):
+            with contextlib.suppress(InputError):  # unwritable: the next run asks again
+                write_atomically(right, b"")
+
+
+def _alone(path: Path) -> contextlib.AbstractContextManager[object]:
+    """One process at a time; where nothing can be written, all at once."""
+    try:
+        make_folder(path.parent)
+        return filelock.FileLock(path).acquire()
+    except (InputError, OSError):
+        return contextlib.nullcontext()
+
+
+def _are_right(network: nn.Module, images: Tensor, soft: Tensor) -> bool:
+    """Whether they are; if not, they are switched off, with a warning."""
     network = _with_noise(network)
     with fused.compiling_ahead():
         _gradients(network, images, soft)
@@ -56,11 +73,10 @@ def use_kernels_if_right(network: nn.Module, images: Tensor, soft: Tensor) -> No
         warnings.warn(
             f"the GPU kernels' gradients are up to {max(errors):.0e} off on this machine; plain "
             "torch is used instead. Please report the GPU, torch and Triton versions.",
-            stacklevel=2,
+            stacklevel=3,
         )
-        return
-    with contextlib.suppress(InputError):  # where nothing can be written, the next run asks again
-        write_atomically(right, b"")
+        return False
+    return True
 
 
 def _fingerprint(network: nn.Module, device: torch.device) -> str:
