@@ -201,6 +201,22 @@ def gpu(folder: Path = BENCH_RESULTS) -> str:
     return "\n".join([*lines, "", ours + AUTHORS + " Sources: " + "; ".join(places) + "."])
 
 
+def train_cpu(folder: Path = BENCH_RESULTS) -> str:
+    """Speed of training on a CPU."""
+    path = folder / "train_cpu.json"
+    if not path.exists():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    rate, machine = result["images_per_second"], result["machine"]
+    return (
+        f"On a CPU, {machine['threads']} threads of an {machine['processor']}, torch "
+        f"{result['versions']['torch']}: {rate} images/s ({result['median_ms']:.0f} ms a step of "
+        f"batch 8, quartiles {result['q1_ms']:.0f}–{result['q3_ms']:.0f}; "
+        f"[train_cpu.json](bench/results/train_cpu.json), {result['date']}), so that 50 epochs of "
+        f"ISIC 2017 take {50 * 1250 / rate / 60:.0f} minutes."
+    )
+
+
 def train_step_rows(result: dict[str, Any]) -> list[list[str]]:
     """Time of a training step, its memory and whether it repeats bit for bit."""
     rows = []
@@ -429,6 +445,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": cpu,
     "predict": predict,
     "gpu": gpu,
+    "train-cpu": train_cpu,
     "areas": areas,
     "quintiles": quintiles,
     **{
