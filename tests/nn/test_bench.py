@@ -16,12 +16,15 @@ import gpu
 import inference
 import predict
 import schedule
+import train_cpu
 import train_step
 
 from ulvm.cli import main
 from ulvm.nn import fused, model
+from ulvm.nn.augment import Part
 from ulvm.nn.checkpoint import load_probability, load_weights
 from ulvm.nn.model import UltraLightVMUNet, normalise
+from ulvm.presets import find_preset
 
 
 def test_peak_memory_sees_what_was_freed_again() -> None:
@@ -53,6 +56,15 @@ def test_blocks_take_turns_and_only_repeats_are_timed() -> None:
     blocks = [(name, len(list(group))) for name, group in itertools.groupby(calls)]
     assert blocks == [("a", gpu.WARM_UP + 3), ("b", gpu.WARM_UP + 3)] * 2
     assert [len(each) for each in times.values()] == [6, 6]
+
+
+def test_steps_on_a_cpu_are_counted_over_epochs_without_the_first() -> None:
+    images, masks = gpu.draw_pictures(3)
+    part = Part(images.permute(0, 3, 1, 2)[..., ::8, ::8].contiguous(), masks[..., ::8, ::8].byte())
+    run = find_preset("paper").run.override(["train.batch_size=2", "data.image_size=32"])
+    durations = train_cpu.time_steps(run, part, count=4)
+    assert len(durations) == 4
+    assert all(0 < each < 60_000 for each in durations)
 
 
 def test_kernels_are_summed_per_run() -> None:
