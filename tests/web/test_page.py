@@ -1,5 +1,6 @@
 """The page from file to download, offline, by keyboard, with a camera; and that it tells nobody."""
 
+import base64
 import csv
 import http.server
 import io
@@ -174,6 +175,30 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(page: Any) -> None:
     for role, name in [("slider", "Threshold"), ("slider", "Opacity"), ("spinbutton", "Width")]:
         expect(page.get_by_role(role, name=re.compile(name))).to_be_visible()
     assert "Not a medical device." in page.inner_text("body")
+
+
+SEGMENT_BOTH_WAYS = """async (base64) => {
+  const { Model } = await import("./model.js");
+  const { takeFrame } = await import("./camera.js");
+  const model = new Model(() => {});
+  await model.load();
+  const file = new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
+  const frame = await takeFrame(await createImageBitmap(file));
+  const size = [frame.height, frame.width];
+  const results = [await model.segment(frame), await model.segment(file)];
+  return [size, ...results.map(({ probability }) => [...probability])];
+}"""
+
+
+@pytest.mark.parametrize("path", EXAMPLES[:3], ids=lambda path: path.name)
+def test_frame_that_the_browser_shrinks_gives_nearly_the_mask_of_the_file(
+    page: Any, path: Path
+) -> None:
+    size, *probabilities = page.evaluate(
+        SEGMENT_BOTH_WAYS, base64.b64encode(path.read_bytes()).decode()
+    )
+    assert size == [256, 256]
+    assert dice(*(np.array(each) >= 0.5 for each in probabilities)) >= 0.99
 
 
 def test_camera_is_outlined_live(page: Any) -> None:

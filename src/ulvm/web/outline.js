@@ -9,23 +9,23 @@
  */
 export function traceOutline(probability, size, threshold) {
   const limit = Math.fround(threshold);
-  // Cells lie between pixel centres; one more all round, outside the frame, closes the curves.
-  const side = size + 1;
-  const isInside = (x, y) =>
-    x >= 0 && y >= 0 && x < size && y < size && probability[y * size + x] >= limit;
-  // Edges of cells: the one right of point (x, y) has an even number, the one below it an odd one.
-  const right = (x, y) => 2 * ((y + 1) * (side + 1) + x + 1);
-  const below = (x, y) => right(x, y) + 1;
+  // One more point all round, outside the frame, closes the curves. Cells lie between points.
+  const side = size + 2;
+  const inside = new Uint8Array(side * side);
+  for (let y = 0; y < size; y++) {
+    for (let x = 0; x < size; x++) inside[(y + 1) * side + x + 1] = probability[y * size + x] >= limit;
+  }
+  // Edges of cells: the one right of a point has an even number, the one below it an odd one.
+  const right = (point) => 2 * point;
+  const below = (point) => 2 * point + 1;
   const next = new Map();
-  for (let y = -1; y < size; y++) {
-    for (let x = -1; x < size; x++) {
-      const corners =
-        (isInside(x, y) ? 8 : 0) | (isInside(x + 1, y) ? 4 : 0) |
-        (isInside(x + 1, y + 1) ? 2 : 0) | (isInside(x, y + 1) ? 1 : 0);
-      if (corners === 0 || corners === 15) continue;
-      const sides = [right(x, y), below(x + 1, y), right(x, y + 1), below(x, y)];
-      for (const [from, to] of STEPS[corners]) next.set(sides[from], sides[to]);
-    }
+  // Past the end of a row all is outside, as in the cells of the border.
+  for (let at = 0; at < side * (side - 1) - 1; at++) {
+    const corners =
+      (inside[at] << 3) | (inside[at + 1] << 2) | (inside[at + side + 1] << 1) | inside[at + side];
+    if (corners === 0 || corners === 15) continue;
+    const sides = [right(at), below(at + 1), right(at + side), below(at)];
+    for (const [from, to] of STEPS[corners]) next.set(sides[from], sides[to]);
   }
   const curves = [];
   while (next.size) {
@@ -42,9 +42,9 @@ export function traceOutline(probability, size, threshold) {
   return curves;
 
   function crossing(edge) {
-    const cell = edge >> 1;
-    const x = (cell % (side + 1)) - 1;
-    const y = Math.floor(cell / (side + 1)) - 1;
+    const point = edge >> 1;
+    const x = (point % side) - 1;
+    const y = Math.floor(point / side) - 1;
     const [dx, dy] = edge & 1 ? [0, 1] : [1, 0];
     const within = x >= 0 && y >= 0 && x + dx < size && y + dy < size;
     let part = 0.5; // on the frame's border: half a pixel beyond the last centre

@@ -183,8 +183,12 @@ function draw() {
 }
 
 /** Sets the canvas's pixels, which clears it, and its place on the page. */
+/** An empty canvas of this size. */
 function resizeCanvas(width, height) {
-  [context.canvas.width, context.canvas.height] = [width, height];
+  const { canvas } = context;
+  // Over a video, no new memory and no new layout for each frame.
+  if (canvas.width === width && canvas.height === height) return context.clearRect(0, 0, width, height);
+  [canvas.width, canvas.height] = [width, height];
   stage.style.setProperty("--ratio", width / height);
 }
 
@@ -301,7 +305,9 @@ function showFrame({ probability, height, width, inferMs }, framesPerSecond) {
   resizeCanvas(width, height);
   drawLesion(context, probability, look(), Math.max(1, width / canvas.clientWidth));
   const { threshold } = look();
-  const fraction = probability.reduce((sum, p) => sum + (p >= threshold), 0) / probability.length;
+  let pixels = 0;
+  for (let i = 0; i < probability.length; i++) pixels += probability[i] >= threshold;
+  const fraction = pixels / probability.length;
   showArea(fraction, squareMillimetres({ height, width }, fraction));
   at("live-figures").textContent = `${framesPerSecond.toFixed(0)} frames/s · ${inferMs.toFixed(0)} ms`;
 }

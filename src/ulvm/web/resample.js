@@ -45,6 +45,7 @@ const fixedPoint = ({ weights }) => Int32Array.from(weights, (w) => Math.trunc(w
  * @returns {Uint8Array} RGB (size, size, 3), 0..255.
  */
 export function resizeRgb(readRows, height, width, size) {
+  if (height === size && width === size) return withoutAlpha(readRows(0, size));
   const across = kernels(width, size);
   const acrossWeights = fixedPoint(across);
   const narrow = new Uint8Array(height * size * 3); // (height, size, 3)
@@ -89,6 +90,16 @@ export function resizeRgb(readRows, height, width, size) {
     for (let x = 0; x < rowLength; x++) resized[y * rowLength + x] = sums[x] >> PRECISION_BITS;
   }
   return resized;
+}
+
+function withoutAlpha(rgba) {
+  const rgb = new Uint8Array((rgba.length / 4) * 3);
+  for (let from = 0, to = 0; from < rgba.length; from += 4) {
+    rgb[to++] = rgba[from];
+    rgb[to++] = rgba[from + 1];
+    rgb[to++] = rgba[from + 2];
+  }
+  return rgb;
 }
 
 /**

@@ -132,7 +132,7 @@ function rowReader(bitmap) {
 async function infer(imageRgb) {
   const tensor = new Tensor("uint8", imageRgb, [1, SIZE, SIZE, 3]);
   const { probability } = await session.run({ image_rgb: tensor });
-  const copy = Float32Array.from(probability.data); // its memory belongs to the runtime
+  const copy = probability.data.slice(); // its memory belongs to the runtime
   probability.dispose();
   return copy; // (size, size)
 }

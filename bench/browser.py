@@ -1,0 +1,110 @@
+"""Times the page in a real browser: frames a second over a camera, and what a first visit loads.
+
+Headless Chromium without a GPU, a fake camera of 640×480 at 60 frames/s, the package's own server.
+Needs chromium, playwright and ``make web``. Writes ``bench/results/browser.json``. Run it on an idle
+machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shutil
+import statistics
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu import write_result
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ulvm.nn.run_folder import machine
+from ulvm.serve import make_server
+from ulvm.version import __version__
+
+RESULT = Path(__file__).resolve().parent / "results" / "browser.json"
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream"]
+ARGUMENTS += ["--use-fake-device-for-media-stream=fps=60"]
+SETTLE_MS = 3000  # while the camera starts and the second model is loaded
+FIGURES = "#live-figures"  # "25 frames/s · 38 ms"
+
+
+def open_page(browser: Browser, address: str) -> tuple[Page, list[dict[str, Any]]]:
+    """The page when it is ready, as at a first visit, and the files that it asked for."""
+    page = browser.new_context().new_page()
+    responses: dict[str, Any] = {}  # the service worker asks again for what it keeps
+    page.on("response", lambda response: responses.setdefault(response.url, response))
+    page.goto(address)
+    page.wait_for_selector('html[data-state="ready"]', timeout=60_000)
+    files = []
+    for url, response in responses.items():
+        content = response.body()
+        packed = len(zlib.compress(content, 9))
+        name = url.removeprefix(address) or "index.html"
+        files.append({"name": name, "bytes": len(content), "gzip_bytes": packed})
+    return page, files
+
+
+def watch_camera(page: Page, seconds: int) -> dict[str, Any]:
+    """What the page says of itself, once a second, while the camera runs."""
+    page.click("#camera")
+    page.locator(FIGURES, has_text="frames/s").wait_for(timeout=60_000)
+    page.wait_for_timeout(SETTLE_MS)
+    rates, times = [], []
+    for _ in range(seconds):
+        page.wait_for_timeout(1000)
+        rate, milliseconds = page.inner_text(FIGURES).split("·")
+        rates.append(int(rate.split()[0]))
+        times.append(int(milliseconds.split()[0]))
+    page.click("#camera")
+    return {
+        "seconds": seconds,
+        "frames_per_second": statistics.median(rates),
+        "range": [min(rates), max(rates)],
+        "inference_ms": statistics.median(times),
+    }
+
+
+def main() -> None:
+    """Open, watch, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=15, help="of each run")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    with make_server(0) as server, sync_playwright() as driver:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        chromium = driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=ARGUMENTS
+        )
+        address = f"http://127.0.0.1:{server.server_port}/"
+        runs = []
+        for _ in range(options.runs):
+            page, files = open_page(chromium, address)
+            runs.append(watch_camera(page, options.seconds))
+            page.context.close()
+            print(runs[-1])
+        version = chromium.version
+        chromium.close()
+        server.shutdown()
+    result = {
+        "what": "live outlines over a fake camera of 640×480 at 60 frames/s, 256×256 inference, "
+        "headless Chromium without a GPU; the page's own figures once a second; files: what a "
+        "first visit loads, as it is and by gzip",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(torch.device("cpu")),
+        "versions": {"ulvm": __version__, "chromium": version},
+        "frames_per_second": statistics.median(run["frames_per_second"] for run in runs),
+        "runs": runs,
+        "bytes": sum(file["bytes"] for file in files),
+        "gzip_bytes": sum(file["gzip_bytes"] for file in files),
+        "files": sorted(files, key=lambda file: -file["bytes"]),
+    }
+    write_result(options.out, result)
+
+
+if __name__ == "__main__":
+    main()
