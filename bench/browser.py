@@ -1,8 +1,8 @@
 """Times the page in a real browser: frames a second over a camera, and what a first visit loads.
 
 Headless Chromium without a GPU, a fake camera of 640×480 at 60 frames/s, the package's own server.
-Needs chromium, playwright and ``make web``. Writes ``bench/results/browser.json``. Run it on an idle
-machine.
+Needs chromium, playwright and ``make web``. Writes ``bench/results/browser.json``. Run it on an
+idle machine.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     with make_server(0) as server, sync_playwright() as driver:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        chromium = driver.chromium.launch(
-            executable_path=shutil.which("chromium"), args=ARGUMENTS
-        )
+        chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         address = f"http://127.0.0.1:{server.server_port}/"
         runs = []
         for _ in range(options.runs):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -165,6 +166,42 @@ def megapixels(row: dict[str, Any]) -> str:
     """Of a size, rounded."""
     height, width = row["size_hw"]
     return f"{height * width / 1e6:.0f}"
+
+
+def browser(folder: Path = BENCH_RESULTS) -> str:
+    """Frames a second over a camera, and the weight of a first visit."""
+    result = json.loads((folder / "browser.json").read_text())
+    runs, versions = result["runs"], result["versions"]
+    lowest = min(run["range"][0] for run in runs)
+    highest = max(run["range"][1] for run in runs)
+    milliseconds = statistics.median(run["inference_ms"] for run in runs)
+    model = next(file["bytes"] for file in result["files"] if file["name"].endswith(".onnx"))
+    return (
+        f"Over a camera {result['frames_per_second']:.0f} frames/s (median of {len(runs)} runs, "
+        f"second by second {lowest}–{highest}; {milliseconds:.0f} ms a frame, two at a time) in "
+        f"headless Chromium {versions['chromium'].split('.')[0]} without a GPU, on "
+        f"{result['machine']['threads']} threads of an {result['machine']['processor']}. A first "
+        f"visit loads {result['bytes'] / 1e6:.1f} MB, {result['gzip_bytes'] / 1e6:.1f} MB where "
+        f"the host compresses, {model / 1e3:.0f} kB of it the network "
+        f"([browser.json](bench/results/browser.json), {result['date']})."
+    )
+
+
+def targets(folder: Path = BENCH_RESULTS) -> str:
+    """How far each runtime is from torch."""
+    result = json.loads((folder / "targets.json").read_text())
+    rows = [
+        "| target | run here by | kB | largest difference of probability | differing mask pixels |",
+        "|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| `{name}` | {row['runtime']} | {row['bytes'] / 1e3:,.0f} "
+        f"| {row['largest_difference']:.1e} | {row['differing_pixels']} |"
+        for name, row in result["targets"].items()
+    ]
+    dates = sorted({row["date"] for row in result["targets"].values()})
+    source = f"[targets.json](bench/results/targets.json), {' and '.join(dates)}"
+    return "\n".join([*rows, "", f"The bundled model on 13 probe pictures; {source}."])
 
 
 def gpu(folder: Path = BENCH_RESULTS) -> str:
@@ -446,6 +483,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "predict": predict,
     "gpu": gpu,
     "train-cpu": train_cpu,
+    "browser": browser,
+    "targets": targets,
     "areas": areas,
     "quintiles": quintiles,
     **{

@@ -40,6 +40,30 @@ def test_an_old_table_is_made_anew() -> None:
         tables.fill(old.replace("branches", "nothing"))
 
 
+def test_the_browser_is_told_by_the_median_and_the_range_of_all_runs(tmp_path: Path) -> None:
+    runs = [{"range": [20, 31], "inference_ms": 40}, {"range": [25, 33], "inference_ms": 44}]
+    files = [{"name": "model.onnx", "bytes": 342_375}, {"name": "page.js", "bytes": 1_000}]
+    result = {
+        **{"runs": runs, "files": files, "frames_per_second": 29.5, "date": "2026-01-02"},
+        **{"bytes": 12_345_678, "gzip_bytes": 3_210_000, "versions": {"chromium": "156.0.1"}},
+        "machine": {"threads": 2, "processor": "Example"},
+    }
+    (tmp_path / "browser.json").write_text(json.dumps(result))
+    said = tables.browser(tmp_path)
+    assert "30 frames/s (median of 2 runs, second by second 20–33; 42 ms a frame" in said
+    assert "12.3 MB, 3.2 MB where the host compresses, 342 kB of it the network" in said
+
+
+def test_every_target_has_a_row_with_what_was_measured() -> None:
+    said = tables.targets()
+    assert [line.split("`")[1] for line in said.splitlines() if line.startswith("| `")] == [
+        *("onnx", "executorch", "litert", "ncnn", "openvino"),
+    ]
+    measured = json.loads((tables.BENCH_RESULTS / "targets.json").read_text())["targets"]
+    assert all(row["largest_difference"] <= 1e-3 for row in measured.values())
+    assert measured["onnx"]["differing_pixels"] <= measured["onnx"]["pixels"] / 10_000
+
+
 def test_the_committed_complexity_has_every_preset() -> None:
     committed = json.loads(COMPLEXITY.read_text())
     assert {name: row["parameters"] for name, row in committed.items()} == {

@@ -1,0 +1,97 @@
+"""Exports the bundled weights for each runtime and writes how far each is from torch.
+
+``ulvm export`` compares before it writes: in probability and in every pixel of the masks, on
+random, drawn and extreme pictures; one that fails gives no row. Writes
+``bench/results/targets.json``; a runtime that is left out keeps the row that another environment
+wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpu import write_result
+
+from ulvm import segmenter
+from ulvm.nn.checkpoint import load_weights
+from ulvm.nn.export import export, probe_images
+from ulvm.nn.model import PictureToProbability
+from ulvm.nn.run_folder import machine
+from ulvm.nn.targets import TARGETS, export_for
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
+RESULT = ROOT / "bench" / "results" / "targets.json"
+ONNX = "onnx"
+# Of each target: the ending of its file, and the package that ran it here.
+RUNTIMES = {
+    ONNX: (".onnx", "onnxruntime"),
+    "executorch": (".pte", "executorch"),
+    "litert": (".tflite", "ai-edge-litert"),
+    "ncnn": (".ncnn.param", "ncnn"),
+    "openvino": (".xml", "openvino"),
+}
+
+
+def measure(target: str, weights: Path = WEIGHTS) -> dict[str, Any]:
+    """Size and largest difference, as the export itself found them."""
+    suffix, package = RUNTIMES[target]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / f"lesion{suffix}"
+        if target == ONNX:
+            side = export(weights, out)
+            differing, pixels = compare_masks(out, weights)
+        else:
+            side = export_for(target, weights, out)
+            differing, pixels = 0, None  # else it would have been refused
+    return {
+        "runtime": f"{package} {importlib.metadata.version(package)}",
+        "torch": torch.__version__,
+        "bytes": side["bytes"],
+        "largest_difference": side["largest_difference_from_torch"],
+        "differing_pixels": differing,
+        "pixels": pixels,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def compare_masks(model: Path, weights: Path) -> tuple[int, int]:
+    """Pixels of the masks that differ between ONNX Runtime and torch, and of how many."""
+    network, run, _ = load_weights(weights)
+    module = PictureToProbability(network).eval()
+    images = np.concatenate(list(probe_images(run.data.image_size, run.model.in_channels)))
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy() >= run.threshold
+    found = segmenter.load(model).probability(images) >= run.threshold
+    return int(np.count_nonzero(found != expected)), expected.size
+
+
+def main() -> None:
+    """Export, compare, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", default=[ONNX, *TARGETS], help="all, if none")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    rows = json.loads(options.out.read_text())["targets"] if options.out.exists() else {}
+    for target in options.targets:
+        rows[target] = measure(target)
+        print(target, rows[target])
+        result = {
+            "what": "the bundled weights, exported by ulvm export: bytes of all files, largest "
+            "difference of probability from torch, pixels of masks that differ",
+            "machine": machine(torch.device("cpu")),
+            "targets": {name: rows[name] for name in RUNTIMES if name in rows},
+        }
+        write_result(options.out, result)
+
+
+if __name__ == "__main__":
+    main()
