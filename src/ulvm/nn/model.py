@@ -74,8 +74,14 @@ class SelectiveScan(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, inner) → (batch, length, inner)."""
         rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = _softplus(self.dt_proj(rank))  # (batch, length, inner)
+        delta = _softplus(_project(self.dt_proj, rank))  # (batch, length, inner)
         return selective_scan(x, delta, -torch.exp(self.A_log), B, C, self.D)
+
+
+def _project(linear: nn.Linear, tokens: Tensor) -> Tensor:
+    """``linear(tokens)``; as a product of two matrices, runtimes add the bias in it."""
+    projected: Tensor = linear(tokens.flatten(0, 1))
+    return projected.unflatten(0, tokens.shape[:2])
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -260,12 +266,12 @@ class PVMLayer(nn.Module):
         """
         batch, length, channels = tokens.shape
         group = channels // self.branches
-        # Branches become batch items: (batch, length, branches, group) → (batch · branches, …)
-        groups = self.norm(tokens).unflatten(2, (self.branches, group)).transpose(1, 2)
-        groups = groups.reshape(batch * self.branches, length, group)
+        # Branches become batch items: (batch, channels, length) → (batch · branches, group, length)
+        groups = self.norm(tokens).transpose(1, 2).reshape(batch * self.branches, group, length)
+        groups = groups.transpose(1, 2)
         groups = self.mixer(groups, size_hw) + self.skip_scale * groups
-        groups = groups.unflatten(0, (batch, self.branches)).transpose(1, 2)
-        return self.project(self.norm(groups.reshape(batch, length, channels)))
+        groups = groups.transpose(1, 2).reshape(batch, channels, length)
+        return _project(self.project, self.norm(groups.transpose(1, 2)))
 
 
 class FourGroupNorm(nn.GroupNorm):

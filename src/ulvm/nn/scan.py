@@ -67,11 +67,10 @@ def selective_scan(
         return kernels.scan(x, delta, A, B, C, D)
     precise = torch.promote_types(x.dtype, torch.float32)
     scan = _scan_reference if backend == "reference" else _scan_parallel
-    y = scan(*(operand.to(precise) for operand in (x, delta, A, B, C)))
-    return (y + D.to(precise) * x).to(x.dtype)
+    return scan(*(operand.to(precise) for operand in (x, delta, A, B, C, D))).to(x.dtype)
 
 
-def _scan_reference(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+def _scan_reference(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     batch, length, inner = x.shape
     state = x.new_zeros(batch, inner, A.shape[1])
     outputs = []
@@ -79,10 +78,10 @@ def _scan_reference(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -
         decay = torch.exp(delta[:, t, :, None] * A)  # (batch, inner, state)
         state = decay * state + (delta[:, t] * x[:, t])[:, :, None] * B[:, t, None, :]
         outputs.append((state * C[:, t, None, :]).sum(-1))  # (batch, inner)
-    return torch.stack(outputs, dim=1)
+    return torch.stack(outputs, dim=1) + D * x
 
 
-def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """Cut the length into about √length chunks, or twice as many, and advance all together.
 
     A lane is one (batch item, chunk). Lanes come last in memory, so that every broadcast is
@@ -94,7 +93,7 @@ def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
         items = max(1, _CPU_CACHE // (length * inner * A.shape[1]))
         if items < batch:
             pieces = zip(*(each.split(items) for each in sequences), strict=True)
-            return torch.cat([_scan_parallel(x, delta, A, B, C) for x, delta, B, C in pieces])
+            return torch.cat([_scan_parallel(x, delta, A, B, C, D) for x, delta, B, C in pieces])
     train = torch.is_grad_enabled() and any(each.requires_grad for each in (*sequences, A))
     chunk = math.isqrt(length - 1) + 1
     if not train:  # step by step: nine operations a step and two a chunk, fewest at half of it
@@ -107,7 +106,7 @@ def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
         y: Tensor = _ChunkedScan.apply(*operands, chunks)
     else:
         y = _infer_chunks(*operands, chunks)
-    sequence = _from_lanes(y[:, 0], batch, chunks)
+    sequence = _from_lanes(y[:, 0] + D[:, None] * x, batch, chunks)
     return sequence if chunk * chunks == length else sequence[:, :length]
 
 

@@ -6,10 +6,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ulvm.nn.export import trace_onnx
-
-# The first with GELU as one operator: with 18, as our own graph, LB-UNet takes a fifth longer.
-OPSET = 20
+from ulvm.nn.export import OPSET, trace_onnx
 
 
 class ImageToProbability(nn.Module):
