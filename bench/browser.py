@@ -8,7 +8,6 @@ idle machine.
 from __future__ import annotations
 
 import argparse
-import datetime
 import shutil
 import statistics
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import write_result
+from gpu import today, write_result
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ulvm.nn.run_folder import machine
@@ -92,7 +91,7 @@ def main() -> None:
         "what": "live outlines over a fake camera of 640×480 at 60 frames/s, 256×256 inference, "
         "headless Chromium without a GPU; the page's own figures once a second; files: what a "
         "first visit loads, as it is and by gzip",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "machine": machine(torch.device("cpu")),
         "versions": {"ulvm": __version__, "chromium": version},
         "frames_per_second": statistics.median(run["frames_per_second"] for run in runs),

@@ -12,7 +12,6 @@ column of times reads.
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import os
 import statistics
@@ -29,7 +28,7 @@ import onnx
 import onnxruntime
 import tables
 import torch
-from gpu import write_result
+from gpu import today, write_result
 
 from ulvm import segmenter
 from ulvm.errors import InputError
@@ -248,7 +247,7 @@ def main() -> None:
     result = {
         "what": f"ONNX Runtime, CPU, batch 1, {SIZE}×{SIZE}, {options.rounds} interleaved rounds "
         f"of {options.repeats} runs; spread is the range of the medians of the rounds",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "machine": {
             "platform": described["platform"],
             "processor": described["processor"],

@@ -54,16 +54,24 @@ def use_float32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def provenance(commit: str | None) -> dict[str, Any]:
-    """Date, commit, GPU and versions; ``commit`` overrides git's."""
-    import triton
+def provenance(commit: str | None, device: str = "cuda") -> dict[str, Any]:
+    """Date, commit, machine and versions; ``commit`` overrides git's."""
+    of_gpu = {}
+    if device == "cuda":
+        import triton
 
+        of_gpu = {"triton": triton.__version__, "cuda": torch.version.cuda}
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "git_commit": commit or git_commit(),
-        "machine": machine(torch.device("cuda")),
-        "versions": versions() | {"triton": triton.__version__, "cuda": torch.version.cuda},
+        "machine": machine(torch.device(device)),
+        "versions": versions() | of_gpu,
     }
+
+
+def today() -> str:
+    """The date, as result files give it."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def git_commit() -> str | None:

@@ -7,7 +7,6 @@ Each run is a new process, timed from its start to its exit; pictures are drawn.
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import re
 import statistics
@@ -23,7 +22,7 @@ import onnxruntime
 import PIL
 import tables
 import torch
-from gpu import write_result
+from gpu import today, write_result
 from PIL import Image
 
 from ulvm.nn.run_folder import machine
@@ -132,7 +131,7 @@ def main() -> None:
         result = {
             "what": "wall time of `ulvm predict`, a new process each, masks without overlays, "
             "drawn JPEG pictures",
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "date": today(),
             "machine": machine(torch.device("cpu")) | {"cores": os.cpu_count()},
             "versions": {
                 "ulvm": __version__,

@@ -9,7 +9,6 @@ wrote.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
 import json
 import tempfile
@@ -17,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from gpu import write_result
+from gpu import today, write_result
 
 from ulvm import segmenter
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export import export, probe_images
 from ulvm.nn.model import PictureToProbability
 from ulvm.nn.run_folder import machine
-from ulvm.nn.targets import TARGETS, export_for
+from ulvm.nn.targets import TARGETS, compare, export_for
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
@@ -48,30 +48,39 @@ def measure(target: str, weights: Path = WEIGHTS) -> dict[str, Any]:
         out = Path(folder) / f"lesion{suffix}"
         if target == ONNX:
             side = export(weights, out)
-            differing, pixels = compare_masks(out, weights)
+            differing = count_differing(out, weights)
         else:
             side = export_for(target, weights, out)
-            differing, pixels = 0, None  # else it would have been refused
+            differing = 0  # else it would have been refused
     return {
         "runtime": f"{package} {importlib.metadata.version(package)}",
         "torch": torch.__version__,
         "bytes": side["bytes"],
         "largest_difference": side["largest_difference_from_torch"],
         "differing_pixels": differing,
-        "pixels": pixels,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "pixels": count_pixels(side["run"]["data"]["image_size"]),
+        "date": today(),
     }
 
 
-def compare_masks(model: Path, weights: Path) -> tuple[int, int]:
-    """Pixels of the masks that differ between ONNX Runtime and torch, and of how many."""
+class OnnxRuntime:
+    """ONNX Runtime as ``ulvm.nn.targets`` has the other runtimes."""
+
+    @staticmethod
+    def predict(path: Path, image_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 (batch, size, size, 3) → float32 (batch, 1, size, size)."""
+        return segmenter.load(path).probability(image_rgb)
+
+
+def count_differing(model: Path, weights: Path) -> int:
+    """Pixels of the masks that differ between ONNX Runtime and torch."""
     network, run, _ = load_weights(weights)
-    module = PictureToProbability(network).eval()
-    images = np.concatenate(list(probe_images(run.data.image_size, run.model.in_channels)))
-    with torch.no_grad():
-        expected = module(torch.from_numpy(images)).numpy() >= run.threshold
-    found = segmenter.load(model).probability(images) >= run.threshold
-    return int(np.count_nonzero(found != expected)), expected.size
+    return compare(OnnxRuntime, model, PictureToProbability(network).eval(), run)[1]
+
+
+def count_pixels(size: int) -> int:
+    """Pixels of all masks that are compared."""
+    return sum(len(images) for images in probe_images(size, 3)) * size**2
 
 
 def main() -> None:

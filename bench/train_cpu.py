@@ -6,7 +6,6 @@ machine.
 
 from __future__ import annotations
 
-import datetime
 import time
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 
 from ulvm.nn.augment import Part
 from ulvm.nn.epoch import draw_epoch
-from ulvm.nn.run_folder import machine, versions
 from ulvm.nn.step import Learner, Steps
 from ulvm.presets import find_preset
 from ulvm.spec import RunSpec
@@ -52,10 +50,7 @@ def main() -> None:
         "what": "a step of ulvm train paper on the CPU: augmentation, forward, BCE + Dice, "
         f"backward, AdamW in float32 on {run.train.batch_size} drawn pictures of {gpu.SIZE}×"
         f"{gpu.SIZE}",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "git_commit": options.commit or gpu.git_commit(),
-        "machine": machine(CPU),
-        "versions": versions(),
+        **gpu.provenance(options.commit, "cpu"),
         **times,
         "images_per_second": round(run.train.batch_size / times["median_ms"] * 1e3, 1),
     }

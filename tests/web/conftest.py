@@ -1,8 +1,10 @@
 """The page in a real Chromium, served by `ulvm serve`'s own server."""
 
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +12,7 @@ import pytest
 from ulvm.errors import InputError
 from ulvm.serve import make_server
 
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream=fps=60",
-    "--use-fake-ui-for-media-stream",
-]
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +21,8 @@ def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed")
+    from browser import ARGUMENTS
+
     playwright.expect.set_options(timeout=30_000)  # for a busy machine
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)

@@ -44,11 +44,11 @@ def use_kernels_if_right(network: nn.Module, images: Tensor, soft: Tensor) -> No
 
 
 def _alone(path: Path) -> contextlib.AbstractContextManager[object]:
-    """One process at a time; where nothing can be written, all at once."""
+    """One process at a time; where nothing can be written or locked, all at once."""
     try:
         make_folder(path.parent)
         return filelock.FileLock(path).acquire()
-    except (InputError, OSError):
+    except (InputError, OSError, NotImplementedError):
         return contextlib.nullcontext()
 
 
