@@ -1,6 +1,6 @@
 """Draws Dice against parameters and CPU time for every network with a result; areas by id.
 
-Writes ``docs/figures/*.png`` and ``*.svg`` from ``results/runs/``, ``bench/results/cpu.json`` and
+Writes ``docs/figures/*.png`` and ``*.svg`` from ``results/runs/``, ``results/cpu_times.json`` and
 ``results/areas.json``; the same results give the same bytes. A figure's description is inside the
 PNG, where ``bench/tables.py`` finds it for the documents.
 """
@@ -21,28 +21,37 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from ulvm.files import write_atomically
 from ulvm.presets import PRESETS
 from ulvm.results import PUBLISHED, TITLES, Estimate, estimate, read_runs
-from ulvm.tables import ONE, TABLES, Row
+from ulvm.tables import PERMUTATION, TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "runs"
-CPU_RESULT = ROOT / "bench" / "results" / "cpu.json"
+TIMES_RESULT = ROOT / "results" / "cpu_times.json"
 AREAS_RESULT = ROOT / "results" / "areas.json"
 FIGURES = ROOT / "docs" / "figures"
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, grey for the yellow.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
 BLUE, VERMILION, PURPLE, GREY = "#0072b2", "#d55e00", "#cc79a7", "#808080"
-# Preset → name, which is also its row in cpu.json; colour and marker.
+# Preset → name, colour and marker.
 NETWORKS = {
     "paper": ("UltraLight VM-UNet", VERMILION, "o"),
     "ege-unet": ("EGE-UNet", BLUE, "s"),
-    "lb-unet": ("LB-UNet", GREEN, "^"),
     "malunet": ("MALUNet", PURPLE, "D"),
     "lightm-unet": ("LightM-UNet", SKY, "v"),
     "unext": ("UNeXt", ORANGE, "P"),
+    "unext-pvm": ("UNeXt, deep PVM layers", ORANGE, "d"),
     "unet": ("U-Net, 16 channels", GREY, "X"),
+    "unet-pvm": ("U-Net, deep PVM layers", GREY, "d"),
     "vm-unet": ("VM-UNet", BLACK, "p"),
 }
+VARIANTS = tuple(
+    dict.fromkeys(
+        row.preset
+        for name in ("branches", "bridges", "stages", "mamba", "widths", "mixers")
+        for row in TABLES[name].rows
+        if row.preset not in NETWORKS
+    )
+)
 STYLE = {
     "font.size": 11,
     "svg.fonttype": "none",  # text stays text
@@ -54,6 +63,7 @@ SIZE_INCHES = (7, 4.4)  # 700 pixels wide at 100 a inch
 SMALL_INCHES = (4, 4.2)  # its text can be read at 320 pixels
 PNG_DPI = 200
 MARKER_SIZE = 7
+SMALL_MARKER_SIZE = 4
 AREA_TOP = 47  # %, above every bin
 SHORT = {"validation": "val."}
 
@@ -76,11 +86,16 @@ class Point:
 
 
 def read_points(results_dir: Path) -> list[Point]:
-    """A point, at its parameters, for each network that has been run."""
-    rows = {row.preset: row for name in ("plug", "peers") for row in TABLES[name].rows}
+    """A point, at its parameters, for each network and each variant of ours that has been run."""
+    rows = {
+        row.preset: row
+        for table in reversed(TABLES.values())  # the first tables have most seeds
+        for row in table.rows
+        if (row.dataset, row.split) == ("isic2017", PERMUTATION)
+    }
     points = []
-    for preset in NETWORKS:
-        runs = read_runs(rows.get(preset, Row(preset=preset, seeds=ONE)), results_dir)
+    for preset in (*NETWORKS, *VARIANTS):
+        runs = read_runs(rows[preset], results_dir)
         if runs.files:
             printed = PUBLISHED.get((preset, "isic2017", "isic2017"), {})
             points.append(
@@ -94,21 +109,32 @@ def read_points(results_dir: Path) -> list[Point]:
     return points
 
 
-def put_at_times(points: Sequence[Point], cpu: dict[str, Any]) -> list[Point]:
+def put_at_times(points: Sequence[Point], timed: dict[str, Any]) -> list[Point]:
     """The points of timed networks at their milliseconds on one thread."""
-    times = {row["name"]: row["threads"]["1"]["median_ms"] for row in cpu["models"]}
-    names = {point: NETWORKS[point.preset][0] for point in points}
+    times = {row["name"]: row["threads"]["1"]["median_ms"] for row in timed["models"]}
     return [
-        dataclasses.replace(point, x=times[name]) for point, name in names.items() if name in times
+        dataclasses.replace(point, x=times[point.preset])
+        for point in points
+        if point.preset in times
     ]
 
 
+def split_variants(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    """The networks with a name of their own, and the variants of ours."""
+    named = [point for point in points if point.preset in NETWORKS]
+    return named, [point for point in points if point.preset not in NETWORKS]
+
+
 def draw(points: Sequence[Point], x_label: str) -> Figure:
-    """Dice with its interval over x on a logarithmic axis; published Dice as hollow points."""
+    """Dice over x on a logarithmic axis; published Dice as hollow points.
+
+    Networks with a name of their own have their interval, variants of ours are small points.
+    """
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")
-    for point in points:
+    named, variants = split_variants(points)
+    for point in named:
         name, colour, marker = NETWORKS[point.preset]
         interval = point.found.interval
         axes.plot([point.x] * 2, [interval.low, interval.high], color=colour, linewidth=1.5)
@@ -117,6 +143,10 @@ def draw(points: Sequence[Point], x_label: str) -> Figure:
         axes.plot(point.x, point.found.mean, label=name, **look)
         if point.published is not None:
             axes.plot(point.x, point.published, mfc="white", **look)
+    if variants:
+        xs, means = zip(*((point.x, point.found.mean) for point in variants), strict=True)
+        look = {"marker": "o", "color": VERMILION, "markersize": SMALL_MARKER_SIZE}
+        axes.plot(xs, means, linestyle="none", alpha=0.6, label="its variants", **look)
     axes.plot([], [], "o", color="0.3", mfc="white", label="hollow: published,\non another split")
     axes.margins(x=0.1)
     decades = max(point.x for point in points) > 100 * min(point.x for point in points)
@@ -133,9 +163,17 @@ def draw(points: Sequence[Point], x_label: str) -> Figure:
 
 def describe(points: Sequence[Point], x_label: str) -> str:
     """What the figure shows, in words."""
-    shown = (
-        f"{NETWORKS[point.preset][0]} {point.found.mean:.4f} at {point.x:,.10g}" for point in points
-    )
+    named, variants = split_variants(points)
+    shown = [
+        f"{NETWORKS[point.preset][0]} {point.found.mean:.4f} at {point.x:,.10g}" for point in named
+    ]
+    if variants:
+        means = sorted(point.found.mean for point in variants)
+        xs = sorted(point.x for point in variants)
+        shown.append(
+            f"{len(variants)} variants of ours {means[0]:.4f} to {means[-1]:.4f} at "
+            f"{xs[0]:,.10g} to {xs[-1]:,.10g}"
+        )
     return f"Pooled DSC on ISIC 2017's test part against {x_label}: {', '.join(shown)}"
 
 
@@ -188,13 +226,13 @@ def save(figure: Figure, description: str, stem: Path) -> None:
 
 
 def draw_all(
-    results_dir: Path, cpu_result: Path, areas_result: Path, out_dir: Path
+    results_dir: Path, times_result: Path, areas_result: Path, out_dir: Path
 ) -> tuple[list[Path], list[str]]:
     """Draw every figure that there are results for.
 
     Args:
         results_dir: Holds ``dataset/split/preset-seed.json``.
-        cpu_result: What ``bench/cpu.py`` wrote.
+        times_result: What ``bench/cpu.py --presets`` wrote.
         areas_result: What ``bench/areas.py`` wrote.
         out_dir: Gets ``dice-parameters``, ``dice-milliseconds`` and ``areas``, each as PNG and SVG.
 
@@ -202,16 +240,14 @@ def draw_all(
         The figures without ending, and what is missing in them or for them, a line each.
     """
     points = read_points(results_dir)
-    absent = [name for preset, (name, *_) in NETWORKS.items() if not has(points, preset)]
-    missing = [f"no run of {', '.join(absent)}"] * bool(absent)
+    missing = name_absent("no run of", (*NETWORKS, *VARIANTS), points)
     charts = {"dice-parameters": (points, "parameters")}
-    if cpu_result.exists():
-        timed = put_at_times(points, json.loads(cpu_result.read_text()))
+    if times_result.exists():
+        timed = put_at_times(points, json.loads(times_result.read_text()))
         charts["dice-milliseconds"] = (timed, "ms a picture, ONNX Runtime, one CPU thread")
-        absent = [NETWORKS[point.preset][0] for point in points if not has(timed, point.preset)]
-        missing += [f"no time of {', '.join(absent)} in {cpu_result.name}"] * bool(absent)
+        missing += name_absent("no time of", [point.preset for point in points], timed)
     else:
-        missing.append(f"{cpu_result.name} is missing: run bench/cpu.py")
+        missing.append(f"{times_result.name} is missing: run bench/cpu.py --presets")
     drawn = []
     with matplotlib.rc_context(STYLE):
         for name, (chosen, x_label) in charts.items():
@@ -227,14 +263,16 @@ def draw_all(
     return drawn, missing
 
 
-def has(points: Sequence[Point], preset: str) -> bool:
-    """Whether a network is among the points."""
-    return any(point.preset == preset for point in points)
+def name_absent(start: str, wanted: Sequence[str], points: Sequence[Point]) -> list[str]:
+    """A line with the presets that have no point; none if all have."""
+    there = {point.preset for point in points}
+    absent = [preset for preset in wanted if preset not in there]
+    return [f"{start} {', '.join(absent)}"] * bool(absent)
 
 
 def main() -> None:
     """Draw, and say what was drawn and what is missing."""
-    drawn, missing = draw_all(RESULTS, CPU_RESULT, AREAS_RESULT, FIGURES)
+    drawn, missing = draw_all(RESULTS, TIMES_RESULT, AREAS_RESULT, FIGURES)
     for path in drawn:
         print(f"{path.relative_to(ROOT)}.png, .svg")
     for line in missing:

@@ -440,8 +440,6 @@ def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) 
             f" CPU: one thread, fresh weights; {timing['what']}; {timing['machine']['processor']},"
             f" ONNX Runtime {timing['versions']['onnxruntime']}, {timing['date']}."
         )
-        if refused := [f"`{name}`" for name in timing["export_refused"] if name in by_preset]:
-            caption += f" Not timed, as export refuses their fresh weights: {_join(refused)}."
     said = [_conclude_published(ablations), _conclude_order(ablations)]
     said.append(_conclude_differences(ablations, base))
     return "\n".join([*_markdown(head.split(", "), rows), "", caption, "", *_bullets(said)])
