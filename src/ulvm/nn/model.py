@@ -73,6 +73,7 @@ class SelectiveScan(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, inner) → (batch, length, inner)."""
+        x = x.contiguous()  # once, not in each operation that reads it
         rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = _softplus(_project(self.dt_proj, rank))  # (batch, length, inner)
         return selective_scan(x, delta, -torch.exp(self.A_log), B, C, self.D)

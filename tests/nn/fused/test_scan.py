@@ -114,7 +114,7 @@ def test_without_a_gradient_the_same_and_no_states(
     with torch.no_grad():
         assert torch.equal(scan.scan(*operands), expected)
     scan.scan(*operands)
-    assert kept == [0, 5 * 4 * 4]  # five times in 40 steps, 4 × 4
+    assert kept == [0, 10 * 4 * 4]  # ten times in 40 steps, 4 × 4
 
 
 def test_the_same_bits_twice(device: str) -> None:
@@ -200,15 +200,16 @@ tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 scalars = {"length": "i32", "steps": "i32"}
 for name in ("ends", "scan", "leaving", "scan_backward"):
     kernel = getattr(scan, f"_selective_{name}_kernel")
-    constants = dict(INNER=192, STATE=16, W=192, N=16, LANES=32, STEPS=scan.STEPS,
-                     KEPT=scan.KEPT, TRAIN=True)
+    constants = dict(INNER=192, STATE=16, W=192, N=16, LANES=16, STEPS=scan.STEPS,
+                     TRAIN=True, EVEN=True)
     names = kernel.arg_names
     kinds = {n: "constexpr" if n in constants else scalars.get(n, "*fp32") for n in names}
     places = {(names.index(n),): value for n, value in constants.items() if n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if kinds[n][0] == "*"}
     source = ASTSource(kernel, kinds, constexprs=places, attrs=aligned)
     target = GPUTarget("cuda", 90, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": 1})
+    options = {"num_warps": 1} | ({"maxnreg": scan.REGISTERS} if "backward" in name else {})
+    compiled = triton.compile(source, target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -223,5 +224,5 @@ def test_an_h100_holds_the_states_in_registers(run_compiler: RunCompiler) -> Non
     used = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
     assert len(used) == 4
     for registers, spilled in used:
-        assert registers > 32  # 16 states and as many rates
+        assert registers > 16  # 8 states and as many rates
         assert spilled == 0

@@ -2,7 +2,7 @@
 
 Each sequence is cut into chunks; one warp walks through one chunk with the states of some inner
 channels in registers. The state that enters a chunk is put together from what each earlier chunk
-adds to it. Forward keeps every eighth state; backward recomputes those between.
+adds to it. Forward keeps every fourth state; backward recomputes the three between.
 
 Arrays of states are (…, W, N): the inner width padded to whole programs, the state size padded to a
 power of two.
@@ -23,10 +23,10 @@ from torch import Tensor
 from ulvm.nn.fused.sums import sum_partials
 
 LARGEST_STATE = 64
-TILE = 512  # states of one program at most: sixteen registers of each thread
+TILE = 256  # states of one program at most: eight registers of each thread
 MOST_LANES = 32  # inner channels of one program at most
-STEPS = 4  # steps whose operands are loaded together
-KEPT = 8  # steps from one kept state to the next, a multiple of STEPS
+STEPS = 4  # steps whose operands are loaded together, and between two kept states
+REGISTERS = 160  # of a thread of backward: twelve programs fit on each multiprocessor
 LONGEST = 1024  # steps of one chunk at most
 SCANNERS = 2112  # programs that a scan should have at least: 16 on each multiprocessor
 
@@ -80,18 +80,19 @@ class _Scan(torch.autograd.Function):
             "N": N,
             "LANES": lanes,
             "STEPS": STEPS,
+            "EVEN": length % steps == 0 and (inner, A.shape[1]) == (W, N),
             "num_warps": 1,
         }
         y = torch.empty_like(x)
         ends = x.new_empty(batch, chunks, W, N, dtype=torch.float32)
         spans = x.new_empty(batch, chunks, W, dtype=torch.float32)
-        kept_count = triton.cdiv(length, KEPT) if train else 0
+        kept_count = triton.cdiv(length, STEPS) if train else 0
         kept = x.new_empty(batch, kept_count, W, N, dtype=torch.float32)
         if chunks > 1:
             grid = (batch * blocks, chunks - 1)  # nothing follows the last
             _selective_ends_kernel[grid](A, delta, x, B, ends, spans, **sizes)
         _selective_scan_kernel[(batch * blocks, chunks)](
-            A, D, delta, x, B, C, ends, spans, y, kept, TRAIN=train, KEPT=KEPT, **sizes
+            A, D, delta, x, B, C, ends, spans, y, kept, TRAIN=train, **sizes
         )
         if train:
             ctx.save_for_backward(x, delta, A, B, C, D, kept)
@@ -119,8 +120,7 @@ class _Scan(torch.autograd.Function):
         grad_A, grad_D = (scratch(batch * chunks, each.numel()) for each in (A, D))
         _selective_scan_backward_kernel[grid](
             A, D, delta, x, B, C, kept, leaving, spans, grad_y,
-            grad_delta, grad_x, grad_B, grad_C, grad_A, grad_D,
-            KEPT=KEPT, **sizes,
+            grad_delta, grad_x, grad_B, grad_C, grad_A, grad_D, maxnreg=REGISTERS, **sizes,
         )  # fmt: skip
         grad_A, grad_D = sum_partials(grad_A, grad_D)
         return (
@@ -152,11 +152,16 @@ def _decay(rates, delta):
 
 
 @triton.jit
+def _enter(delta, x, B):
+    """What one step adds to the state, (N, e)."""
+    driven = delta.to(tl.float32) * x.to(tl.float32)
+    return B.to(tl.float32)[:, None] * driven[None, :]
+
+
+@triton.jit
 def _advance(state, rates, delta, x, B):
     """The state after one step."""
-    delta = delta.to(tl.float32)
-    driven = delta * x.to(tl.float32)
-    return _decay(rates, delta) * state + B.to(tl.float32)[:, None] * driven[None, :]
+    return _decay(rates, delta.to(tl.float32)) * state + _enter(delta, x, B)
 
 
 @triton.jit
@@ -190,9 +195,27 @@ def _program(W: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
+def _load(pointer, inside, EVEN: tl.constexpr):
+    """Numbers, zero outside; nothing is outside if EVEN."""
+    if EVEN:
+        return tl.load(pointer)
+    else:
+        return tl.load(pointer, inside, 0.0)
+
+
+@triton.jit
+def _store(pointer, value, inside, EVEN: tl.constexpr):
+    """Numbers, those inside; all if EVEN."""
+    if EVEN:
+        tl.store(pointer, value)
+    else:
+        tl.store(pointer, value, inside)
+
+
+@triton.jit
 def _load_steps(
     delta_in, x_in, B_in, C_in, sequence, start, length, e, n,
-    INNER: tl.constexpr, STATE: tl.constexpr, STEPS: tl.constexpr,
+    INNER: tl.constexpr, STATE: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Some operands of STEPS steps, a tuple each; of None, none.
 
@@ -203,13 +226,13 @@ def _load_steps(
     for i in tl.static_range(STEPS):
         of_e = (start + i < length) & (e < INNER)
         of_n = (start + i < length) & (n < STATE)
-        deltas = deltas + (tl.load(delta_in + row * INNER + e + i * INNER, of_e, 0.0),)
+        deltas = deltas + (_load(delta_in + row * INNER + e + i * INNER, of_e, EVEN),)
         if x_in is not None:
-            xs = xs + (tl.load(x_in + row * INNER + e + i * INNER, of_e, 0.0),)
+            xs = xs + (_load(x_in + row * INNER + e + i * INNER, of_e, EVEN),)
         if B_in is not None:
-            Bs = Bs + (tl.load(B_in + row * STATE + n + i * STATE, of_n, 0.0),)
+            Bs = Bs + (_load(B_in + row * STATE + n + i * STATE, of_n, EVEN),)
         if C_in is not None:
-            Cs = Cs + (tl.load(C_in + row * STATE + n + i * STATE, of_n, 0.0),)
+            Cs = Cs + (_load(C_in + row * STATE + n + i * STATE, of_n, EVEN),)
     return deltas, xs, Bs, Cs
 
 
@@ -217,7 +240,7 @@ def _load_steps(
 def _selective_ends_kernel(
     A, delta_in, x_in, B_in, ends, spans, length, steps,
     INNER: tl.constexpr, STATE: tl.constexpr, W: tl.constexpr, N: tl.constexpr,
-    LANES: tl.constexpr, STEPS: tl.constexpr,
+    LANES: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """What a chunk alone adds to the state, and the sum of its step sizes."""
     sequence, chunk, e = _program(W, LANES)
@@ -227,13 +250,13 @@ def _selective_ends_kernel(
     span = tl.zeros((LANES,), tl.float32)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
     ahead = _load_steps(
-        delta_in, x_in, B_in, None, sequence, first, length, e, n, INNER, STATE, STEPS
+        delta_in, x_in, B_in, None, sequence, first, length, e, n, INNER, STATE, STEPS, EVEN
     )
     for start in range(first, last + STEPS, STEPS):
         deltas, xs, Bs, _ = ahead
         following = tl.minimum(start + STEPS, last)
         ahead = _load_steps(
-            delta_in, x_in, B_in, None, sequence, following, length, e, n, INNER, STATE, STEPS
+            delta_in, x_in, B_in, None, sequence, following, length, e, n, INNER, STATE, STEPS, EVEN
         )
         for i in tl.static_range(STEPS):
             state = _advance(state, rates, deltas[i], xs[i], Bs[i])
@@ -247,7 +270,7 @@ def _selective_ends_kernel(
 def _selective_scan_kernel(
     A, D, delta_in, x_in, B_in, C_in, ends, spans, y_out, kept, length, steps,
     TRAIN: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr, W: tl.constexpr,
-    N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr, KEPT: tl.constexpr,
+    N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """A chunk's outputs C · state + D · x, from the state that enters it."""
     sequence, chunk, e = _program(W, LANES)
@@ -258,32 +281,31 @@ def _selective_scan_kernel(
     state = _gather_chunks(rates, ends, spans, sequence * chunks, chunk, 1, e, N, W, STEPS)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
     ahead = _load_steps(
-        delta_in, x_in, B_in, C_in, sequence, first, length, e, n, INNER, STATE, STEPS
+        delta_in, x_in, B_in, C_in, sequence, first, length, e, n, INNER, STATE, STEPS, EVEN
     )
     for start in range(first, last + STEPS, STEPS):
         if TRAIN:
-            if (start % KEPT == 0) & (start < length):
-                place = sequence * tl.cdiv(length, KEPT) + start // KEPT
-                tl.store(_state(kept, place, e, N, W), state)
+            place = sequence * tl.cdiv(length, STEPS) + start // STEPS
+            _store(_state(kept, place, e, N, W), state, start < length, EVEN)
         deltas, xs, Bs, Cs = ahead
         # While these steps are computed, the next ones' operands are on their way.
         following = tl.minimum(start + STEPS, last)
         ahead = _load_steps(
-            delta_in, x_in, B_in, C_in, sequence, following, length, e, n, INNER, STATE, STEPS
+            delta_in, x_in, B_in, C_in, sequence, following, length, e, n, INNER, STATE, STEPS, EVEN
         )
         row = sequence * length + start
         for i in tl.static_range(STEPS):
             state = _advance(state, rates, deltas[i], xs[i], Bs[i])
             y = tl.sum(Cs[i].to(tl.float32)[:, None] * state, 0) + direct * xs[i].to(tl.float32)
             of_e = (start + i < length) & (e < INNER)
-            tl.store(y_out + row * INNER + e + i * INNER, y, of_e)
+            _store(y_out + row * INNER + e + i * INNER, y, of_e, EVEN)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
 def _selective_leaving_kernel(
     A, delta_in, C_in, grad_y_in, leaving, spans, length, steps,
     INNER: tl.constexpr, STATE: tl.constexpr, W: tl.constexpr, N: tl.constexpr,
-    LANES: tl.constexpr, STEPS: tl.constexpr,
+    LANES: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the state before a chunk, from this chunk's outputs alone."""
     sequence, chunk, e = _program(W, LANES)
@@ -293,13 +315,13 @@ def _selective_leaving_kernel(
     span = tl.zeros((LANES,), tl.float32)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
     ahead = _load_steps(
-        delta_in, grad_y_in, None, C_in, sequence, last, length, e, n, INNER, STATE, STEPS
+        delta_in, grad_y_in, None, C_in, sequence, last, length, e, n, INNER, STATE, STEPS, EVEN
     )
     for done in range(0, steps, STEPS):
         deltas, grad_ys, _, Cs = ahead
         following = tl.maximum(last - STEPS - done, first)
         ahead = _load_steps(
-            delta_in, grad_y_in, None, C_in, sequence, following, length, e, n, INNER, STATE, STEPS
+            delta_in, grad_y_in, None, C_in, sequence, following, length, e, n, INNER, STATE, STEPS, EVEN
         )
         for i in tl.static_range(STEPS - 1, -1, -1):
             delta = deltas[i].to(tl.float32)
@@ -316,7 +338,7 @@ def _selective_scan_backward_kernel(
     A, D, delta_in, x_in, B_in, C_in, kept, leaving, spans, grad_y_in,
     grad_delta, grad_x, grad_B, grad_C, grad_A_out, grad_D_out, length, steps,
     INNER: tl.constexpr, STATE: tl.constexpr, W: tl.constexpr, N: tl.constexpr,
-    LANES: tl.constexpr, STEPS: tl.constexpr, KEPT: tl.constexpr,
+    LANES: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """A chunk's gradients; those of A and D are this chunk's part, of B and C these channels'."""
     sequence, chunk, e = _program(W, LANES)
@@ -333,24 +355,18 @@ def _selective_scan_backward_kernel(
     part = tl.program_id(0) % blocks * (tl.num_programs(0) // blocks) + sequence
     for done in range(0, steps, STEPS):
         start = (chunk + 1) * steps - STEPS - done
-        known = start // KEPT * KEPT  # the step before which a state was kept
-        place = sequence * tl.cdiv(length, KEPT) + known // KEPT
-        state = tl.load(_state(kept, place, e, N, W), known < length, 0.0)
-        for before in range(known, start, STEPS):
-            deltas, xs, Bs, _ = _load_steps(
-                delta_in, x_in, B_in, None, sequence, before, length, e, n, INNER, STATE, STEPS
-            )
-            for i in tl.static_range(STEPS):
-                state = _advance(state, rates, deltas[i], xs[i], Bs[i])
         deltas, xs, Bs, Cs = _load_steps(
-            delta_in, x_in, B_in, C_in, sequence, start, length, e, n, INNER, STATE, STEPS
+            delta_in, x_in, B_in, C_in, sequence, start, length, e, n, INNER, STATE, STEPS, EVEN
         )
         grad_ys, _, _, _ = _load_steps(
-            grad_y_in, None, None, None, sequence, start, length, e, n, INNER, STATE, STEPS
+            grad_y_in, None, None, None, sequence, start, length, e, n, INNER, STATE, STEPS, EVEN
         )
-        states = (state,)
+        place = sequence * tl.cdiv(length, STEPS) + start // STEPS
+        states = (_load(_state(kept, place, e, N, W), start < length, EVEN),)
+        decays = ()
         for i in tl.static_range(STEPS):
-            states = states + (_advance(states[i], rates, deltas[i], xs[i], Bs[i]),)
+            decays = decays + (_decay(rates, deltas[i].to(tl.float32)),)
+            states = states + (decays[i] * states[i] + _enter(deltas[i], xs[i], Bs[i]),)
         row = sequence * length + start
         part_row = part * length + start
         for i in tl.static_range(STEPS - 1, -1, -1):
@@ -361,7 +377,7 @@ def _selective_scan_backward_kernel(
             of_C = tl.sum(states[i + 1] * grad_y[None, :], 1)
             of_B = tl.sum(grad * (delta * x)[None, :], 1)
             of_driven = tl.sum(grad * B[:, None], 0)  # gradient of delta · x
-            grad *= _decay(rates, delta)
+            grad *= decays[i]
             exponent = grad * states[i]  # gradient of delta · A
             grad_A += exponent * delta[None, :]
             grad_D += grad_y * x
@@ -370,10 +386,10 @@ def _selective_scan_backward_kernel(
             of_x = of_driven * delta + direct * grad_y
             of_e = (start + i < length) & (e < INNER)
             of_n = (start + i < length) & (n < STATE)
-            tl.store(grad_delta + row * INNER + e + i * INNER, of_delta, of_e)
-            tl.store(grad_x + row * INNER + e + i * INNER, of_x, of_e)
-            tl.store(grad_B + part_row * STATE + n + i * STATE, of_B, of_n)
-            tl.store(grad_C + part_row * STATE + n + i * STATE, of_C, of_n)
+            _store(grad_delta + row * INNER + e + i * INNER, of_delta, of_e, EVEN)
+            _store(grad_x + row * INNER + e + i * INNER, of_x, of_e, EVEN)
+            _store(grad_B + part_row * STATE + n + i * STATE, of_B, of_n, EVEN)
+            _store(grad_C + part_row * STATE + n + i * STATE, of_C, of_n, EVEN)
     place = sequence * chunks + chunk
     inside = (n < STATE)[:, None] & (e < INNER)[None, :]
     here = place * INNER * STATE + e[None, :] * STATE + n[:, None]
