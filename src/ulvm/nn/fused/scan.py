@@ -321,8 +321,9 @@ def _selective_leaving_kernel(
         deltas, grad_ys, _, Cs = ahead
         following = tl.maximum(last - STEPS - done, first)
         ahead = _load_steps(
-            delta_in, grad_y_in, None, C_in, sequence, following, length, e, n, INNER, STATE, STEPS, EVEN
-        )
+            delta_in, grad_y_in, None, C_in, sequence, following, length, e, n,
+            INNER, STATE, STEPS, EVEN,
+        )  # fmt: skip
         for i in tl.static_range(STEPS - 1, -1, -1):
             delta = deltas[i].to(tl.float32)
             grad += Cs[i].to(tl.float32)[:, None] * grad_ys[i].to(tl.float32)[None, :]
