@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import triton.language as tl
 from triton.runtime import interpreter
 
 _patch_tensor = interpreter._patch_lang_tensor
@@ -27,7 +28,22 @@ def _patch_tensor_for_new_numpy(tensor: Any, scope: Any) -> None:
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+_patch_lang = interpreter._patch_lang
+
+
+def _patch_lang_once(function: Any) -> Any:
+    # Functions that a kernel calls find the language patched already; the interpreter of Triton 3.6
+    # looks through all of it at every call, which takes half the time.
+    modules = [each for each in function.__globals__.values() if each is tl or each is tl.core]
+    if any(tl.core.is_builtin(module.load) for module in modules):
+        return _patch_lang(function)
+    return interpreter._LangPatchScope()
+
+
 interpreter._patch_lang_tensor = _patch_tensor_for_new_numpy
+interpreter._patch_lang = _patch_lang_once
+# Looking for integers that overflow takes as long as the kernels; sizes here are small.
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 
 
 @pytest.fixture
