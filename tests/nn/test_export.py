@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnxscript import rewriter
 
 from ulvm import segmenter, synthetic
 from ulvm.errors import InputError
@@ -86,6 +87,17 @@ def test_nan_counts_as_a_difference(exported: Path) -> None:
     module = PictureToProbability(network).eval()
     content = (exported / "model.onnx").read_bytes()
     assert np.isnan(exporting.largest_difference(module, content, SIZE, 3))
+
+
+def test_only_the_slow_rule_is_left_out_and_put_back() -> None:
+    def names() -> list[str | None]:
+        return [rule.name for rule in rewriter._DEFAULT_REWRITE_RULES]
+
+    before = names()
+    with exporting._without_slow_rule():
+        assert names() == [name for name in before if name != exporting.SLOW_RULE]
+    assert names() == before
+    assert before.count(exporting.SLOW_RULE) == 1
 
 
 ONE_PVM_LAYER = {"encoder": ("conv",) * 5 + ("pvm",), "decoder": ("conv",) * 5}
