@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import today, write_result
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from gpu import today, write_result
 from ulvm.nn.run_folder import machine
 from ulvm.serve import make_server
 from ulvm.version import __version__

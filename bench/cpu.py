@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import tables
 import torch
-from gpu import today, write_result
 
+import tables
+from gpu import today, write_result
 from ulvm import segmenter
 from ulvm.errors import InputError
 from ulvm.nn.export import build_onnx

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gpu
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+import gpu
 from ulvm import datasets, splits
 from ulvm.metrics import confusion, dice, pooled
 from ulvm.nn import fused

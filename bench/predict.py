@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import PIL
-import tables
 import torch
-from gpu import today, write_result
 from PIL import Image
 
+import tables
+from gpu import today, write_result
 from ulvm.nn.run_folder import machine
 from ulvm.synthetic import draw_lesion
 from ulvm.version import __version__

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import gpu
-
 from ulvm import datasets
 from ulvm.nn.run_folder import RUN
 

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ulvm.metrics import Confusion, dice
-from ulvm.results import TITLES, Runs, compare, read_runs, render
+from ulvm.report import render
+from ulvm.results import TITLES, Runs, compare, read_runs
 from ulvm.splits import load_split
 from ulvm.tables import PERMUTATION
 from ulvm.tables import TABLES as REPRODUCED

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from gpu import today, write_result
 
+from gpu import today, write_result
 from ulvm import segmenter
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export import export, probe_images

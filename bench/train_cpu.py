@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import gpu
 import torch
 
+import gpu
 from ulvm.nn.augment import Part
 from ulvm.nn.epoch import draw_epoch
 from ulvm.nn.step import Learner, Steps

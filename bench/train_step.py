@@ -13,10 +13,10 @@ import sys
 import time
 from typing import Any
 
-import gpu
 import torch
 from torch import Tensor
 
+import gpu
 from ulvm.nn import fused
 from ulvm.nn.graph import record
 from ulvm.nn.model import normalise

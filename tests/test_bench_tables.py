@@ -2,19 +2,16 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 import tables
-
 from ulvm.datasets import DecodedDataset, Pair
 from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.presets import PRESETS
-from ulvm.results import render
+from ulvm.report import render
 from ulvm.segmenter import load
 from ulvm.splits import load_split
 from ulvm.synthetic import draw_lesion
@@ -284,7 +281,6 @@ def test_the_drawn_pictures_show_each_network_with_weights(tmp_path: Path) -> No
 def test_names_in_the_figures_are_those_of_the_networks() -> None:
     pytest.importorskip("torch")
     import figures
-
     from ulvm.nn.peers import PEERS
 
     titles = {name: peer.title for name, peer in PEERS.items()} | {"paper": "UltraLight VM-UNet"}

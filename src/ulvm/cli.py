@@ -404,7 +404,7 @@ def reproduce(
     peers, plug or leaks.
     """
     from ulvm.nn.reproduce import reproduce as run_tables
-    from ulvm.results import render
+    from ulvm.report import render
 
     for said, done, count in run_tables(
         tables,

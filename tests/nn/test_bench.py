@@ -11,14 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 import gpu
 import inference
 import predict
 import schedule
 import train_cpu
 import train_step
-
 from ulvm.cli import main
 from ulvm.nn import fused, model
 from ulvm.nn.augment import Part

@@ -1,18 +1,14 @@
 """The page in a real Chromium, served by `ulvm serve`'s own server."""
 
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ulvm.errors import InputError
 from ulvm.serve import make_server
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,399 @@
+"""The result files of ``ulvm reproduce`` as Markdown tables, and what they say in sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ulvm import tables
+from ulvm.evaluate import LEVEL, RESAMPLES
+from ulvm.metrics import FloatArray, IntArray, dice
+from ulvm.presets import find_preset
+from ulvm.results import (
+    TITLES,
+    Comparison,
+    Estimate,
+    Runs,
+    compare_runs,
+    estimate,
+    place,
+    published_scores,
+    read_runs,
+)
+from ulvm.spec import RunSpec
+from ulvm.splits import available_splits, load_split
+from ulvm.tables import Row
+
+SPLIT_SCORED = {"ph2": "all"}  # other data sets are scored on the test part of the row's split
+NOTHING = "–"
+PAIRED = (
+    "Differences of DSC: a resample has the same images for both rows, seeds drawn apart; real"
+    " where the interval leaves out 0, with one seed of these runs only, for seeds differ too; p"
+    " two-sided, not corrected for the number of rows."
+)
+
+
+def render(table_name: str, results_dir: Path) -> str:
+    """A table as Markdown, how its figures were made, and what they say of each claim.
+
+    Args:
+        table_name: A key of ``tables.TABLES``.
+        results_dir: Holds ``dataset/split/preset-seed.json``; ``complexity.json`` of
+            ``bench/complexity.py`` and ``cpu_times.json`` of ``bench/cpu.py`` are expected beside
+            it, else no multiply-accumulates or no times are shown.
+
+    Returns:
+        Rows and sentences without a run say "not run", and how many seeds there are.
+
+    Raises:
+        InputError: No such table, or a result file does not fit its name.
+    """
+    table = tables.find_table(table_name)
+    runs = [read_runs(row, results_dir) for row in table.rows]
+    if table_name == "main":
+        return _render_main(runs)
+    if table_name == "leaks":
+        (leaked,) = runs
+        control = tables.TABLES["main"].rows[0]
+        return _render_leaks(leaked, read_runs(control, results_dir))
+    return _render_ablation(table_name, runs, results_dir.parent)
+
+
+def _render_main(all_runs: Sequence[Runs]) -> str:
+    head = "trained on, split, scored on, n, seeds, DSC, SE, SP, ACC, IoU, DSC per image"
+    head += ", published DSC / SE / SP / ACC, published is … our interval"
+    rows, said = [], []
+    for runs in all_runs:
+        row = runs.row
+        for scored_on in (row.dataset, "ph2"):
+            images = len(load_split(scored_on, SPLIT_SCORED.get(scored_on, row.split)).ids("test"))
+            where = [TITLES[row.dataset], f"`{row.split}`", TITLES[scored_on], str(images)]
+            published = published_scores(row, scored_on)
+            printed = " / ".join(f"{figure:.4f}" for figure in published.values()) or NOTHING
+            scores, verdict, sentence = ["not run"] + [NOTHING] * 5, NOTHING, "not run"
+            if scored_on in runs.counts:
+                found = estimate(runs.counts[scored_on])
+                names = [f"pooled.{name}" for name in ("dsc", "se", "sp", "acc", "iou")]
+                scores = [str(found[name]) for name in (*names, "per_image.dsc")]
+                places = {m: place(published[m], found[f"pooled.{m}"].interval) for m in published}
+                verdict = " / ".join(places.values()) or NOTHING
+                if published:
+                    seeds = dice(runs.counts[scored_on].pooled())[:, 0]
+                    sentence = _conclude_main(found["pooled.dsc"], seeds, published["dsc"], places)
+            rows.append([*where, runs.seeds, *scores, printed, verdict])
+            if published:
+                trained = f"{TITLES[row.dataset]} `{row.split}`, seeds: {runs.seeds}"
+                said.append(f"Trained on {trained}; scored on {TITLES[scored_on]}: {sentence}.")
+    return "\n".join(
+        [
+            *_markdown(head.split(", "), rows),
+            "",
+            _caption(all_runs)
+            + " Published: arXiv 2403.20035; its ISIC 2018 row contradicts itself (its SE, SP and"
+            " ACC imply a DSC of .888).",
+            "",
+            *_bullets(said),
+        ]
+    )
+
+
+def _conclude_main(
+    ours: Estimate, seeds: FloatArray, published: float, places: Mapping[str, str]
+) -> str:
+    """How far the published Dice is, how many seeds reach it, where the other scores lie."""
+    reached = int(np.count_nonzero(seeds >= published))
+    side = "below" if ours.mean < published else "above"
+    others = [f"{name.upper()} is {where}" for name, where in places.items() if name != "dsc"]
+    return (
+        f"our DSC {ours.mean:.4f} is {abs(ours.mean - published):.4f} {side} the published"
+        f" {published:.4f}, which lies {places['dsc']} our interval [{ours.interval.low:.4f},"
+        f" {ours.interval.high:.4f}]; seeds that reach it: {reached} of {len(seeds)}, the best has"
+        f" {seeds.max():.4f}. Of the other published scores {', '.join(others)} our interval"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ablation:
+    """A row of an ablation table with what its runs say; None where nothing has been run."""
+
+    runs: Runs
+    reference: Runs
+    published: float | None
+    scores: dict[str, Estimate] | None
+    difference: Comparison | None
+
+    @property
+    def name(self) -> str:
+        return f"`{self.runs.row.preset}`"
+
+    @property
+    def parameters(self) -> int:
+        return find_preset(self.runs.row.preset).parameters
+
+
+def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) -> str:
+    by_preset = {runs.row.preset: runs for runs in all_runs}
+    costs, timing = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for path in (measured / "complexity.json", measured / "cpu_times.json")
+    )
+    times = {model["name"]: model["threads"]["1"] for model in timing.get("models", [])}
+    base = "the network without PVM" if table_name == "plug" else "`paper`"
+    head = "preset, parameters, G multiply-accumulates (counted as the paper does), CPU: ms, seeds"
+    head += f", DSC, SE, SP, PH2 DSC, published DSC, difference to {base}, p, verdict"
+    ablations, rows = [], []
+    for preset, runs in by_preset.items():
+        reference = by_preset[preset.removesuffix("-pvm") if table_name == "plug" else "paper"]
+        ablation = _ablation(runs, reference)
+        ablations.append(ablation)
+        cost, own, published = costs.get(preset), ablation.scores, ablation.published
+        printed = NOTHING if published is None else f"{published:.4f}"
+        cells = ["not run", *[NOTHING] * 3]
+        if own:
+            cells = [str(own["pooled.dsc"]), own["pooled.se"].spread, own["pooled.sp"].spread]
+            cells.append(str(estimate(runs.counts["ph2"])["pooled.dsc"]))
+            if published is not None:
+                printed += f", {place(published, own['pooled.dsc'].interval)} our interval"
+        difference = _cells(ablation.difference)
+        if own and runs is not reference and not reference.files:
+            difference[0] = f"`{reference.row.preset}` not run"
+        rows.append(
+            [
+                ablation.name,
+                f"{ablation.parameters:,}",
+                f"{cost['macs'] / 1e9:.3f} ({cost['paper_macs'] / 1e9:.3f})" if cost else NOTHING,
+                _time(times[preset]) if preset in times else NOTHING,
+                runs.seeds,
+                *cells,
+                printed,
+                *difference,
+            ]
+        )
+    caption = f"{_caption(all_runs)} {PAIRED}"
+    if times.keys() & by_preset.keys():
+        caption += (
+            f" CPU: one thread, fresh weights; {timing['what']}; {timing['machine']['processor']},"
+            f" ONNX Runtime {timing['versions']['onnxruntime']}, {timing['date']}."
+        )
+    said = [_conclude_published(ablations), _conclude_order(ablations)]
+    said.append(_conclude_differences(ablations, base))
+    return "\n".join([*_markdown(head.split(", "), rows), "", caption, "", *_bullets(said)])
+
+
+def _ablation(runs: Runs, reference: Runs) -> _Ablation:
+    dataset = runs.row.dataset
+    return _Ablation(
+        runs=runs,
+        reference=reference,
+        published=published_scores(runs.row, dataset).get("dsc"),
+        scores=estimate(runs.counts[dataset]) if runs.files else None,
+        difference=None if runs is reference else compare_runs(runs, reference, dataset),
+    )
+
+
+def _time(row: Mapping[str, float]) -> str:
+    return f"{row['median_ms']:.1f} ({row['lowest_round_ms']:.1f}–{row['highest_round_ms']:.1f})"
+
+
+def _conclude_published(ablations: Sequence[_Ablation]) -> str:
+    """Each published Dice beside ours; empty if fewer than two are published."""
+    parts = []
+    for row in ablations:
+        if row.published is not None:
+            where = "not run"
+            if row.scores:
+                ours = row.scores["pooled.dsc"]
+                side = place(row.published, ours.interval)
+                where = f"{side} our interval around {ours.mean:.4f}"
+            parts.append(f"{row.name} {row.published:.4f}, {where}")
+    return f"Published DSC: {'; '.join(parts)}." if len(parts) > 1 else ""
+
+
+def _conclude_order(ablations: Sequence[_Ablation]) -> str:
+    """Whether the published order of at least two rows is ours; else empty."""
+    printed = [(row.published, row) for row in ablations if row.published is not None]
+    if len(printed) < 2:
+        return ""
+    published = [row.name for _, row in sorted(printed, key=lambda pair: pair[0])]
+    start = f"The published order {' < '.join(published)}"
+    missing = [row.name for _, row in printed if not row.scores]
+    if missing:
+        return f"{start}: not run ({', '.join(missing)})."
+    means = [(row.scores["pooled.dsc"].mean, row) for _, row in printed if row.scores]
+    ours = [row.name for _, row in sorted(means, key=lambda pair: pair[0])]
+    found = [(row.name, row.difference) for _, row in printed if row.difference]
+    real = [name for name, difference in found if difference.is_real]
+    reference = f"`{ablations[0].reference.row.preset}`"
+    told = f"real differences to {reference}: {', '.join(real) or 'none'}"
+    one_seed = ", by one seed" * any(difference.seeds == 1 for _, difference in found)
+    if ours != published:
+        return f"{start} does not reproduce{one_seed}: ours is {' < '.join(ours)}; {told}."
+    reproduces = "reproduces" if len(real) == len(found) else "is ours too, but not all of it real"
+    return f"{start} {reproduces}{one_seed}: {told}."
+
+
+def _conclude_differences(ablations: Sequence[_Ablation], base: str) -> str:
+    """Which rows differ from their reference beyond noise, by how much, which do not."""
+    groups: dict[str, list[str]] = {"Higher": [], "Lower": [], "Within noise": [], "Not run": []}
+    rows = [row for row in ablations if row.runs is not row.reference]
+    found = [row.difference for row in rows if row.difference]
+    real = sum(difference.is_real for difference in found)
+    for row in rows:
+        difference = row.difference
+        if difference is None:
+            groups["Not run"].append(row.name)
+            continue
+        p_value = f"p = {difference.p_value:.3f}"
+        if difference.is_real and len(found) > 1:
+            corrected = min(1.0, difference.p_value * len(found))
+            p_value += f", {corrected:.3f} corrected for {len(found)} rows"
+        times = row.parameters / find_preset(row.reference.row.preset).parameters
+        group = "Higher" if difference.difference > 0 else "Lower"
+        groups[group if difference.is_real else "Within noise"].append(
+            f"{row.name} {difference}, {p_value}, {times:.3g} × the parameters"
+        )
+    if not found:
+        return f"DSC against {base}: not run."
+    text = f"DSC against {base}: {real or 'none'} of {_number(len(found), 'difference')} real"
+    if any(difference.seeds == 1 for difference in found):
+        text += ", from one seed, which it may be due to"
+    named = (f"{group}: {'; '.join(members)}" for group, members in groups.items() if members)
+    return ". ".join([text, *named]) + "."
+
+
+def _cells(found: Comparison | None) -> list[str]:
+    """Cells for the difference, p and the verdict."""
+    return [str(found), f"{found.p_value:.3f}", found.verdict] if found else [NOTHING] * 3
+
+
+def _render_leaks(leaked: Runs, control: Runs) -> str:
+    """Shared ids of the committed splits, then the score on pictures seen and unseen."""
+    shared = [
+        [
+            f"{TITLES[trained_on]} `{trained}`",
+            f"{TITLES[scored_on]} `{scored}`",
+            *(str(count) for count in _count_shared(trained_on, trained, scored_on, scored)),
+        ]
+        for trained_on, scored_on in (("isic2018", "isic2017"), ("isic2017", "isic2018"))
+        for trained in available_splits(trained_on)
+        for scored in available_splits(scored_on)
+        if load_split(scored_on, scored).parts["test"]
+    ]
+    shared_head = "trained on, scored on the test part of, its ids, in training, in validation"
+    shared_head += ", share seen"
+
+    scored_on = control.row.dataset
+    scores, said = [], []
+    for runs in (leaked, control):
+        for name, chosen in _subsets(leaked.row, control.row).items():
+            cells, difference = ["not run", NOTHING], None
+            if runs.files:
+                found = estimate(runs.counts[scored_on].select(chosen))
+                cells = [str(found["pooled.dsc"]), str(found["per_image.dsc"])]
+            if runs is leaked:
+                difference = compare_runs(runs, control, scored_on, chosen)
+                told = difference.in_words if difference else "not run"
+                said.append(
+                    f"{TITLES[leaked.row.dataset]}'s runs against {TITLES[scored_on]}'s, pictures"
+                    f" {name} ({len(chosen)}): DSC {told}."
+                )
+            trained_on = f"{TITLES[runs.row.dataset]} `{runs.row.split}`"
+            number = str(len(chosen))
+            scores.append([trained_on, runs.seeds, name, number, *cells, *_cells(difference)])
+    score_head = f"trained on, seeds, pictures of {TITLES[scored_on]}'s test part, n, DSC"
+    score_head += f", DSC per image, difference to {TITLES[scored_on]}'s runs, p, verdict"
+    return "\n".join(
+        [
+            *_markdown(shared_head.split(", "), shared),
+            "",
+            "By id, from the committed lists; of `official` only parts whose ids are committed. "
+            "9 pairs more are one picture under two ids; `ulvm data check` finds such pairs.",
+            "",
+            *_markdown(score_head.split(", "), scores),
+            "",
+            f"{_caption([leaked, control])} Seen: the id is in training or validation of the ISIC"
+            f" 2018 runs; those of ISIC 2017 have seen none, so what they too score higher on the"
+            f" seen pictures is no leak. {PAIRED}",
+            "",
+            *_bullets(said),
+        ]
+    )
+
+
+def _count_shared(
+    trained_on: str, trained: str, scored_on: str, scored: str
+) -> tuple[int, int, int, str]:
+    """Test ids of one split; how many another split trains on, validates on; their share."""
+    parts = load_split(trained_on, trained).parts
+    test = set(load_split(scored_on, scored).parts["test"])
+    training, validation = (len(test & {*parts[part]}) for part in ("train", "validation"))
+    return len(test), training, validation, f"{(training + validation) / len(test):.1%}"
+
+
+def _subsets(trained: Row, scored: Row) -> dict[str, IntArray]:
+    """Positions of a split's test images that a run has seen in training or validation, or not."""
+    parts = load_split(trained.dataset, trained.split).parts
+    test = load_split(scored.dataset, scored.split).ids("test")
+    seen = np.isin(test, [*parts["train"], *parts["validation"]])
+    everything = np.arange(len(test))
+    return {"all": everything, "seen": everything[seen], "unseen": everything[~seen]}
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    rule = ["---"] * len(head)
+    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+
+
+def _bullets(sentences: Iterable[str]) -> list[str]:
+    """A list; empty sentences are left out."""
+    return [f"- {sentence}" for sentence in sentences if sentence]
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" + "s" * (count != 1)
+
+
+def _caption(all_runs: Sequence[Runs]) -> str:
+    """What every table says: reduction, splits, interval, and what made the runs."""
+    files = [file for runs in all_runs for file in runs.files]
+    splits = [
+        f"{TITLES[dataset]} `{name}` ({load_split(dataset, name).hash})"
+        for dataset, name in dict.fromkeys((runs.row.dataset, runs.row.split) for runs in all_runs)
+    ]
+    text = (
+        f"Test parts, pooled over all pixels unless per image; splits {_join(splits)}. Mean ± sd"
+        f" over seeds [{LEVEL:.0%} bootstrap interval, {RESAMPLES:,} resamples, over seeds and"
+        " images together; with one seed over images alone]."
+    )
+    if not files:
+        return f"{text} No run yet."
+    commits = (file["git_commit"] for file in files)
+    made = [
+        _join(map(_recipe, files), " and "),
+        _join(file["machine"].get("gpu", file["machine"]["processor"]) for file in files),
+        _join(f"ulvm {file['versions']['ulvm']}" for file in files),
+        _join(f"torch {file['versions']['torch']}" for file in files),
+        "commit " + _join(commit[:7] if commit else "unknown" for commit in commits),
+        _join(sorted(file["date"] for file in files)),
+    ]
+    return f"{text} {_number(len(files), 'run')}: {'; '.join(made)}."
+
+
+def _recipe(file: Mapping[str, Any]) -> str:
+    run = RunSpec.from_dict(file["run"])
+    train = run.train
+    return (
+        f"{train.epochs} epochs of batches of {train.batch_size} at {run.data.image_size}×"
+        f"{run.data.image_size}, AdamW {train.learning_rate:g} to {train.min_learning_rate:g}"
+        f" ({train.schedule}), augmentation `{train.augmentation}`, {train.precision}"
+    )
+
+
+def _join(texts: Iterable[str], between: str = ", ") -> str:
+    """Each text once."""
+    return between.join(dict.fromkeys(texts))
