@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import claims
 from ulvm.metrics import Confusion, dice
 from ulvm.report import render
 from ulvm.results import TITLES, Runs, compare, read_runs
@@ -476,6 +477,7 @@ def figure(name: str, folder: Path = FIGURES) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "bundled": bundled,
+    "claims": partial(claims.render, RUN_RESULTS),
     "published": published,
     "cpu": cpu,
     "predict": predict,

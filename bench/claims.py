@@ -1,0 +1,107 @@
+"""The paper's claims, each with the command that tests it, our figure and a verdict.
+
+``bench/tables.py`` writes this table at the head of REPRODUCE.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ulvm.metrics import dice
+from ulvm.presets import PRESETS
+from ulvm.results import (
+    TITLES,
+    Runs,
+    compare_runs,
+    estimate,
+    place,
+    published_scores,
+    read_runs,
+)
+from ulvm.tables import TABLES
+
+NOT_RUN = ["not run", "–"]
+# Table, row, the row that it is compared with there, the claim.
+DIFFERENCES = (
+    ("branches", "branches-1", "paper", "one branch scores lower than four"),
+    ("branches", "branches-2", "paper", "two branches score lower than four"),
+    ("bridges", "bridge-none", "paper", "plain skips score lower than the bridge"),
+    ("peers", "vm-unet", "paper", "VM-UNet scores no higher"),
+    ("peers", "ege-unet", "paper", "EGE-UNet scores no higher"),
+    ("peers", "unet", "paper", "a U-Net scores lower"),
+    ("plug", "unet-pvm", "unet", "PVM layers serve a U-Net"),
+    ("plug", "unext-pvm", "unext", "PVM layers serve a UNeXt"),
+)
+# Preset, and the share of its parameters that the paper says it saves.
+SAVINGS = (("vm-unet", 0.9982), ("lightm-unet", 0.8784))
+
+
+def render(results_dir: Path) -> str:
+    """The table as Markdown.
+
+    Args:
+        results_dir: Holds ``dataset/split/preset-seed.json``.
+    """
+    rows = [["claim of the paper", "published", "command", "ours", "verdict"], ["---"] * 5]
+    for row in TABLES["main"].rows:
+        runs = read_runs(row, results_dir)
+        trained_on = f"{TITLES[row.dataset]} `{row.split}`"
+        for scored_on in (row.dataset, "ph2"):
+            if "dsc" in published_scores(row, scored_on):
+                claim = f"DSC on {TITLES[scored_on]}, trained on {trained_on}"
+                rows.append(score_row(claim, runs, scored_on))
+    rows += [difference_row(*each, results_dir) for each in DIFFERENCES]
+    rows += [saving_row(*each) for each in SAVINGS]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def score_row(claim: str, runs: Runs, scored_on: str) -> list[str]:
+    """A published score beside ours."""
+    published = published_scores(runs.row, scored_on)["dsc"]
+    cells = NOT_RUN
+    if scored_on in runs.counts:
+        ours = estimate(runs.counts[scored_on])["pooled.dsc"]
+        seeds = dice(runs.counts[scored_on].pooled())[:, 0]
+        where = place(published, ours.interval)
+        verdict = f"{where} our interval; reached by {(seeds >= published).sum()} of {len(seeds)}"
+        cells = [str(ours), f"{verdict} seeds"]
+    return [claim, f"{published:.4f}", command("main"), *cells]
+
+
+def difference_row(
+    table: str, preset: str, reference: str, claim: str, results_dir: Path
+) -> list[str]:
+    """A published difference, if the paper prints both scores, beside ours."""
+    rows = {row.preset: row for row in TABLES[table].rows}
+    runs, other = (read_runs(rows[name], results_dir) for name in (preset, reference))
+    scores = [published_scores(each.row, each.row.dataset).get("dsc") for each in (runs, other)]
+    printed = None if None in scores else scores[0] - scores[1]  # type: ignore[operator]
+    found = compare_runs(runs, other, runs.row.dataset)
+    cells = NOT_RUN
+    if found:
+        verdict = found.verdict
+        if found.is_real:
+            verdict = f"{'higher' if found.difference > 0 else 'lower'}: {verdict}"
+        if printed is not None:
+            verdict += (
+                f"; the published difference lies {place(printed, found.interval)} our interval"
+            )
+        cells = [f"{found}, p = {found.p_value:.3f}", verdict]
+    size = PRESETS[preset].parameters / PRESETS[reference].parameters
+    claim = f"{claim}, with {size:.3g} × the parameters"
+    return [claim, "–" if printed is None else f"{printed:+.4f}", command(table), *cells]
+
+
+def saving_row(preset: str, published: float) -> list[str]:
+    """A published share of parameters saved beside that of the exact counts."""
+    exact = 1 - PRESETS["paper"].parameters / PRESETS[preset].parameters
+    rounded = 1 - 0.049e6 / round(PRESETS[preset].parameters, -3)  # as the paper prints them
+    right = "exact" if round(rounded, 4) == published else "not as published"
+    verdict = right if round(exact, 4) == published else f"{right}, by the counts as printed"
+    claim = f"fewer parameters than `{preset}`"
+    return [claim, f"{published:.2%}", f"`ulvm inspect {preset}`", f"{exact:.2%}", verdict]
+
+
+def command(table: str) -> str:
+    """What runs a table."""
+    return f"`ulvm reproduce {table} --data DIR`"
