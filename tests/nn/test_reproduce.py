@@ -53,9 +53,9 @@ def split_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def run_table(tmp_path: Path, **options: Any) -> list[tuple[str, int, int]]:
+def run_table(tmp_path: Path, device: str = "cpu", **options: Any) -> list[tuple[str, int, int]]:
     folders = [tmp_path / name for name in ("data", "results", "runs")]
-    return list(reproduce(["drawn", "again"], *folders, device="cpu", **options))
+    return list(reproduce(["drawn", "again"], *folders, device=device, **options))
 
 
 def read_result(tmp_path: Path, seed: int) -> dict[str, Any]:
@@ -112,6 +112,27 @@ def test_a_stopped_run_is_resumed_to_the_same_scores(tmp_path: Path, split_file:
     assert resumed["train_s"] is None
     assert resumed["scores"] == whole["scores"]
     assert resumed["best"]["validation_loss"] == whole["best"]["validation_loss"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "used"),
+    [
+        (2, "auto", ["cuda:0", "cuda:1"]),
+        (1, "auto", ["auto", "auto"]),
+        (2, "cuda:1", ["cuda:1", "cuda:1"]),
+    ],
+)
+def test_runs_take_turns_on_all_gpus(
+    gpus: int,
+    asked: str,
+    used: list[str],
+    tmp_path: Path,
+    split_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr(module, "_work", lambda job: job.device)
+    assert [said for said, _, _ in run_table(tmp_path, asked)] == used
 
 
 def test_a_result_of_another_run_is_refused(tmp_path: Path, split_file: Path) -> None:

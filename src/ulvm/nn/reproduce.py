@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def reproduce(
             ``isic2018``, ``ph2``.
         results_dir: Gets ``dataset/split/preset-seed.json``.
         runs_dir: Gets the run folders, under the same names.
-        device: As ``train``.
+        device: As ``train``; with ``auto`` the runs take turns on all GPUs.
         side_by_side: Processes that train at the same time.
         only: Runs whose name holds one of these, such as ``branches-1-`` or ``sorted/``; else all.
         assignments: Changes to every run, as ``--set``, to try things; keep such results apart.
@@ -101,7 +102,8 @@ def reproduce(
             "accepted is a part of " + ", ".join(name for row in rows for name in row.names()),
             "change --only",
         )
-    left = [job for job in jobs if not _is_done(job)]
+    turns = itertools.cycle(_devices(device))
+    left = [replace(job, device=next(turns)) for job in jobs if not _is_done(job)]
     for dataset in sorted({target for job in left for target, _ in job.scored_on}):
         _decode(dataset, data_dir, left[0].run.data.image_size)  # once, not in every process
     done = len(jobs) - len(left)
@@ -118,6 +120,12 @@ def _work_all(jobs: list[_Job], side_by_side: int) -> Iterator[str]:
     with ProcessPoolExecutor(side_by_side, mp_context=spawn) as pool:
         for future in as_completed([pool.submit(_work, job) for job in jobs]):
             yield future.result()
+
+
+def _devices(device: str) -> list[str]:
+    """Where runs go in turn: to every GPU if the choice is ours and there are several."""
+    count = torch.cuda.device_count() if device == "auto" else 0
+    return [f"cuda:{index}" for index in range(count)] if count > 1 else [device]
 
 
 def _is_done(job: _Job) -> bool:
