@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ulvm.metrics import dice
 from ulvm.presets import PRESETS
+from ulvm.report import NOTHING, markdown
 from ulvm.results import (
     TITLES,
     Runs,
@@ -20,7 +20,7 @@ from ulvm.results import (
 )
 from ulvm.tables import TABLES
 
-NOT_RUN = ["not run", "–"]
+NOT_RUN = ["not run", NOTHING]
 # Table, row, the row that it is compared with there, the claim.
 DIFFERENCES = (
     ("branches", "branches-1", "paper", "one branch scores lower than four"),
@@ -42,7 +42,7 @@ def render(results_dir: Path) -> str:
     Args:
         results_dir: Holds ``dataset/split/preset-seed.json``.
     """
-    rows = [["claim of the paper", "published", "command", "ours", "verdict"], ["---"] * 5]
+    rows = []
     for row in TABLES["main"].rows:
         runs = read_runs(row, results_dir)
         trained_on = f"{TITLES[row.dataset]} `{row.split}`"
@@ -52,7 +52,8 @@ def render(results_dir: Path) -> str:
                 rows.append(score_row(claim, runs, scored_on))
     rows += [difference_row(*each, results_dir) for each in DIFFERENCES]
     rows += [saving_row(*each) for each in SAVINGS]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    head = ["claim of the paper", "published", "command", "ours", "verdict"]
+    return "\n".join(markdown(head, rows))
 
 
 def score_row(claim: str, runs: Runs, scored_on: str) -> list[str]:
@@ -61,10 +62,8 @@ def score_row(claim: str, runs: Runs, scored_on: str) -> list[str]:
     cells = NOT_RUN
     if scored_on in runs.counts:
         ours = estimate(runs.counts[scored_on])["pooled.dsc"]
-        seeds = dice(runs.counts[scored_on].pooled())[:, 0]
         where = place(published, ours.interval)
-        verdict = f"{where} our interval; reached by {(seeds >= published).sum()} of {len(seeds)}"
-        cells = [str(ours), f"{verdict} seeds"]
+        cells = [str(ours), f"{where} our interval; reached by {ours.reached(published)} seeds"]
     return [claim, f"{published:.4f}", command("main"), *cells]
 
 
@@ -89,7 +88,7 @@ def difference_row(
         cells = [f"{found}, p = {found.p_value:.3f}", verdict]
     size = PRESETS[preset].parameters / PRESETS[reference].parameters
     claim = f"{claim}, with {size:.3g} × the parameters"
-    return [claim, "–" if printed is None else f"{printed:+.4f}", command(table), *cells]
+    return [claim, NOTHING if printed is None else f"{printed:+.4f}", command(table), *cells]
 
 
 def saving_row(preset: str, published: float) -> list[str]:

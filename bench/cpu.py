@@ -95,9 +95,9 @@ def peer_entry(name: str, random: np.random.Generator) -> Entry:
     settle(network, torch.from_numpy(image))
     module = ImageToProbability(network).eval()
     content = build_graph(module, SIZE)
-    check(name, module, torch.from_numpy(image), content, {"image": image})
-    return Entry(
-        name=peer.title, parameters=peer.parameters, content=content, feed={"image": image}
+    return check(
+        Entry(name=peer.title, parameters=peer.parameters, content=content, feed={"image": image}),
+        module,
     )
 
 
@@ -113,20 +113,18 @@ def preset_entry(name: str, image_rgb: np.ndarray[Any, Any]) -> Entry:
     settle(network, torch.from_numpy(image_rgb).permute(0, 3, 1, 2).float())
     module = PictureToProbability(network).eval()
     content = build_onnx(module, preset.run, {})
-    check(name, module, torch.from_numpy(image_rgb), content, {"image_rgb": image_rgb})
-    return Entry(
-        name=name, parameters=preset.parameters, content=content, feed={"image_rgb": image_rgb}
-    )
+    feed = {"image_rgb": image_rgb}
+    return check(Entry(name=name, parameters=preset.parameters, content=content, feed=feed), module)
 
 
-def check(
-    name: str, module: torch.nn.Module, image: torch.Tensor, content: bytes, feed: dict[str, Any]
-) -> None:
-    """Stop where a graph's probability is not torch's."""
-    (found,) = onnxruntime.InferenceSession(content).run(None, feed)
+def check(entry: Entry, module: torch.nn.Module) -> Entry:
+    """The entry, if its graph's probability is that of the module that it was made from."""
+    (found,) = onnxruntime.InferenceSession(entry.content).run(None, entry.feed)
+    (image,) = entry.feed.values()
     with torch.no_grad():
-        difference = float(np.abs(found - module(image).numpy()).max())
-    assert difference <= TOLERANCE, f"{name} differs from torch by {difference:.1e}"
+        difference = float(np.abs(found - module(torch.from_numpy(image)).numpy()).max())
+    assert difference <= TOLERANCE, f"{entry.name} differs from torch by {difference:.1e}"
+    return entry
 
 
 def settle(network: torch.nn.Module, image: torch.Tensor) -> None:

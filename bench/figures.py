@@ -20,7 +20,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ulvm.files import write_atomically
 from ulvm.presets import PRESETS
-from ulvm.results import PUBLISHED, TITLES, Estimate, estimate, read_runs
+from ulvm.results import TITLES, Estimate, estimate, published_scores, read_runs
+from ulvm.spec import ModelSpec
 from ulvm.tables import PERMUTATION, TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ AREAS_RESULT = ROOT / "results" / "areas.json"
 FIGURES = ROOT / "docs" / "figures"
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, grey for the yellow.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
+BLACK, ORANGE, SKY = "#000000", "#e69f00", "#56b4e9"
 BLUE, VERMILION, PURPLE, GREY = "#0072b2", "#d55e00", "#cc79a7", "#808080"
 # Preset → name, colour and marker.
 NETWORKS = {
@@ -47,9 +48,9 @@ NETWORKS = {
 VARIANTS = tuple(
     dict.fromkeys(
         row.preset
-        for name in ("branches", "bridges", "stages", "mamba", "widths", "mixers")
-        for row in TABLES[name].rows
-        if row.preset not in NETWORKS
+        for table in TABLES.values()
+        for row in table.rows
+        if row.preset != "paper" and PRESETS[row.preset].run.model.network == ModelSpec.network
     )
 )
 STYLE = {
@@ -97,13 +98,12 @@ def read_points(results_dir: Path) -> list[Point]:
     for preset in (*NETWORKS, *VARIANTS):
         runs = read_runs(rows[preset], results_dir)
         if runs.files:
-            printed = PUBLISHED.get((preset, "isic2017", "isic2017"), {})
             points.append(
                 Point(
                     preset=preset,
                     x=PRESETS[preset].parameters,
                     found=estimate(runs.counts["isic2017"])["pooled.dsc"],
-                    published=printed.get("dsc"),
+                    published=published_scores(runs.row, "isic2017").get("dsc"),
                 )
             )
     return points

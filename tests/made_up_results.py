@@ -15,7 +15,7 @@ PIXELS = 256 * 256
 AREA = 10_000  # of every lesion
 
 
-def make_score(dataset: str, split_name: str, missed: Any) -> dict[str, Any]:
+def make_score(dataset: str, split_name: str, missed: Any, area: Any = AREA) -> dict[str, Any]:
     split = load_split(dataset, split_name)
     images = len(split.ids("test"))
     missed = np.broadcast_to(missed, images)
@@ -24,18 +24,25 @@ def make_score(dataset: str, split_name: str, missed: Any) -> dict[str, Any]:
         "split": {"name": split.name, "hash": split.hash, "part": "test"},
         "images": images,
         "pixels": PIXELS,
-        "tp": (AREA - missed).tolist(),
+        "tp": (area - missed).tolist(),
         "fp": [0] * images,
         "fn": missed.tolist(),
     }
 
 
 def write_run(
-    folder: Path, row: Row, position: int, missed: Any, audit: Any = None, **more: Any
+    folder: Path,
+    row: Row,
+    position: int,
+    missed: Any,
+    *,
+    area: Any = AREA,
+    audit: Any = None,
+    **more: Any,
 ) -> Path:
-    """A result file of one seed that misses so many of 10,000 pixels in each picture."""
+    """A result file of one seed that misses so many of ``area`` pixels in each picture."""
     run = row.runs()[position]
-    scores = [make_score(row.dataset, row.split, missed), make_score("ph2", "all", 1000)]
+    scores = [make_score(row.dataset, row.split, missed, area), make_score("ph2", "all", 1000)]
     if audit is not None:
         scores.append(make_score("isic2017", PERMUTATION, audit))
     result = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tables
+from made_up_results import write_run
 from ulvm.datasets import DecodedDataset, Pair
 from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.presets import PRESETS
@@ -77,26 +78,10 @@ def test_complexity_is_what_the_network_costs() -> None:
     assert complexity.measure("paper") == json.loads(COMPLEXITY.read_text())["paper"]
 
 
-def write_run(folder: Path, preset: str, missed: int) -> None:
+def write_noisy_run(folder: Path, preset: str, missed: int) -> None:
     """A run of seed 42 that misses about so many of 10,000 pixels in each picture."""
-    fn = np.random.default_rng(0).normal(missed, 500, 600).astype(int)
-    write_counts(folder, Row(preset=preset, seeds=ONE), 10_000 - fn, fn)
-
-
-def write_counts(folder: Path, row: Row, tp: np.ndarray, fn: np.ndarray) -> None:
-    """A run of seed 42 with these pixels in each picture of its test part, and no false ones."""
-    split = load_split(row.dataset, row.split)
-    score = {
-        "dataset": row.dataset,
-        "split": {"name": split.name, "hash": split.hash, "part": "test"},
-        "pixels": 256 * 256,
-        "tp": tp.tolist(),
-        "fp": [0] * len(tp),
-        "fn": fn.tolist(),
-    }
-    path = folder / f"{row.names()[0]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"run": row.runs()[0].to_dict(), "scores": [score]}))
+    noisy = np.random.default_rng(0).normal(missed, 500, 600).astype(int)
+    write_run(folder, Row(preset=preset, seeds=ONE), 0, noisy)
 
 
 def test_figures_show_the_networks_that_were_run(tmp_path: Path) -> None:
@@ -106,7 +91,7 @@ def test_figures_show_the_networks_that_were_run(tmp_path: Path) -> None:
     runs, times = tmp_path / "runs", tmp_path / "times.json"
     run = (("paper", 1700), ("unext", 1900), ("vm-unet", 1600), ("d-conv-2", 1800))
     for preset, missed in run:
-        write_run(runs, preset, missed)
+        write_noisy_run(runs, preset, missed)
     timed = {"paper": 14.7, "unext": 12.4, "malunet": 8.2, "d-conv-2": 13.9}
     models = [{"name": name, "threads": {"1": {"median_ms": ms}}} for name, ms in timed.items()]
     times.write_text(json.dumps({"models": models}))
@@ -155,7 +140,7 @@ def test_without_results_no_figure_is_drawn_and_it_is_said_why(tmp_path: Path) -
     drawn, missing = figures.draw_all(tmp_path, none, none, out)
     assert drawn == []
     assert [line.split()[0] for line in missing] == ["no", "none.json", "none.json"]
-    write_run(tmp_path, "paper", 1700)
+    write_noisy_run(tmp_path, "paper", 1700)
     assert figures.draw_all(tmp_path, none, none, out)[0] == []  # one compares nothing
     assert tables.figure("dice-parameters", out).startswith("Not drawn yet")
 
@@ -227,7 +212,7 @@ def test_quintiles_say_what_is_left_when_areas_are_alike(tmp_path: Path) -> None
         area = np.array([areas[id_] for id_ in ids])
         # A third found and nothing wrong is Dice 1/2; so score the two smallest sizes.
         tp = np.where(area <= 1200, area // 3, area)
-        write_counts(tmp_path, row, tp, area - tp)
+        write_run(tmp_path, row, 0, area - tp, area=area)
     text = tables.quintiles(tmp_path)
     cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| ISIC 2017")]
     assert [(row[2], row[5]) for row in cells] == [("120", "200"), *[("120", "100")] * 4]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ulvm import tables
 from ulvm.evaluate import LEVEL, RESAMPLES
-from ulvm.metrics import FloatArray, IntArray, dice
+from ulvm.metrics import IntArray
 from ulvm.presets import find_preset
 from ulvm.results import (
     TITLES,
@@ -83,15 +83,14 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
                 places = {m: place(published[m], found[f"pooled.{m}"].interval) for m in published}
                 verdict = " / ".join(places.values()) or NOTHING
                 if published:
-                    seeds = dice(runs.counts[scored_on].pooled())[:, 0]
-                    sentence = _conclude_main(found["pooled.dsc"], seeds, published["dsc"], places)
+                    sentence = _conclude_main(found["pooled.dsc"], published["dsc"], places)
             rows.append([*where, runs.seeds, *scores, printed, verdict])
             if published:
                 trained = f"{TITLES[row.dataset]} `{row.split}`, seeds: {runs.seeds}"
                 said.append(f"Trained on {trained}; scored on {TITLES[scored_on]}: {sentence}.")
     return "\n".join(
         [
-            *_markdown(head.split(", "), rows),
+            *markdown(head.split(", "), rows),
             "",
             _caption(all_runs)
             + " Published: arXiv 2403.20035; its ISIC 2018 row contradicts itself (its SE, SP and"
@@ -102,18 +101,15 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
     )
 
 
-def _conclude_main(
-    ours: Estimate, seeds: FloatArray, published: float, places: Mapping[str, str]
-) -> str:
+def _conclude_main(ours: Estimate, published: float, places: Mapping[str, str]) -> str:
     """How far the published Dice is, how many seeds reach it, where the other scores lie."""
-    reached = int(np.count_nonzero(seeds >= published))
     side = "below" if ours.mean < published else "above"
     others = [f"{name.upper()} is {where}" for name, where in places.items() if name != "dsc"]
     return (
         f"our DSC {ours.mean:.4f} is {abs(ours.mean - published):.4f} {side} the published"
         f" {published:.4f}, which lies {places['dsc']} our interval [{ours.interval.low:.4f},"
-        f" {ours.interval.high:.4f}]; seeds that reach it: {reached} of {len(seeds)}, the best has"
-        f" {seeds.max():.4f}. Of the other published scores {', '.join(others)} our interval"
+        f" {ours.interval.high:.4f}]; seeds that reach it: {ours.reached(published)}, the best has"
+        f" {max(ours.seeds):.4f}. Of the other published scores {', '.join(others)} our interval"
     )
 
 
@@ -182,7 +178,7 @@ def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) 
         )
     said = [_conclude_published(ablations), _conclude_order(ablations)]
     said.append(_conclude_differences(ablations, base))
-    return "\n".join([*_markdown(head.split(", "), rows), "", caption, "", *_bullets(said)])
+    return "\n".join([*markdown(head.split(", "), rows), "", caption, "", *_bullets(said)])
 
 
 def _ablation(runs: Runs, reference: Runs) -> _Ablation:
@@ -309,12 +305,12 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
     score_head += f", DSC per image, difference to {TITLES[scored_on]}'s runs, p, verdict"
     return "\n".join(
         [
-            *_markdown(shared_head.split(", "), shared),
+            *markdown(shared_head.split(", "), shared),
             "",
             "By id, from the committed lists; of `official` only parts whose ids are committed. "
             "9 pairs more are one picture under two ids; `ulvm data check` finds such pairs.",
             "",
-            *_markdown(score_head.split(", "), scores),
+            *markdown(score_head.split(", "), scores),
             "",
             f"{_caption([leaked, control])} Seen: the id is in training or validation of the ISIC"
             f" 2018 runs; those of ISIC 2017 have seen none, so what they too score higher on the"
@@ -344,7 +340,8 @@ def _subsets(trained: Row, scored: Row) -> dict[str, IntArray]:
     return {"all": everything, "seen": everything[seen], "unseen": everything[~seen]}
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     rule = ["---"] * len(head)
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
 

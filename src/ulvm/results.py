@@ -141,11 +141,17 @@ class Estimate:
         sd: Sample standard deviation over seeds (n - 1); nan for a single seed.
         interval: 95 % bootstrap interval of the mean, over seeds and images; over images alone
             for a single seed.
+        seeds: The score of each.
     """
 
     mean: float
     sd: float
     interval: Interval
+    seeds: tuple[float, ...]
+
+    def reached(self, published: float) -> str:
+        """How many seeds score at least as much as a published number, and of how many."""
+        return f"{sum(seed >= published for seed in self.seeds)} of {len(self.seeds)}"
 
     def __str__(self) -> str:
         return f"{self.spread} [{self.interval.low:.4f}, {self.interval.high:.4f}]"
@@ -178,6 +184,7 @@ def estimate(counts: Confusion) -> dict[str, Estimate]:
             mean=float(values.mean()),
             sd=float(values.std(ddof=1)) if seeds > 1 else float("nan"),
             interval=percentile_interval(_mean_over_seeds(resampled[name], stream=1), LEVEL),
+            seeds=tuple(values[:, 0].tolist()),
         )
         for name, values in observed.items()
     }

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 
 OPSET = 20  # the first in which GELU is one operator; torch's exporter writes 18 and later
 TOLERANCE = 1e-4
+SLOW_RULE = "SlicesSplit"  # of the exporter
 SIDE_FILE = "model.json"  # what browsers read, for they cannot read ONNX metadata
 
 
@@ -174,25 +176,15 @@ def probe_images(size: int, channels: int) -> Iterator[npt.NDArray[np.uint8]]:
         yield np.ascontiguousarray(extreme)
 
 
-SLOW_RULE = "SlicesSplit"
-
-
-@contextlib.contextmanager
-def _without_slow_rule() -> Iterator[None]:
+def _without_slow_rule() -> contextlib.AbstractContextManager[object]:
     """The exporter's rewriting without the rule that makes a split of slices.
 
     It goes through the whole graph for each node, a third of all time, and our slices are splits
     already.
     """
-    rules = getattr(rewriter, "_DEFAULT_REWRITE_RULES", None)  # not in every version
-    if rules is None:
-        yield
-        return
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule.name != SLOW_RULE)
-    try:
-        yield
-    finally:
-        rewriter._DEFAULT_REWRITE_RULES = rules
+    name = "_DEFAULT_REWRITE_RULES"  # not in every version
+    kept = tuple(rule for rule in getattr(rewriter, name, ()) if rule.name != SLOW_RULE)
+    return mock.patch.object(rewriter, name, kept, create=True)
 
 
 @contextlib.contextmanager
