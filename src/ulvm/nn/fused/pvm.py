@@ -22,7 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ulvm.nn.fused.scan import _decay, _gather_chunks, _state, choose_chunk, padded
+from ulvm.nn.fused.scan import (
+    _decay,
+    _gather_chunks,
+    _load,
+    _state,
+    _store,
+    choose_chunk,
+    padded,
+)
 from ulvm.nn.fused.sums import sum_partials
 
 ROWS, WARPS = 16, 2  # tokens and warps of one program that works on tokens
@@ -522,10 +530,7 @@ def _step(
 ):  # fmt: skip
     """Token start + i of a (sequences, length, WIDE) array; zeros past the end change nothing."""
     here = pointer + ((sequence * length + start) * WIDE + column) + i * WIDE
-    if EVEN:
-        return tl.load(here)
-    else:
-        return tl.load(here, start + i < length, 0.0)
+    return _load(here, start + i < length, EVEN)
 
 
 @triton.jit
@@ -620,10 +625,7 @@ def _scan_kernel(
             if not TRAIN:
                 y = (y + direct * own) * gates[i].to(tl.float32)
             here = y_out + ((sequence * length + start) * E + e) + i * E
-            if EVEN:
-                tl.store(here, y)
-            else:
-                tl.store(here, y, start + i < length)
+            _store(here, y, start + i < length, EVEN)
 
 
 @triton.jit(do_not_specialize=_SIZES)
