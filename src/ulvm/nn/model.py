@@ -182,8 +182,10 @@ class SS2DMamba(nn.Module):
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
         plane = x.transpose(1, 2).unflatten(2, size_hw)  # (batch, inner, height, width)
         plane = F.silu(self.conv(plane))
-        rows = plane.flatten(2).transpose(1, 2)  # (batch, height · width, inner)
-        columns = plane.transpose(2, 3).flatten(2).transpose(1, 2)  # (batch, width · height, inner)
+        # By rows and by columns, (batch, height · width, inner); contiguous once for both ways.
+        rows, columns = (
+            plane.permute(axes).flatten(1, 2).contiguous() for axes in ((0, 2, 3, 1), (0, 3, 2, 1))
+        )
         across, back, down, up = self.scans
         y_rows = across(rows) + back(rows.flip(1)).flip(1)
         y_columns = down(columns) + up(columns.flip(1)).flip(1)
