@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -96,20 +97,29 @@ def test_training_learns_drawn_lesions(data_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
-@pytest.mark.parametrize("seconds", [0.0, 1e9])
+@pytest.mark.parametrize(
+    ("seconds", "share", "stored_epoch"), [(0.0, math.inf, 2), (1e9, math.inf, 1), (0.0, 1e-9, 1)]
+)
 def test_resume_continues_bit_for_bit(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, device: str
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    share: float,
+    stored_epoch: int,
+    device: str,
 ) -> None:
     """Whether the checkpoint is of the last finished epoch or of one long before."""
     averaged = "train.average_decay=0.9"
     straight = run_small(data_dir, tmp_path / "straight", averaged, device=device)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", share)
     interrupt_validation(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         run_small(data_dir, tmp_path / "resumed", averaged, device=device)
     monkeypatch.undo()
     stored = torch.load(tmp_path / "resumed" / CHECKPOINT, weights_only=True)
-    assert stored["epoch"] == (2 if seconds == 0 else 1)
+    assert stored["epoch"] == stored_epoch
     resumed = run_small(data_dir, tmp_path / "resumed", averaged, resume=True, device=device)
     one, other = (
         torch.load(each.parent / CHECKPOINT, weights_only=True) for each in (straight, resumed)

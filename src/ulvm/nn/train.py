@@ -35,7 +35,9 @@ from ulvm.nn.validate import Validation
 from ulvm.spec import RunSpec, TrainSpec
 
 CHECKPOINT = "checkpoint.pt"
-CHECKPOINT_SECONDS = 5.0  # shortest time between two; a GPU has done an epoch in less
+# Shortest time between two: a GPU has done an epoch in less, and a large network's take seconds.
+CHECKPOINT_SECONDS = 5.0
+CHECKPOINT_SHARE = 0.05  # of the time, at most
 
 
 def train(
@@ -54,7 +56,7 @@ def train(
     ``metrics.csv`` and ``metrics.jsonl`` (a row an epoch), ``curves.png``, ``checkpoint.pt``
     (to resume from) and ``weights.safetensors`` (the epoch with the lowest validation loss, as
     in the released code). All but the curves are written after the first epoch, then every
-    epoch, but not more often than every 5 seconds.
+    epoch, but not more often than every 5 seconds, nor for more than 5 % of the time.
 
     Started by ``torchrun --nproc-per-node=N -m ulvm train …`` the processes share each batch of
     the recipe's size, one GPU or CPU each, and rank 0 does the rest.
@@ -139,7 +141,7 @@ def _lead(
     validate = Validation(state.learner.averaged, validation, run.threshold)
     write_run(out_dir, state.device, state.describe(data_dir))
     writer = tensorboard_writer(out_dir) if tensorboard else None
-    saved = -math.inf
+    next_save = -math.inf
     while state.epoch < run.train.epochs:
         started = time.perf_counter()
         for pictures in steps.run(state.draw_epoch(training)):
@@ -159,9 +161,11 @@ def _lead(
         _require_finite(row, out_dir)
         state.finish_epoch(row)
         bar.report(row)
-        if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+        started = time.monotonic()
+        if started >= next_save:
             state.save(out_dir)
-            saved = time.monotonic()
+            took = time.monotonic() - started
+            next_save = started + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
         if writer is not None:
             for name, value in row.items():
                 writer.add_scalar(name, value, row["epoch"])
