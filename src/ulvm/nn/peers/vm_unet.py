@@ -110,6 +110,11 @@ class VMUNet(nn.Module):
         self.enlarge = PatchExpanding(widths[0], 4)
         self.head = nn.Conv2d(widths[0] // 4, 1, 1)
         init_weights(self, "mamba")
+        for part in self.modules():
+            # As torch draws them, biases too: with none, black patches are 0 behind every norm,
+            # each of which multiplies their gradient by up to 1 / sqrt(eps).
+            if isinstance(part, nn.Conv2d):
+                part.reset_parameters()
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) in 0..255 → logits (batch, 1, height, width).
