@@ -103,6 +103,9 @@ class CausalConv(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, inner) → (batch, length, inner)."""
+        kernels = kernels_for(x)
+        if kernels is not None:
+            return kernels.run_causal_conv(self, x)
         y = super().forward(x.transpose(1, 2))[..., : x.shape[1]]  # (batch, inner, length)
         return F.silu(y.transpose(1, 2))
 
@@ -151,6 +154,20 @@ class BidirectionalMamba(Mamba):
         return self.out_proj(y * F.silu(gate))
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's over the last axis; narrow rows have a kernel of ours on CUDA."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(…, channels) → the same shape; float32 under autocast, as torch's."""
+        kernels = kernels_for(features)
+        if kernels is not None and kernels.fits_layer_norm(self):
+            return kernels.run_layer_norm(self, features)
+        return super().forward(features)
+
+
 class SS2DMamba(nn.Module):
     """Mamba with a 3×3 depthwise convolution and scans along rows and columns, both ways.
 
@@ -168,7 +185,7 @@ class SS2DMamba(nn.Module):
         self.scans = nn.ModuleList(
             SelectiveScan(inner, d_state, math.ceil(channels / 16)) for _ in range(self.DIRECTIONS)
         )
-        self.norm = nn.LayerNorm(inner)
+        self.norm = LayerNorm(inner)
         self.out_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, tokens: Tensor, size_hw: tuple[int, int] | None = None) -> Tensor:
@@ -244,7 +261,7 @@ class PVMLayer(nn.Module):
                 "choose one of these",
             )
         self.branches = branches
-        self.norm = nn.LayerNorm(in_channels)
+        self.norm = LayerNorm(in_channels)
         self.mixer = MIXERS[mixer](in_channels // branches, d_state, d_conv, expand)
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.project = nn.Linear(in_channels, out_channels)

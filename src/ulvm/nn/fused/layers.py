@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ulvm.nn.fused import bridge as bridges
 from ulvm.nn.fused import conv, halve, merge, pvm
+from ulvm.nn.fused.causal_conv import causal_conv
 from ulvm.nn.fused.gather import gather_nearest as gather_nearest
+from ulvm.nn.fused.layer_norm import WIDEST, layer_norm
 from ulvm.nn.fused.loss import bce_dice as bce_dice
 from ulvm.nn.fused.scan import LARGEST_STATE as LARGEST_STATE
 from ulvm.nn.fused.scan import scan as scan
@@ -54,6 +56,30 @@ def merge_norm(norm: nn.GroupNorm, features: Tensor, skip: Tensor, *, doubled: b
 def double_head(head: nn.Conv2d, features: Tensor) -> Tensor:
     """1×1 convolution, then twice the size: float32 logits."""
     return merge.head_double(_last(features), head.weight, _bias(head))
+
+
+def fits_layer_norm(norm: nn.LayerNorm) -> bool:
+    """Whether the kernel covers this norm: of one axis, which is narrow."""
+    return norm.elementwise_affine and norm.weight.dim() == 1 and len(norm.weight) <= WIDEST
+
+
+def run_layer_norm(norm: nn.LayerNorm, features: Tensor) -> Tensor:
+    """LayerNorm of (…, channels)."""
+    if torch.is_autocast_enabled(features.device.type):  # torch's choice for norms
+        features = features.float()
+    return layer_norm(features, norm.weight, norm.bias, norm.eps)
+
+
+def run_channel_norm(norm: nn.LayerNorm, features: Tensor) -> Tensor:
+    """LayerNorm of each position's channels in (batch, channels, height, width)."""
+    return _first(run_layer_norm(norm, _last(features)))
+
+
+def run_causal_conv(block: nn.Conv1d, tokens: Tensor) -> Tensor:
+    """Causal depthwise convolution of (batch, length, channels), then SiLU."""
+    if block.bias is None:
+        raise TypeError("the kernels take convolutions with a bias")
+    return causal_conv(tokens, block.weight, block.bias)
 
 
 def fits_pvm(layer: PVMLayer) -> bool:
