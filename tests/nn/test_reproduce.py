@@ -135,6 +135,24 @@ def test_runs_take_turns_on_all_gpus(
     assert [said for said, _, _ in run_table(tmp_path, asked)] == used
 
 
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_a_run_that_fails_stops_no_other(
+    side_by_side: int, tmp_path: Path, split_file: Path
+) -> None:
+    broken = tmp_path / "runs/drawn/paper-1/checkpoint.pt"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no checkpoint")
+    said: list[tuple[str, int, int]] = []
+    folders = [tmp_path / name for name in ("data", "results", "runs")]
+    with pytest.raises(InputError, match="1 of 2 runs failed"):
+        said.extend(reproduce(["drawn"], *folders, device="cpu", side_by_side=side_by_side))
+    assert sorted(each.split(":")[0] for each, *_ in said) == [
+        "drawn/paper-1 failed",
+        "drawn/paper-2",
+    ]
+    assert read_result(tmp_path, 2)["scores"]
+
+
 def test_a_result_of_another_run_is_refused(tmp_path: Path, split_file: Path) -> None:
     run_table(tmp_path, only=["paper-1"])
     with pytest.raises(InputError, match="result of another run"):

@@ -76,7 +76,8 @@ def reproduce(
         many there are.
 
     Raises:
-        InputError: No such table, data missing, or a result of another run under the same name.
+        InputError: No such table, data missing, or a result of another run under the same name;
+            after all runs, if some have failed.
     """
     rows = [row for table in tables for row in find_table(table).rows]
     by_name = {
@@ -107,18 +108,24 @@ def reproduce(
     for dataset in sorted({target for job in left for target, _ in job.scored_on}):
         _decode(dataset, data_dir, left[0].run.data.image_size)  # once, not in every process
     done = len(jobs) - len(left)
-    for said in _work_all(left, side_by_side):
-        done += 1
+    for said, made in _work_all(left, side_by_side):
+        done += made
         yield said, done, len(jobs)
+    if done < len(jobs):
+        raise InputError(
+            f"{len(jobs) - done} of {len(jobs)} runs failed",
+            "the others have their results",
+            "see what was said of each; the same command tries them again",
+        )
 
 
-def _work_all(jobs: list[_Job], side_by_side: int) -> Iterator[str]:
+def _work_all(jobs: list[_Job], side_by_side: int) -> Iterator[tuple[str, bool]]:
     if side_by_side == 1:
-        yield from map(_work, jobs)
+        yield from map(_try, jobs)
         return
     spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     with ProcessPoolExecutor(side_by_side, mp_context=spawn) as pool:
-        for future in as_completed([pool.submit(_work, job) for job in jobs]):
+        for future in as_completed([pool.submit(_try, job) for job in jobs]):
             yield future.result()
 
 
@@ -148,6 +155,14 @@ def _scored_on(run: RunSpec) -> list[tuple[str, str]]:
 
 def _decode(dataset: str, data_dir: Path, size: int) -> datasets.DecodedDataset:
     return datasets.decode(dataset, data_dir / dataset, size=size)
+
+
+def _try(job: _Job) -> tuple[str, bool]:
+    """What became of a run, and whether it has a result: one that fails stops no other."""
+    try:
+        return _work(job), True
+    except Exception as error:  # a loss that is not finite, a GPU without memory, …
+        return f"{job.name} failed: {error}", False
 
 
 def _work(job: _Job) -> str:
