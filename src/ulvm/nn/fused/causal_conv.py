@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ulvm.nn.fused.sums import sum_partials
 
-TILE = 1024  # numbers that a program works on at a time
+TILE = 512  # numbers that a program works on at a time: four of each thread
 PROGRAMS = 1056  # of backward, at most, for each block of channels: see ``layer_norm.py``
 MOST_CHANNELS = 128  # of one program
 
