@@ -32,12 +32,14 @@ def test_peer_has_its_published_count_and_learns(name: str) -> None:
         as_published = count_parameters(network, peer.uncounted)
         assert as_published == pytest.approx(peer.published, rel=0.01, abs=500)
 
-    logits = network(torch.rand(2, 3, SIZE, SIZE) * 255)
+    pictures = torch.rand(2, 3, SIZE, SIZE) * 255
+    pictures[..., : SIZE // 2] = 0  # the black corners of a dermatoscope
+    logits = network(pictures)
     assert logits.shape == (2, 1, SIZE, SIZE)
     logits.square().mean().backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
-        assert torch.isfinite(parameter.grad).all(), key
+        assert parameter.grad.norm() < 1e4, key  # infinite or not a number is not
         assert parameter.grad.any(), key
 
 

@@ -89,7 +89,7 @@ class VMUNet(nn.Module):
     authors' configuration.
     Differs: random weights in place of VMamba-S trained on ImageNet, so its scores are not
     comparable with the paper's; the projections that make B, C and the step size are drawn like
-    every other linear layer.
+    every other linear layer. Convolutions are drawn as torch does, as in the released code.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class VMUNet(nn.Module):
         self.head = nn.Conv2d(widths[0] // 4, 1, 1)
         init_weights(self, "mamba")
         for part in self.modules():
-            # As torch draws them, biases too: with none, black patches are 0 behind every norm,
-            # each of which multiplies their gradient by up to 1 / sqrt(eps).
+            # Biases too: with none, black patches are 0 behind every norm, each of which
+            # multiplies their gradient by up to 1 / sqrt(eps).
             if isinstance(part, nn.Conv2d):
                 part.reset_parameters()
 
