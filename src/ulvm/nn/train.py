@@ -37,7 +37,7 @@ from ulvm.spec import RunSpec, TrainSpec
 CHECKPOINT = "checkpoint.pt"
 # Shortest time between two: a GPU has done an epoch in less, and a large network's take seconds.
 CHECKPOINT_SECONDS = 5.0
-CHECKPOINT_SHARE = 0.05  # of the time, at most
+CHECKPOINT_SHARE = 0.02  # of the time, at most
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
     ``metrics.csv`` and ``metrics.jsonl`` (a row an epoch), ``curves.png``, ``checkpoint.pt``
     (to resume from) and ``weights.safetensors`` (the epoch with the lowest validation loss, as
     in the released code). All but the curves are written after the first epoch, then every
-    epoch, but not more often than every 5 seconds, nor for more than 5 % of the time.
+    epoch, but not more often than every 5 seconds, nor for more than 2 % of the time.
 
     Started by ``torchrun --nproc-per-node=N -m ulvm train …`` the processes share each batch of
     the recipe's size, one GPU or CPU each, and rank 0 does the rest.
