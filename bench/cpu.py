@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,13 +150,17 @@ def build_peers(model: Path) -> list[Entry]:
 
 
 def build_presets(names: list[str]) -> list[Entry]:
-    """These presets, or every one of REPRODUCE.md's tables."""
+    """These presets, or all of REPRODUCE.md's tables; as many at a time as there are cores."""
     names = names or [row.preset for table in TABLES.values() for row in table.rows]
     image_rgb = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
     entries = []
-    for name in dict.fromkeys(names):
-        print(f"building {name}", file=sys.stderr)
-        entries.append(preset_entry(name, image_rgb))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for entry in pool.map(preset_entry, dict.fromkeys(names), itertools.repeat(image_rgb)):
+            print(f"built {entry.name}", file=sys.stderr)
+            entries.append(entry)
     return entries
 
 
