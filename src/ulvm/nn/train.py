@@ -161,11 +161,11 @@ def _lead(
         _require_finite(row, out_dir)
         state.finish_epoch(row)
         bar.report(row)
-        started = time.monotonic()
-        if started >= next_save:
+        now = time.monotonic()
+        if now >= next_save:
             state.save(out_dir)
-            took = time.monotonic() - started
-            next_save = started + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
+            took = time.monotonic() - now
+            next_save = now + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
         if writer is not None:
             for name, value in row.items():
                 writer.add_scalar(name, value, row["epoch"])

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ulvm.nn.fused.norms import load_channels
 from ulvm.nn.fused.sums import sum_partials
 
 WIDEST = 256  # channels; wider rows keep torch's threads busy
@@ -90,8 +91,8 @@ def _norm_kernel(
     normal, _ = _standardise(
         tl.load(x_in + place, inside, 0.0).to(tl.float32), inside, eps, CHANNELS
     )
-    weight = tl.load(weight_in + channel, channel < CHANNELS, 0.0).to(tl.float32)
-    bias = tl.load(bias_in + channel, channel < CHANNELS, 0.0).to(tl.float32)
+    weight = load_channels(weight_in, C, CHANNELS).to(tl.float32)
+    bias = load_channels(bias_in, C, CHANNELS).to(tl.float32)
     tl.store(y_out + place, normal * weight[None, :] + bias[None, :], inside)
 
 
@@ -102,7 +103,7 @@ def _norm_backward_kernel(
 ):  # fmt: skip
     """Every so many blocks of rows; gradients of weight and bias are this program's part."""
     channel = tl.arange(0, C)
-    weight = tl.load(weight_in + channel, channel < CHANNELS, 0.0).to(tl.float32)
+    weight = load_channels(weight_in, C, CHANNELS).to(tl.float32)
     grad_weight = tl.zeros((ROWS, C), tl.float32)
     grad_bias = tl.zeros((ROWS, C), tl.float32)
     first = tl.program_id(0).to(tl.int64) * ROWS
