@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ulvm.nn.fused.norms import sigmoid, silu_slope
 from ulvm.nn.fused.sums import sum_partials
 
 TILE = 512  # numbers that a program works on at a time: four of each thread
@@ -127,7 +128,7 @@ def _causal_kernel(
     inside = token < tokens
     z, _ = _convolve(x_in, weight_in, bias_in, token, inside, length, stride, e, CHANNELS, TAPS)
     place = token.to(tl.int64)[:, None] * CHANNELS + e[None, :]
-    tl.store(y_out + place, z * tl.sigmoid(z), inside[:, None] & (e < CHANNELS)[None, :])
+    tl.store(y_out + place, z * sigmoid(z), inside[:, None] & (e < CHANNELS)[None, :])
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -151,8 +152,7 @@ def _causal_backward_kernel(
                 x_in, weight_in, bias_in, token + ahead, inside, length, stride, e, CHANNELS, TAPS
             )
             grad_y = _load(grad_y_in, token + ahead, inside, CHANNELS, e, CHANNELS)
-            gate = tl.sigmoid(z)
-            grad_z = grad_y * gate * (1.0 + z * (1.0 - gate))
+            grad_z = grad_y * silu_slope(z)
             weight = _channels(weight_in + TAPS - 1 - ahead, e, CHANNELS, TAPS)
             grad_x += weight[None, :] * grad_z
             if ahead == 0:

@@ -71,11 +71,19 @@ class _LayerNorm(torch.autograd.Function):
 
 
 @triton.jit
-def _standardise(x, inside, eps, CHANNELS: tl.constexpr):
-    """(ROWS, C) numbers → each row with mean 0 and variance 1, zero outside; and 1/deviation."""
-    centred = tl.where(inside, x - (tl.sum(x, 1) / CHANNELS)[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 1) / CHANNELS + eps)
-    return centred * rstd[:, None], rstd
+def row_statistics(x, eps, CHANNELS: tl.constexpr, C: tl.constexpr):
+    """Mean and 1/deviation of each row of x (rows, C) with zeros beyond CHANNELS: (rows, 1)."""
+    mean = tl.sum(x, 1)[:, None] * (1.0 / CHANNELS)
+    centred = tl.where(tl.arange(0, C)[None, :] < CHANNELS, x - mean, 0.0)
+    return mean, tl.rsqrt(tl.sum(centred * centred, 1)[:, None] * (1.0 / CHANNELS) + eps)
+
+
+@triton.jit
+def row_gradient(grad, standard, scale, CHANNELS: tl.constexpr):
+    """Gradient of a LayerNorm's input from that of its standardised output."""
+    along = tl.sum(grad, 1)[:, None] / CHANNELS
+    across = tl.sum(grad * standard, 1)[:, None] / CHANNELS
+    return scale * (grad - along - standard * across)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -88,12 +96,11 @@ def _norm_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = (row < rows)[:, None] & (channel < CHANNELS)[None, :]
     place = row[:, None] * CHANNELS + channel[None, :]
-    normal, _ = _standardise(
-        tl.load(x_in + place, inside, 0.0).to(tl.float32), inside, eps, CHANNELS
-    )
+    x = tl.load(x_in + place, inside, 0.0).to(tl.float32)
+    mean, scale = row_statistics(x, eps, CHANNELS, C)
     weight = load_channels(weight_in, C, CHANNELS).to(tl.float32)
     bias = load_channels(bias_in, C, CHANNELS).to(tl.float32)
-    tl.store(y_out + place, normal * weight[None, :] + bias[None, :], inside)
+    tl.store(y_out + place, (x - mean) * scale * weight[None, :] + bias[None, :], inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -113,13 +120,12 @@ def _norm_backward_kernel(
         place = row[:, None] * CHANNELS + channel[None, :]
         x = tl.load(x_in + place, inside, 0.0).to(tl.float32)
         grad_y = tl.load(grad_y_in + place, inside, 0.0).to(tl.float32)
-        normal, rstd = _standardise(x, inside, eps, CHANNELS)
+        mean, scale = row_statistics(x, eps, CHANNELS, C)
+        normal = (x - mean) * scale
         grad_weight += grad_y * normal
         grad_bias += grad_y
-        grad = grad_y * weight[None, :]
-        along = tl.sum(grad * normal, 1) / CHANNELS
-        grad_x = grad - (tl.sum(grad, 1) / CHANNELS)[:, None] - normal * along[:, None]
-        tl.store(grad_x_out + place, grad_x * rstd[:, None], inside)
+        grad_x = row_gradient(grad_y * weight[None, :], normal, scale, CHANNELS)
+        tl.store(grad_x_out + place, grad_x, inside)
     here = tl.program_id(0) * CHANNELS + channel
     tl.store(grad_weight_out + here, tl.sum(grad_weight, 0), channel < CHANNELS)
     tl.store(grad_bias_out + here, tl.sum(grad_bias, 0), channel < CHANNELS)

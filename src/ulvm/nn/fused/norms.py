@@ -1,4 +1,4 @@
-"""What the kernels share: group normalisation from partial sums, and the exact GELU.
+"""What the kernels share: group normalisation from partial sums, the exact GELU, SiLU.
 
 A kernel that makes an activation also writes what each of its programs saw, as *partials*
 (batch, blocks, 2, channels) float32: per channel the sum, and the sum of squared differences
@@ -26,6 +26,26 @@ def gelu_slope(x):
     """Derivative of ``gelu``: Φ(x) + x · φ(x)."""
     normal = 0.3989422804014327 * tl.exp(-0.5 * x * x)
     return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * normal
+
+
+@triton.jit
+def reciprocal(x):
+    """1/x for x > 0: two instructions, where a division takes nine."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return reciprocal(1.0 + tl.exp2(-1.4426950408889634 * x))
+
+
+@triton.jit
+def silu_slope(x):
+    """Derivative of x · sigmoid(x)."""
+    s = sigmoid(x)
+    return s * (1.0 + x * (1.0 - s))
 
 
 @triton.jit

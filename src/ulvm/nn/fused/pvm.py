@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ulvm.nn.fused.layer_norm import row_gradient, row_statistics
+from ulvm.nn.fused.norms import reciprocal, sigmoid, silu_slope
 from ulvm.nn.fused.scan import (
     _decay,
     _gather_chunks,
@@ -335,13 +337,6 @@ def _product(left, right):
 
 
 @triton.jit
-def _reciprocal(x):
-    """1/x for x > 0: two instructions, where a division takes nine."""
-    root = tl.rsqrt(x)
-    return root * root
-
-
-@triton.jit
 def _dot(left, right, PRECISION: tl.constexpr):
     """Product in one of ``PRECISIONS``, summed in float32."""
     if PRECISION == "half":
@@ -351,21 +346,10 @@ def _dot(left, right, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _sigmoid(x):
-    return _reciprocal(1.0 + tl.exp2(-1.4426950408889634 * x))
-
-
-@triton.jit
-def _silu_slope(x):
-    s = _sigmoid(x)
-    return s * (1.0 + x * (1.0 - s))
-
-
-@triton.jit
 def _softplus(x):
     small = tl.exp2(-1.4426950408889634 * tl.abs(x))
     # log(1 + small) = 2 artanh(small / (2 + small)), exact also where 1 + small rounds to 1.
-    z = small * _reciprocal(2.0 + small)  # at most 1/3: five terms are enough
+    z = small * reciprocal(2.0 + small)  # at most 1/3: five terms are enough
     square = z * z
     series = 1.0 / 9.0 + square * (1.0 / 11.0)
     series = 1.0 / 5.0 + square * (1.0 / 7.0 + square * series)
@@ -406,22 +390,6 @@ def _store_sum(pointer, value, row, column, ROW_COUNT: tl.constexpr, COLUMN_COUN
     """Write a (row, column) matrix of that size into a row of partial sums."""
     keep = (row < ROW_COUNT) & (column < COLUMN_COUNT)
     tl.store(pointer + row * COLUMN_COUNT + column, value, keep)
-
-
-@triton.jit
-def _statistics(x, eps, CHANNELS: tl.constexpr, C: tl.constexpr):
-    """Mean and 1/deviation of each row of x (rows, C) with zeros beyond CHANNELS: (rows, 1)."""
-    mean = tl.sum(x, 1)[:, None] * (1.0 / CHANNELS)
-    centred = tl.where(tl.arange(0, C)[None, :] < CHANNELS, x - mean, 0.0)
-    return mean, tl.rsqrt(tl.sum(centred * centred, 1)[:, None] * (1.0 / CHANNELS) + eps)
-
-
-@triton.jit
-def _norm_backward(grad, standard, scale, CHANNELS: tl.constexpr):
-    """Gradient of a LayerNorm's input from that of its standardised output."""
-    along = tl.sum(grad, 1)[:, None] / CHANNELS
-    across = tl.sum(grad * standard, 1)[:, None] / CHANNELS
-    return scale * (grad - along - standard * across)
 
 
 @triton.jit
@@ -466,7 +434,7 @@ def _operands_kernel(
     own_row = first + tl.arange(0, ROWS)
     own = (own_row < rows) & (tl.arange(0, ROWS) < ROWS - (WIDTH - 1))
     g, e, n = tl.arange(0, G), tl.arange(0, E), tl.arange(0, N)
-    mean, scale = _statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
+    mean, scale = row_statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
     to_inner = _matrix(in_proj, e[None, :], g[:, None], INNER, GROUP)  # (G, E)
     to_gate = _matrix(in_proj + INNER * GROUP, e[None, :], g[:, None], INNER, GROUP)
     to_B = _matrix(x_proj + RANK * INNER, n[None, :], e[:, None], STATE, INNER)  # (E, N)
@@ -484,7 +452,7 @@ def _operands_kernel(
         )
         z = _dot(group, to_gate, PRECISION)
         if not TRAIN:
-            z *= _sigmoid(z)
+            z *= sigmoid(z)
         place = _place_in_sequence(row, length, branch, BRANCHES)
         _store_rows(inner, place, inside, _dot(group, to_inner, PRECISION), E, E)
         _store_rows(gate, place, inside, z, E, E)
@@ -499,7 +467,7 @@ def _operands_kernel(
             0.0,
         )  # (row, tap, e)
         convolved = tl.sum(read.to(tl.float32) * weight, 1) + _vector(conv_bias, e, INNER)
-        x = convolved * _sigmoid(convolved)
+        x = convolved * sigmoid(convolved)
         raw = tl.zeros((ROWS, E), tl.float32) + _vector(dt_bias, e, INNER)
         for r in tl.static_range(RANK):
             rank = tl.sum(x * _vector(x_proj + r * INNER, e, INNER), 1)[:, None]
@@ -644,14 +612,14 @@ def _mix_kernel(
     to_out = _matrix(out_proj, g[None, :], e[:, None], GROUP, INNER)  # (E, G)
     direct = _vector(D, e, INNER)
     skip = tl.load(skip_scale)
-    mean, scale = _statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
+    mean, scale = row_statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
     for branch in tl.static_range(BRANCHES):
         place = _place_in_sequence(row, length, branch, BRANCHES)
         gated = _load_rows(y_in, place, inside, E, E)
         if TRAIN:
             convolved = _load_rows(before, place, inside, E, E)
             z = _load_rows(gate, place, inside, E, E)
-            gated = (gated + direct * convolved * _sigmoid(convolved)) * z * _sigmoid(z)
+            gated = (gated + direct * convolved * sigmoid(convolved)) * z * sigmoid(z)
         group = _normal_group(
             tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
         )
@@ -660,7 +628,7 @@ def _mix_kernel(
         tl.store(mixed + row[:, None] * CHANNELS + branch * GROUP + g[None, :], left, keep)
     tl.debug_barrier()  # the branches are read as whole rows below
     x = _load_rows(mixed, row, inside, CHANNELS, C)
-    mean, scale = _statistics(x, eps, CHANNELS, C)
+    mean, scale = row_statistics(x, eps, CHANNELS, C)
     normal = (x - mean) * scale * _vector(norm_weight, c, CHANNELS)
     normal += _vector(norm_bias, c, CHANNELS)
     to_channels = _matrix(project_weight, o[None, :], c[:, None], OUT, CHANNELS)
@@ -693,7 +661,7 @@ def _mix_backward_kernel(
         row = tile * ROWS + tl.arange(0, ROWS)
         inside = row < rows
         x = _load_rows(mixed, row, inside, CHANNELS, C)
-        mean, scale = _statistics(x, eps, CHANNELS, C)
+        mean, scale = row_statistics(x, eps, CHANNELS, C)
         standard = tl.where((c < CHANNELS)[None, :], (x - mean) * scale, 0.0)
         grad = _load_rows(grad_out, row, inside, OUT, O)
         grad_project += _product(tl.trans(grad), standard * gain + shift)
@@ -701,7 +669,7 @@ def _mix_backward_kernel(
         grad_normal = _product(grad, project_back)
         grad_gain += tl.sum(grad_normal * standard, 0)
         grad_shift += tl.sum(grad_normal, 0)
-        grad_x = _norm_backward(grad_normal * gain, standard, scale, CHANNELS)
+        grad_x = row_gradient(grad_normal * gain, standard, scale, CHANNELS)
         _store_rows(grad_mixed, row, inside, grad_x, CHANNELS, C)
         tl.debug_barrier()  # the rows are read by branches below
         for branch in range(BRANCHES):
@@ -710,16 +678,16 @@ def _mix_backward_kernel(
             grad_left = tl.load(here, keep, 0.0)
             place = _place_in_sequence(row, length, branch, BRANCHES)
             convolved = _load_rows(before, place, inside, E, E)
-            own = convolved * _sigmoid(convolved)
+            own = convolved * sigmoid(convolved)
             z = _load_rows(gate, place, inside, E, E)
             y = _load_rows(y_in, place, inside, E, E) + direct * own
-            opened = z * _sigmoid(z)
+            opened = z * sigmoid(z)
             grad_gated = _product(grad_left, out_back)
             grad_y = grad_gated * opened
             grad_out_proj += _product(tl.trans(grad_left), y * opened)
             grad_D += tl.sum(grad_y * own, 0)
             _store_rows(grad_y_out, place, inside, grad_y, E, E)
-            _store_rows(grad_gate, place, inside, grad_gated * y * _silu_slope(z), E, E)
+            _store_rows(grad_gate, place, inside, grad_gated * y * silu_slope(z), E, E)
     # In the order of ``mix_sizes``.
     size: tl.constexpr = OUT * CHANNELS + OUT + GROUP * INNER + INNER
     partials += tl.program_id(0) * size
@@ -838,7 +806,7 @@ def _operands_backward_kernel(
         row = tile * ROWS + tl.arange(0, ROWS)
         inside = row < rows
         convolved = _load_rows(before, row, inside, E, E)
-        x = convolved * _sigmoid(convolved)
+        x = convolved * sigmoid(convolved)
         delta = _load_rows(delta_in, row, inside, E, E)
         of_driven = _load_rows(grad_driven, row, inside, E, E)
         of_B = tl.zeros((ROWS, N), tl.float32)
@@ -861,7 +829,7 @@ def _operands_backward_kernel(
         grad_dt_bias += tl.sum(grad_raw, 0)
         grad_to_B += _product(tl.trans(of_B), x)
         grad_to_C += _product(tl.trans(of_C), x)
-        _store_rows(grad_before, row, inside, grad_x * _silu_slope(convolved), E, E)
+        _store_rows(grad_before, row, inside, grad_x * silu_slope(convolved), E, E)
     # In the order of ``operand_sizes``.
     partials += tl.program_id(0) * ((2 * RANK + 2 * STATE) * INNER + INNER)
     _store_sum(partials, grad_to_rank, ranks, e[None, :], RANK, INNER)
@@ -901,7 +869,7 @@ def _tokens_backward_kernel(
         row = tile * ROWS + tl.arange(0, ROWS)
         inside = row < rows
         x = _load_rows(tokens, row, inside, CHANNELS, C)
-        mean, scale = _statistics(x, eps, CHANNELS, C)
+        mean, scale = row_statistics(x, eps, CHANNELS, C)
         for branch in range(BRANCHES):
             place = _place_in_sequence(row, length, branch, BRANCHES)
             group = _normal_group(
@@ -934,7 +902,7 @@ def _tokens_backward_kernel(
         grad_shift += tl.sum(grad, 0)
         grad *= _vector(norm_weight, c, CHANNELS)
         _store_rows(
-            grad_tokens, row, inside, _norm_backward(grad, standard, scale, CHANNELS), CHANNELS, C
+            grad_tokens, row, inside, row_gradient(grad, standard, scale, CHANNELS), CHANNELS, C
         )
     # In the order of ``token_sizes``.
     size: tl.constexpr = 2 * INNER * GROUP + INNER * WIDTH + INNER + 1
