@@ -38,7 +38,8 @@ PICTURES: dict[str, tuple[int, dict[str, Any]]] = {
     "ruler, frame": (107, {"skin_tone": "II", "ruler": True, "frame": True}),
     "low contrast": (85, {"skin_tone": "IV"}),
 }
-TILE, GAP, NAMES, HEAD = 112, 4, 130, 22  # pixels; names of networks take a column, others a row
+TILE, GAP, HEAD = 112, 4, 22  # pixels; names of pictures take a row, networks' a column
+MARGIN = 8  # pixels on both sides of a network's name
 LARGEST = 600_000  # bytes
 LINE_WIDTH = 3  # at the network's 256 pixels
 INK, PAPER = (24, 24, 27), (255, 255, 255)
@@ -97,18 +98,19 @@ def draw_sheet(weights_dir: Path) -> tuple[Image.Image, str]:
     lesions = [draw_lesion(seed, **PLAIN | options) for seed, options in PICTURES.values()]
     networks = find_networks(weights_dir)
     step = TILE + GAP
-    sheet = Image.new(
-        "RGB", (NAMES + step * len(PICTURES), HEAD + step * (1 + len(networks))), PAPER
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    font = ImageFont.load_default(size=15)
+    left = round(max(font.getlength(name) for name in networks)) + 2 * MARGIN
+    size = (left + step * len(PICTURES), HEAD + step * (1 + len(networks)))
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
     for column, label in enumerate(PICTURES):
-        draw.text((NAMES + column * step + TILE / 2, 2), label, INK, font, anchor="ma")
+        draw.text((left + column * step + TILE / 2, 2), label, INK, font, anchor="ma")
     told = []
     for row, (name, tiles, scores) in enumerate(draw_rows(networks, lesions)):
         top = HEAD + row * step
-        draw.text((NAMES - 8, top + TILE / 2), name, INK, font, anchor="rm")
+        draw.text((left - MARGIN, top + TILE / 2), name, INK, font, anchor="rm")
         for column, tile in enumerate(tiles):
-            sheet.paste(tile, (NAMES + column * step, top))
+            sheet.paste(tile, (left + column * step, top))
         if scores:
             told.append(f"{name} {np.mean(scores):.3f}")
     words = f"Outlines on drawn pictures ({'; '.join(PICTURES)}); mean Dice: {', '.join(told)}"
