@@ -35,6 +35,12 @@ def test_tables_share_runs_of_one_name() -> None:
                 assert runs.setdefault(name, run) == run
 
 
+def test_a_preset_on_one_split_has_the_same_seeds_in_every_table() -> None:
+    seeds = {}
+    for row in (row for table in TABLES.values() for row in table.rows):
+        assert seeds.setdefault((row.preset, row.dataset, row.split), row.seeds) == row.seeds
+
+
 def test_unknown_tables_are_met_with_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'branches'"):
         find_table("branchs")
