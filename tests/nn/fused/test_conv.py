@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernel_errors import errors
 from ulvm.nn.fused.conv import conv
 
 
@@ -18,18 +19,6 @@ def drawn(shape: tuple[int, int, int, int], out: int, device: str) -> list[Tenso
     return [each.to(device).requires_grad_() for each in inputs]
 
 
-def errors(inputs: list[Tensor]) -> list[float]:
-    """Of the value and each gradient, relative to the largest number."""
-    exact = [each.detach().double().requires_grad_() for each in inputs]
-    result, expected = conv(*inputs), oracle(*exact)
-    upstream = torch.randn(expected.shape, device=expected.device)
-    result.backward(upstream.to(result.dtype))
-    expected.backward(upstream.double())
-    pairs = [(result, expected), *((a.grad, b.grad) for a, b in zip(inputs, exact, strict=True))]
-    assert result.dtype == inputs[0].dtype
-    return [float((a - b).detach().abs().max() / b.detach().abs().max()) for a, b in pairs]
-
-
 @pytest.mark.parametrize(
     ("shape", "out"),
     [
@@ -41,12 +30,12 @@ def errors(inputs: list[Tensor]) -> list[float]:
     ],
 )
 def test_matches_torch(shape: tuple[int, int, int, int], out: int, device: str) -> None:
-    assert max(errors(drawn(shape, out, device))) < 1e-5
+    assert max(errors(conv, oracle, drawn(shape, out, device))) < 1e-5
 
 
 def test_many_blocks_per_program(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ulvm.nn.fused.conv.PROGRAMS", 3)
-    assert max(errors(drawn((2, 16, 13, 4), 4, device))) < 1e-5
+    assert max(errors(conv, oracle, drawn((2, 16, 13, 4), 4, device))) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -55,7 +44,7 @@ def test_half_activations(dtype: torch.dtype, device: str) -> None:
         pytest.skip("Triton's interpreter multiplies the bits of bfloat16 matrices")
     x, weight, bias = drawn((2, 8, 8, 8), 8, device)
     x = x.detach().to(dtype).requires_grad_()
-    assert max(errors([x, weight, bias])) < 2e-2
+    assert max(errors(conv, oracle, [x, weight, bias])) < 2e-2
     assert x.grad is not None
     assert x.grad.dtype == dtype
 
@@ -63,7 +52,7 @@ def test_half_activations(dtype: torch.dtype, device: str) -> None:
 def test_comparison_sees_a_wrong_gradient(device: str) -> None:
     inputs = drawn((1, 8, 8, 8), 8, device)
     inputs[1].register_hook(lambda grad: grad.transpose(2, 3))
-    assert max(errors(inputs)) > 1e-2
+    assert max(errors(conv, oracle, inputs)) > 1e-2
 
 
 def test_picture_that_needs_no_gradient(device: str) -> None:

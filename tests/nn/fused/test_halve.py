@@ -1,15 +1,18 @@
 """The halving kernels against torch in float64."""
 
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ulvm.nn.fused.halve import conv_halve, norm_halve
+from kernel_errors import errors
+from ulvm.nn.fused import halve as kernels
 
 EPS = 1e-5
+conv_halve = partial(kernels.conv_halve, eps=EPS)
+norm_halve = partial(kernels.norm_halve, eps=EPS)
 
 
 def halve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
@@ -36,20 +39,6 @@ def drawn_conv(shape: tuple[int, int, int, int], out: int, device: str) -> list[
     torch.manual_seed(0)
     inputs = [torch.randn(shape) * 3 + 1, torch.randn(out, shape[3], 3, 3) / 5, torch.randn(out)]
     return [each.to(device).requires_grad_() for each in inputs] + drawn_norm(out, device)
-
-
-def errors(
-    function: Callable[..., Tensor], oracle: Callable[..., Tensor], inputs: list[Tensor]
-) -> list[float]:
-    """Of the value and each gradient, relative to the largest number."""
-    exact = [each.detach().double().requires_grad_() for each in inputs]
-    result, expected = function(*inputs, EPS), oracle(*exact)
-    upstream = torch.randn(expected.shape, device=expected.device)
-    result.backward(upstream.to(result.dtype))
-    expected.backward(upstream.double())
-    assert result.dtype == inputs[0].dtype
-    pairs = [(result, expected), *((a.grad, b.grad) for a, b in zip(inputs, exact, strict=True))]
-    return [float((a - b).detach().abs().max() / b.detach().abs().max()) for a, b in pairs]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +87,7 @@ def test_half_activations(dtype: torch.dtype, device: str) -> None:
 
 def test_result_of_another_dtype(device: str) -> None:
     inputs = drawn_conv((1, 4, 4, 4), 4, device)
-    result = conv_halve(*inputs, EPS, torch.float16)
+    result = conv_halve(*inputs, dtype=torch.float16)
     assert result.dtype == torch.float16
     result.float().sum().backward()
     assert all(each.grad is not None and each.grad.dtype == torch.float32 for each in inputs)
@@ -127,11 +116,11 @@ def test_picture_of_one_value(level: float, device: str) -> None:
     _, *parameters = drawn_conv((1, 16, 16, 3), 8, device)
     x = torch.full((1, 16, 16, 3), level, device=device).requires_grad_()
     exact = conv_oracle(*(each.detach().double() for each in [x, *parameters]))
-    assert (conv_halve(x, *parameters, EPS) - exact).abs().max() < 1e-4 * exact.abs().max()
+    assert (conv_halve(x, *parameters) - exact).abs().max() < 1e-4 * exact.abs().max()
 
     flat = torch.full((1, 8, 8, 8), level, device=device)
     exact = norm_oracle(flat.double(), *(each.detach().double() for each in parameters[2:]))
-    assert (norm_halve(flat, *parameters[2:], EPS) - exact).abs().max() < 1e-5
+    assert (norm_halve(flat, *parameters[2:]) - exact).abs().max() < 1e-5
 
 
 def test_picture_needs_no_gradient(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +129,7 @@ def test_picture_needs_no_gradient(device: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ulvm.nn.fused.halve.PROGRAMS", 1)
     x, *parameters = drawn_conv((2, 4, 10, 3), 8, device)
     exact = [each.detach().double().requires_grad_() for each in [x, *parameters]]
-    conv_halve(x.detach(), *parameters, EPS).sum().backward()
+    conv_halve(x.detach(), *parameters).sum().backward()
     conv_oracle(*exact).sum().backward()
     assert x.grad is None
     for found, expected in zip(parameters, exact[1:], strict=True):
