@@ -382,8 +382,22 @@ def _load_model(model: str, device: str) -> Any:
     required=True,
     help="Folder that holds isic2017, isic2018 and ph2, each as downloaded.",
 )
-@click.option("--results", "results_dir", type=_FOLDER, default=Path("results/runs"))
-@click.option("--runs", "runs_dir", type=_FOLDER, default=Path("runs/reproduce"))
+@click.option(
+    "--results",
+    "results_dir",
+    type=_FOLDER,
+    default=Path("results/runs"),
+    show_default=True,
+    help="Result files; what has one here is not run again.",
+)
+@click.option(
+    "--runs",
+    "runs_dir",
+    type=_FOLDER,
+    default=Path("runs/reproduce"),
+    show_default=True,
+    help="Weights and progress; what has some here goes on from there.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--side-by-side", default=1, show_default=True, help="Runs at the same time.")
 @click.option("--only", multiple=True, help="Runs whose name holds this, as sorted/ or paper-42.")

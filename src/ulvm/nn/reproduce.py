@@ -177,7 +177,7 @@ def _work(job: _Job) -> str:
         job.run_dir,
         device=job.device,
         resume=resumed,
-        progress=False,
+        progress=job.side_by_side == 1,  # several bars would overwrite each other
     )
     train_s = time.perf_counter() - start
     stored = json.loads((job.run_dir / RUN).read_text())
