@@ -6,7 +6,8 @@ its min–max. Writes ``bench/results/cpu.json`` and prints it as a table. Run i
 
 With ``--presets``, times the networks of the tables of REPRODUCE.md instead, on one thread, with
 fresh weights and as ``ulvm export`` writes it; writes ``results/cpu_times.json``, which the tables'
-column of times reads.
+column of times reads. Rounds are many and short then: where neighbours share the cores, the fastest
+is what the network takes, if it has one that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import math
 import multiprocessing
 import os
 import statistics
@@ -165,21 +167,26 @@ def build_presets(names: list[str]) -> list[Entry]:
 
 
 def time_interleaved(
-    runs: list[Callable[[], object]], rounds: int, repeats: int
+    runs: list[Callable[[], object]], rounds: int, repeats: int, seconds: float
 ) -> list[list[list[float]]]:
     """Milliseconds of each run in each round, as [run][round][repeat]; one block after another."""
     times: list[list[list[float]]] = [[] for _ in runs]
     for _ in range(rounds):
         for run, blocks in zip(runs, times, strict=True):
-            for _ in range(WARM_UP):
-                run()
-            block = []
-            for _ in range(repeats):
-                start = time.perf_counter()
-                run()
-                block.append((time.perf_counter() - start) * 1e3)
-            blocks.append(block)
+            time_block(run, WARM_UP, seconds)
+            blocks.append(time_block(run, repeats, seconds))
     return times
+
+
+def time_block(run: Callable[[], object], repeats: int, seconds: float) -> list[float]:
+    """Milliseconds of so many runs, or of as many as begin within the seconds; at least one."""
+    block: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(block) < repeats and (not block or time.perf_counter() < end):
+        start = time.perf_counter()
+        run()
+        block.append((time.perf_counter() - start) * 1e3)
+    return block
 
 
 def summarise(blocks: list[list[float]]) -> dict[str, float | int]:
@@ -195,7 +202,7 @@ def summarise(blocks: list[list[float]]) -> dict[str, float | int]:
 
 
 def measure(
-    entries: list[Entry], threads: list[int], rounds: int, repeats: int
+    entries: list[Entry], threads: list[int], rounds: int, repeats: int, seconds: float
 ) -> list[dict[str, Any]]:
     """One row per entry, with a summary for each number of threads."""
     rows: list[dict[str, Any]] = [
@@ -210,7 +217,8 @@ def measure(
         for entry in entries
     ]
     for count in threads:
-        times = time_interleaved([runner(entry, count) for entry in entries], rounds, repeats)
+        runs = [runner(entry, count) for entry in entries]
+        times = time_interleaved(runs, rounds, repeats, seconds)
         for row, blocks in zip(rows, times, strict=True):
             row["threads"][str(count)] = summarise(blocks)
     return rows
@@ -232,13 +240,17 @@ def main() -> None:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("model", nargs="?", type=Path, default=BUNDLED, help="our ONNX file")
     chosen.add_argument("--presets", nargs="*", help="time these presets; if none, all")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="5; with --presets 40")
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of a model a round")
+    parser.add_argument("--seconds", type=float, help="a round of a model at most; --presets: 0.7")
     parser.add_argument("--threads", type=int, nargs="+", help="1 and 2; with --presets 1")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     presets = options.presets
     threads = options.threads or ([1, 2] if presets is None else [1])
+    rounds = options.rounds or (5 if presets is None else 40)
+    seconds = options.seconds or (math.inf if presets is None else 0.7)
+    limit = "" if seconds == math.inf else f" or {seconds:g} s"
     out = options.out or (RESULT if presets is None else PRESETS_RESULT)
     cores = len(os.sched_getaffinity(0))
     if max(threads) > cores:
@@ -250,8 +262,8 @@ def main() -> None:
     entries = build_peers(options.model) if presets is None else build_presets(presets)
     described = machine(torch.device("cpu"))
     result = {
-        "what": f"ONNX Runtime, CPU, batch 1, {SIZE}×{SIZE}, {options.rounds} interleaved rounds "
-        f"of {options.repeats} runs; spread is the range of the medians of the rounds",
+        "what": f"ONNX Runtime, CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
+        f"{options.repeats} runs{limit}; spread is the range of the medians of the rounds",
         "date": today(),
         "machine": {
             "platform": described["platform"],
@@ -261,7 +273,7 @@ def main() -> None:
         },
         "versions": versions() | {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
         "threads": threads,
-        "models": measure(entries, threads, options.rounds, options.repeats),
+        "models": measure(entries, threads, rounds, options.repeats, seconds),
     }
     write_result(out, result)
     print(tables.cpu(out))

@@ -110,8 +110,8 @@ def read_points(results_dir: Path) -> list[Point]:
 
 
 def put_at_times(points: Sequence[Point], timed: dict[str, Any]) -> list[Point]:
-    """The points of timed networks at their milliseconds on one thread."""
-    times = {row["name"]: row["threads"]["1"]["median_ms"] for row in timed["models"]}
+    """The points of timed networks at their milliseconds on one thread, in the fastest round."""
+    times = {row["name"]: row["threads"]["1"]["lowest_round_ms"] for row in timed["models"]}
     return [
         dataclasses.replace(point, x=times[point.preset])
         for point in points

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import cpu
 import gpu
 import inference
 import predict
@@ -54,6 +57,30 @@ def test_blocks_take_turns_and_only_repeats_are_timed() -> None:
     blocks = [(name, len(list(group))) for name, group in itertools.groupby(calls)]
     assert blocks == [("a", gpu.WARM_UP + 3), ("b", gpu.WARM_UP + 3)] * 2
     assert [len(each) for each in times.values()] == [6, 6]
+
+
+def test_a_round_ends_with_its_repeats_or_its_time() -> None:
+    assert len(cpu.time_block(lambda: None, 4, math.inf)) == 4
+    assert len(cpu.time_block(lambda: time.sleep(0.02), 1000, 0.1)) <= 5
+    (long,) = cpu.time_block(lambda: time.sleep(0.05), 1000, 0.01)
+    assert long >= 50
+
+
+def test_rounds_take_turns_on_a_cpu_too() -> None:
+    calls: list[str] = []
+    runs = [lambda name=name: calls.append(name) for name in ("a", "b")]
+    times = cpu.time_interleaved(runs, 2, 3, 0)  # each once to warm up, once timed
+    assert calls == ["a", "a", "b", "b"] * 2
+    assert [[len(block) for block in blocks] for blocks in times] == [[1, 1]] * 2
+
+
+def test_the_fastest_round_is_told_from_all() -> None:
+    assert cpu.summarise([[5.0, 9.0, 7.0], [1.0, 4.0]]) == {
+        "n": 5,
+        "median_ms": 5.0,
+        "lowest_round_ms": 2.5,
+        "highest_round_ms": 7.0,
+    }
 
 
 def test_steps_on_a_cpu_are_counted_over_epochs_without_the_first() -> None:
