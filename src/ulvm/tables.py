@@ -57,11 +57,15 @@ class Table:
     rows: tuple[Row, ...]
 
 
+PAPER = Row(preset="paper", seeds=FIVE)  # what the rows of other tables are compared with
+
+
 def _rows(*presets: str, seeds: tuple[int, ...] = THREE) -> tuple[Row, ...]:
-    return tuple(Row(preset=preset, seeds=seeds) for preset in presets)
+    """A row for each preset; ``paper``, in every table, with all its seeds."""
+    return tuple(
+        PAPER if preset == PAPER.preset else Row(preset=preset, seeds=seeds) for preset in presets
+    )
 
-
-PAPER = Row(preset="paper", seeds=FIVE)  # what the rows of the other tables are compared with
 
 TABLES: dict[str, Table] = {
     "main": Table(
@@ -75,40 +79,35 @@ TABLES: dict[str, Table] = {
     ),
     "branches": Table(
         question="Do more branches score higher?",
-        rows=(*_rows("branches-1", "branches-2"), PAPER, *_rows("branches-8")),
+        rows=_rows("branches-1", "branches-2", "paper", "branches-8"),
     ),
     "bridges": Table(
         question="What do the two attentions of the bridge add?",
-        rows=(*_rows("bridge-none", "bridge-channel", "bridge-spatial"), PAPER),
+        rows=_rows("bridge-none", "bridge-channel", "bridge-spatial", "paper"),
     ),
     "stages": Table(
         question="PVM layers or convolutions?",
-        rows=(*_rows("conv-both", "conv-encoder", "conv-decoder"), PAPER),
+        rows=_rows("conv-both", "conv-encoder", "conv-decoder", "paper"),
     ),
     "mamba": Table(
         question="How large should the Mamba be?",
         rows=(
-            *_rows("d-state-4", "d-state-8", seeds=ONE),
-            PAPER,
-            *_rows("d-state-32", "d-state-64", seeds=ONE),
+            *_rows("d-state-4", "d-state-8", "paper", "d-state-32", "d-state-64", seeds=ONE),
             *_rows("d-conv-2", "d-conv-3", seeds=ONE),
             *_rows("expand-1", "expand-3", "expand-4", seeds=ONE),
         ),
     ),
     "widths": Table(
         question="How narrow can the network be?",
-        rows=(*_rows("widths-quarter", "widths-half"), PAPER),
+        rows=_rows("widths-quarter", "widths-half", "paper"),
     ),
     "mixers": Table(
         question="Does another direction of scanning help?",
-        rows=(PAPER, *_rows("mixer-bidirectional", "mixer-ss2d", seeds=ONE)),
+        rows=_rows("paper", "mixer-bidirectional", "mixer-ss2d", seeds=ONE),
     ),
     "peers": Table(
         question="How do other networks score in the same harness?",
-        rows=(
-            PAPER,
-            *_rows("unet", "ege-unet", "malunet", "lightm-unet", "vm-unet", seeds=ONE),
-        ),
+        rows=_rows("paper", "unet", "ege-unet", "malunet", "lightm-unet", "vm-unet", seeds=ONE),
     ),
     "plug": Table(
         question="Does a PVM layer serve other networks?",
