@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ import onnxruntime
 import torch
 
 import tables
-from gpu import today, write_result
+from gpu import time_block, today, write_result
 from ulvm import segmenter
 from ulvm.errors import InputError
 from ulvm.nn.export import build_onnx
@@ -178,17 +177,6 @@ def time_interleaved(
     return times
 
 
-def time_block(run: Callable[[], object], repeats: int, seconds: float) -> list[float]:
-    """Milliseconds of so many runs, or of as many as begin within the seconds; at least one."""
-    block: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(block) < repeats and (not block or time.perf_counter() < end):
-        start = time.perf_counter()
-        run()
-        block.append((time.perf_counter() - start) * 1e3)
-    return block
-
-
 def summarise(blocks: list[list[float]]) -> dict[str, float | int]:
     """Median of all, and the range of the medians of the rounds."""
     medians = [statistics.median(block) for block in blocks]
@@ -263,7 +251,7 @@ def main() -> None:
     described = machine(torch.device("cpu"))
     result = {
         "what": f"ONNX Runtime, CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
-        f"{options.repeats} runs{limit}; spread is the range of the medians of the rounds",
+        f"{options.repeats} runs{limit}",
         "date": today(),
         "machine": {
             "platform": described["platform"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -111,12 +112,22 @@ def time_interleaved(
             for _ in range(WARM_UP):
                 run()
             wait()
-            for _ in range(repeats):
-                start = time.perf_counter()
-                run()
-                wait()
-                times[name].append((time.perf_counter() - start) * 1e3)
+            times[name] += time_block(run, repeats, wait=wait)
     return times
+
+
+def time_block(
+    run: Run, repeats: int, seconds: float = math.inf, *, wait: Run = lambda: None
+) -> list[float]:
+    """Milliseconds of so many runs, each waited for; of fewer if time is up, but at least one."""
+    block: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(block) < repeats and (not block or time.perf_counter() < end):
+        start = time.perf_counter()
+        run()
+        wait()
+        block.append((time.perf_counter() - start) * 1e3)
+    return block
 
 
 def time_back_to_back(run: Run, repeats: int = 20, wait: Run = torch.cuda.synchronize) -> float:

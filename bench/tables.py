@@ -132,8 +132,9 @@ def cpu(path: Path = CPU_RESULT) -> str:
     versions, where = result["versions"], result["machine"]
     rows += [
         "",
-        f"{result['what']}; {where['processor']}, {where['cores']} cores, ONNX Runtime "
-        f"{versions['onnxruntime']}, {result['date']}.",
+        f"{result['what']}; spread is the range of the medians of the rounds; "
+        f"{where['processor']}, {where['cores']} cores, ONNX Runtime {versions['onnxruntime']}, "
+        f"{result['date']}.",
     ]
     return "\n".join(rows)
 

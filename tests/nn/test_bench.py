@@ -60,9 +60,9 @@ def test_blocks_take_turns_and_only_repeats_are_timed() -> None:
 
 
 def test_a_round_ends_with_its_repeats_or_its_time() -> None:
-    assert len(cpu.time_block(lambda: None, 4, math.inf)) == 4
-    assert len(cpu.time_block(lambda: time.sleep(0.02), 1000, 0.1)) <= 5
-    (long,) = cpu.time_block(lambda: time.sleep(0.05), 1000, 0.01)
+    assert len(gpu.time_block(lambda: None, 4, math.inf)) == 4
+    assert len(gpu.time_block(lambda: time.sleep(0.02), 1000, 0.1)) <= 5
+    (long,) = gpu.time_block(lambda: time.sleep(0.05), 1000, 0.01)
     assert long >= 50
 
 
