@@ -1,7 +1,8 @@
 # make demo   segment the example pictures with the plain package (no torch)
 # make test   run all tests but the browser's, in an environment with the training extra
 # make check  lint, types, and the plain package without torch
-# make web    fetch the pinned browser runtime from npm, beside the page
+# make engine compile the engine for this machine and for the page, where a source is newer
+# make wheels the wheels of all platforms, in dist/
 # make web-test   run the page in Chromium against the Python side
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
@@ -13,14 +14,16 @@ PYTHON ?= python3
 PIP = -m pip --disable-pip-version-check install --quiet
 # Everything the tests need is pinned only where a newer build would pull gigabytes.
 CONSTRAINED = $(PIP) --constraint constraints.txt
-RUNTIME = src/ulvm/web/runtime
+# As build.py names them.
+TARGETS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl \
+	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
 
-.PHONY: demo test check plain web web-test site screenshots bench docs clean
+.PHONY: demo test check plain engine wheels web-test site screenshots bench docs clean
 
 demo: .venv/ready
 	.venv/bin/ulvm demo
 
-test: .venv-test/ready
+test: engine
 	.venv-test/bin/python -m pytest -n 2 --dist loadfile --ignore tests/web
 
 check: .venv-test/ready plain
@@ -28,24 +31,33 @@ check: .venv-test/ready plain
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
 
-# The runtime installs and predicts where torch is not installed at all.
+# The runtime installs and predicts where neither torch nor ONNX Runtime is installed.
 plain: .venv/ready
 	.venv/bin/python tests/plain_package.py
 
-web: $(RUNTIME)/ort.wasm.min.mjs
+engine: .venv-test/ready
+	.venv-test/bin/python src/ulvm/engine/build.py
+	.venv-test/bin/python src/ulvm/engine/build.py --wasm
+
+# The same bytes each time: sources, compiler and packer are pinned.
+wheels: .venv-build/ready
+	for target in $(TARGETS); do \
+		ULVM_TARGET=$$target .venv-build/bin/python -m build --wheel --no-isolation || exit 1; \
+	done
 
 # Skipped with a reason where chromium is not installed. Alone, for it measures frames.
-web-test: .venv-test/ready web
+web-test: engine
 	.venv-test/bin/python -m pytest -s tests/web
 
-site: web
+site: engine
 	rm -rf site
 	cp -r src/ulvm/web site
-	cp src/ulvm/weights/ulvm-isic2017.onnx site/model.onnx
+	cp src/ulvm/weights/ulvm-isic2017.safetensors site/model.safetensors
+	cp src/ulvm/weights/MODEL_CARD.md site/
 	cp src/ulvm/examples/light-skin.jpg site/example.jpg
 
 # Needs chromium, and playwright in the test environment.
-screenshots: web
+screenshots: engine
 	.venv-test/bin/python web/screenshots.py
 
 bench: .venv-test/ready
@@ -56,14 +68,6 @@ docs: .venv-test/ready
 	.venv-test/bin/python bench/drawn_pictures.py
 	.venv-test/bin/python bench/tables.py
 
-# WebAssembly with SIMD and threads; LOG.md says why not WebGPU.
-$(RUNTIME)/ort.wasm.min.mjs: web/package-lock.json
-	cd web && npm ci --silent
-	mkdir -p $(RUNTIME)
-	cd web/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs \
-		ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm \
-		$(CURDIR)/$(RUNTIME)
-
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) .
@@ -73,8 +77,15 @@ $(RUNTIME)/ort.wasm.min.mjs: web/package-lock.json
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python $(CONSTRAINED) torch
 	.venv-test/bin/python $(CONSTRAINED) --editable '.[train,tensorboard,ncnn]' pytest pytest-xdist playwright ruff mypy \
-		'triton; platform_system == "Linux"'
+		ziglang 'triton; platform_system == "Linux"'
+	touch $@
+
+.venv-build/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-build
+	.venv-build/bin/python $(PIP) build $$($(PYTHON) -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test demo-output site web/node_modules $(RUNTIME)
+	rm -rf .venv .venv-test .venv-build build dist demo-output site
+	rm -f src/ulvm/engine/libulvm.* src/ulvm/web/*.wasm

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 import tables
@@ -41,11 +40,12 @@ from ulvm.nn.networks import build_network
 from ulvm.nn.peers import PEERS, build_peer, count_parameters
 from ulvm.nn.peers.graph import ImageToProbability, build_graph
 from ulvm.nn.run_folder import machine, versions
+from ulvm.onnx import onnxruntime
 from ulvm.presets import find_preset
 from ulvm.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLED = ROOT / "src" / "ulvm" / "weights" / segmenter.BUNDLED_MODEL
+BUNDLED = ROOT / "src" / "ulvm" / "weights" / segmenter.BUNDLED_ONNX
 RESULT = ROOT / "bench" / "results" / "cpu.json"
 PRESETS_RESULT = ROOT / "results" / "cpu_times.json"
 TIMED_PEERS = ("unext-s", "lb-unet", "malunet", "ege-unet", "unext", "unet")

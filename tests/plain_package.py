@@ -1,11 +1,11 @@
-"""Run by `make plain` in an environment without torch: the runtime must not need it."""
+"""Run by `make plain` where neither torch nor ONNX Runtime is: the runtime must not need them."""
 
 import importlib.util
 import sys
 import tempfile
 from pathlib import Path
 
-FORBIDDEN = ("torch", "scipy", "sklearn", "matplotlib", "onnx")
+FORBIDDEN = ("torch", "scipy", "sklearn", "matplotlib", "onnx", "onnxruntime", "safetensors")
 
 
 def main() -> None:
@@ -14,16 +14,21 @@ def main() -> None:
     if installed:
         sys.exit(f"this environment is not plain: it has {', '.join(installed)}")
     import ulvm
-    from ulvm import cli, datasets, evaluate, metrics, predict, presets, splits, synthetic
+    from ulvm import cli, datasets, evaluate, metrics, predict, presets, serve, splits, synthetic
 
     drawn = synthetic.draw_lesion(0, (300, 400))
-    segmentation = ulvm.load()(drawn.image_rgb)
+    segmenter = ulvm.load()
+    segmentation = segmenter(drawn.image_rgb)
     overlap = 2 * (segmentation.mask & drawn.mask).sum()
     dice = overlap / (segmentation.mask.sum() + drawn.mask.sum())
     with tempfile.TemporaryDirectory() as folder:
         ulvm.write_png(Path(folder) / "mask.png", segmentation.mask)
-    modules = (cli, datasets, evaluate, metrics, predict, presets, splits)
-    print(f"plain package: {len(modules)} modules imported, Dice {dice:.3f} on a drawn picture")
+    pages = serve.page_files()
+    modules = (cli, datasets, evaluate, metrics, predict, presets, serve, splits)
+    print(
+        f"plain package: {len(modules)} modules imported, {len(pages)} files of the page, engine "
+        f"{segmenter.network.level}, Dice {dice:.3f} on a drawn picture"
+    )
 
 
 main()

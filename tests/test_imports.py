@@ -1,4 +1,4 @@
-"""The runtime must not need torch: proved by blocking it, and the block is proved to work."""
+"""The runtime needs neither torch nor ONNX Runtime: proved by blocking them; the block works."""
 
 import subprocess
 import sys
@@ -12,12 +12,16 @@ PACKAGE = Path(ulvm.__file__).parent
 RUNTIME = sorted(
     f"ulvm.{path.stem}" for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")
 )
+RUNTIME.remove("ulvm.onnx")  # of the extra
+RUNTIME.append("ulvm.engine")
 
 BLOCK = """
 import importlib, sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] in ('torch', 'scipy', 'sklearn', 'matplotlib', 'onnx', 'tqdm'):
+        if name.partition('.')[0] in (
+            'torch', 'scipy', 'sklearn', 'matplotlib', 'onnx', 'onnxruntime', 'tqdm'
+        ):
             raise ImportError(f'{name} is blocked')
 sys.meta_path.insert(0, Block())
 importlib.import_module(sys.argv[1])
@@ -36,11 +40,14 @@ def test_runtime_module_imports_without_torch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_block_can_fail() -> None:
-    """Meta-test: what does need torch fails under the same block, with its reason."""
-    done = import_blocked("ulvm.nn.model")
+@pytest.mark.parametrize(
+    ("module", "needed"), [("ulvm.nn.model", "torch"), ("ulvm.onnx", "onnxruntime")]
+)
+def test_the_block_can_fail(module: str, needed: str) -> None:
+    """Meta-test: what does need a package fails under the same block, with its reason."""
+    done = import_blocked(module)
     assert done.returncode != 0
-    assert "torch is blocked" in done.stderr
+    assert f"{needed} is blocked" in done.stderr
 
 
 def test_every_module_is_on_the_architecture_page() -> None:

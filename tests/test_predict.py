@@ -25,17 +25,15 @@ SIZE = 32
 RANDOM = np.random.default_rng(0)
 
 
-class Brightness:
-    """Stands for an ONNX session: probability = mean of the channels / 255."""
-
-    def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        mean = inputs["image_rgb"].mean(axis=3, dtype=np.float32)
-        return [mean[:, None] / 255]
+def brightness(images_rgb: np.ndarray) -> np.ndarray:
+    """Stands for a network: probability = mean of the channels / 255."""
+    mean: np.ndarray = images_rgb.mean(axis=3, dtype=np.float32)
+    return mean[:, None] / 255
 
 
 @pytest.fixture
 def segmenter() -> Segmenter:
-    return Segmenter(Brightness(), RunSpec(data=DataSpec(image_size=SIZE)), {})
+    return Segmenter(brightness, RunSpec(data=DataSpec(image_size=SIZE)), {})
 
 
 @pytest.fixture
@@ -295,13 +293,12 @@ def test_a_second_run_over_its_own_output_folder_finds_the_same_pictures(
 
 
 def test_several_classes_write_labels(folder: Path) -> None:
-    class ByChannel:
-        def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-            return [inputs["image_rgb"].transpose(0, 3, 1, 2).astype(np.float32) / 255]
+    def by_channel(images_rgb: np.ndarray) -> np.ndarray:
+        return images_rgb.transpose(0, 3, 1, 2).astype(np.float32) / 255
 
     run = RunSpec(model=ModelSpec(classes=3), data=DataSpec(image_size=SIZE))
     picture = draw("a.png")
-    (prediction,) = predict_files(Segmenter(ByChannel(), run, {}), find_images(["a.png"]))
+    (prediction,) = predict_files(Segmenter(by_channel, run, {}), find_images(["a.png"]))
     np.testing.assert_array_equal(stored(prediction.mask_path), picture.argmax(axis=2))
 
 

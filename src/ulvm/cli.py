@@ -14,6 +14,7 @@ from typing import Any, get_args
 import click
 
 from ulvm.errors import InputError
+from ulvm.segmenter import EngineName
 from ulvm.spec import DatasetName
 from ulvm.version import __version__
 
@@ -48,6 +49,11 @@ def _data_options(command: Callable[..., None]) -> Callable[..., None]:
     )
 
 
+_engine_option = click.option(
+    "--engine",
+    type=click.Choice(get_args(EngineName)),
+    help="c, ulvm's own, or onnx: ONNX Runtime, to compare; else what fits the model.",
+)
 _set_option = click.option(
     "--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Change a field of the run."
 )
@@ -64,7 +70,12 @@ def main() -> None:
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--model", type=click.Path(path_type=Path), help="ONNX file; else the bundled one.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Run folder, .safetensors or .onnx file; else the bundled one.",
+)
+@_engine_option
 @click.option("--out", "out_dir", type=_FOLDER, help="Output folder; else ./ulvm-output.")
 @click.option("--overlay", is_flag=True, help="Write the picture with the outline as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
@@ -72,6 +83,7 @@ def main() -> None:
 def predict(
     paths: tuple[str, ...],
     model: Path | None,
+    engine: EngineName | None,
     out_dir: Path | None,
     overlay: bool,
     as_json: bool,
@@ -87,21 +99,21 @@ def predict(
 
     sources = find_images(paths)
     with ThreadPoolExecutor(1) as opening:
-        # Several pictures are worked on side by side, so one thread each is enough.
-        segmenter = opening.submit(load, model, threads=1 if len(sources) > 1 else None)
+        segmenter = opening.submit(load, model, engine=engine)
         _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
 
 
 @main.command()
 @click.option("--out", "out_dir", type=_FOLDER, default=Path("demo-output"), show_default=True)
-def demo(out_dir: Path) -> None:
+@_engine_option
+def demo(out_dir: Path, engine: EngineName | None) -> None:
     """Segment the drawn example pictures that come with ulvm."""
     from ulvm.predict import find_images
     from ulvm.segmenter import load
 
     with importlib.resources.as_file(importlib.resources.files("ulvm") / "examples") as examples:
         sources = find_images([str(examples / "*.*")])
-        _predict(load(), sources, out_dir, overlay=True, as_json=False, threshold=None)
+        _predict(load(engine=engine), sources, out_dir, overlay=True, as_json=False, threshold=None)
 
 
 @main.command()
@@ -315,7 +327,10 @@ def train(
 @click.option("--part", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
 @click.option("--exclude-seen", is_flag=True, help="Leave out pictures the model was made with.")
-@click.option("--device", default="cpu", show_default=True, help="For weights files; ONNX: CPU.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Other than cpu runs weights in torch."
+)
+@_engine_option
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the results.")
 def evaluate(
     model: str,
@@ -326,12 +341,13 @@ def evaluate(
     threshold: float | None,
     exclude_seen: bool,
     device: str,
+    engine: EngineName | None,
     out_dir: Path,
 ) -> None:
-    """Score MODEL: an ONNX file, a run folder, a weights file, or the word bundled."""
+    """Score MODEL: a run folder, a .safetensors or .onnx file, or the word bundled."""
     from ulvm import datasets, evaluate, splits
 
-    probability_of, run = _load_model(model, device)
+    probability_of, run = _load_model(model, device, engine)
     elsewhere = "all" if dataset == "ph2" else run.data.split
     split_name = split_name or (run.data.split if dataset == run.data.dataset else elsewhere)
     pairs = datasets.find_pairs(dataset, data_dir)
@@ -361,16 +377,22 @@ def evaluate(
     click.echo(NOTICE)
 
 
-def _load_model(model: str, device: str) -> Any:
-    """The function and the run of an ONNX file, the bundled model or a run folder."""
-    if model != BUNDLED and not model.endswith(".onnx"):
-        from ulvm.nn.checkpoint import load_probability
-
-        return load_probability(model, device)
+def _load_model(model: str, device: str, engine: EngineName | None) -> Any:
+    """The function and the run of a model: on a CPU the engine's, else torch's."""
+    from ulvm.engine import UNSUPPORTED, EngineError
     from ulvm.segmenter import load
 
-    segmenter = load(None if model == BUNDLED else model)
-    return segmenter.probability, segmenter.spec
+    if device == "cpu" or model == BUNDLED or model.endswith(".onnx"):
+        try:
+            segmenter = load(None if model == BUNDLED else model, engine=engine)
+        except EngineError as error:
+            if engine is not None or error.code != UNSUPPORTED:
+                raise
+        else:
+            return segmenter.probability, segmenter.spec
+    from ulvm.nn.checkpoint import load_probability
+
+    return load_probability(model, device)
 
 
 @main.command()

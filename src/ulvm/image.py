@@ -1,24 +1,18 @@
 """Picture files to RGB and back: reading, resizing, masks, outlines, overlays."""
 
 import contextlib
+import importlib
 import io
 import os
+import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from ulvm.errors import InputError
@@ -41,17 +35,17 @@ BoolArray = npt.NDArray[np.bool_]
 
 # The plug-ins are called by the file's first bytes, not through `Image.open`: that one warns or
 # refuses by its own pixel limit, a process-wide global which a library must not change, and it
-# takes a damaged header for an unknown format.
-_OPENERS: dict[bytes, Callable[[IO[bytes]], ImageFile]] = {
-    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
-    b"\xff\xd8\xff": JpegImagePlugin.jpeg_factory,
-    b"II*\0": TiffImagePlugin.TiffImageFile,
-    b"MM\0*": TiffImagePlugin.TiffImageFile,
-    b"II+\0": TiffImagePlugin.TiffImageFile,
-    b"MM\0+": TiffImagePlugin.TiffImageFile,
-    b"BM": BmpImagePlugin.BmpImageFile,
-    b"GIF8": GifImagePlugin.GifImageFile,
-    b"RIFF": WebPImagePlugin.WebPImageFile,
+# takes a damaged header for an unknown format. Each is imported when a file needs it.
+_OPENERS = {
+    b"\x89PNG\r\n\x1a\n": ("PngImagePlugin", "PngImageFile"),
+    b"\xff\xd8\xff": ("JpegImagePlugin", "jpeg_factory"),
+    b"II*\0": ("TiffImagePlugin", "TiffImageFile"),
+    b"MM\0*": ("TiffImagePlugin", "TiffImageFile"),
+    b"II+\0": ("TiffImagePlugin", "TiffImageFile"),
+    b"MM\0+": ("TiffImagePlugin", "TiffImageFile"),
+    b"BM": ("BmpImagePlugin", "BmpImageFile"),
+    b"GIF8": ("GifImagePlugin", "GifImageFile"),
+    b"RIFF": ("WebPImagePlugin", "WebPImageFile"),
 }
 
 _UPRIGHT = {
@@ -65,7 +59,8 @@ _UPRIGHT = {
 }
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
-_SIGNED_BY = b"tEXtSoftware\0ulvm"
+_SIGNATURE = ("Software", "ulvm")
+_SIGNED_BY = b"tEXt" + "\0".join(_SIGNATURE).encode()
 
 
 def read_image(source: ImageSource) -> Uint8Array:
@@ -164,33 +159,6 @@ def resize(image: Uint8Array | Image.Image, size_hw: tuple[int, int]) -> Uint8Ar
     return resize(Image.fromarray(image), size_hw)
 
 
-def resize_probability(probability: FloatArray, size_hw: tuple[int, int]) -> FloatArray:
-    """A probability map at another size: bilinear with half-pixel centres, as ``resize``.
-
-    Args:
-        probability: float32 (height, width), range 0..1.
-        size_hw: Height and width wanted, in pixels.
-
-    Returns:
-        float32 of the given size, range 0..1.
-    """
-    height, width = size_hw
-    scale = probability.shape[0] / height
-    image = Image.fromarray(probability)
-    resized = np.empty(size_hw, np.float32)
-    # In bands, for Pillow would hold a large picture three times over.
-    rows = max(16, 2**18 // width)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        band = image.resize(
-            (width, bottom - top),
-            Image.Resampling.BILINEAR,
-            box=(0, top * scale, image.width, min(bottom * scale, image.height)),
-        )
-        resized[top:bottom] = np.asarray(band)
-    return resized
-
-
 def outline(mask: BoolArray, width: int) -> BoolArray:
     """The rim of a mask: its pixels within ``width`` pixels of the background.
 
@@ -287,10 +255,13 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> No
     Raises:
         InputError: The folder cannot be written.
     """
-    if array.dtype == np.bool_:
-        array = np.negative(array.view(np.uint8))  # 1 becomes 255
-    signature = PngImagePlugin.PngInfo()
-    signature.add_text("Software", "ulvm")
+    if array.ndim == 2:
+        write_atomically(path, _encode_grey(array))
+        return
+    from PIL.PngImagePlugin import PngInfo
+
+    signature = PngInfo()
+    signature.add_text(*_SIGNATURE)
     content = io.BytesIO()
     # On photographs run-length coding is smaller than zlib's level 1, and 15 times as fast as the
     # default level, which would take longer than decoding and inference together.
@@ -298,6 +269,37 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> No
         content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signature
     )
     write_atomically(path, content.getbuffer())
+
+
+def _encode_grey(array: Uint8Array | BoolArray) -> bytes:
+    """A grey PNG file of a mask or labels (height, width).
+
+    Pillow would try five filters on each row, which takes longer and gains nothing on masks.
+    """
+    height, width = array.shape
+    keyword, text = (word.encode() for word in _SIGNATURE)
+    coder = zlib.compressobj(1, memLevel=9, strategy=zlib.Z_RLE)
+    coded = bytearray()
+    count = max(1, 2**18 // width)
+    for top in range(0, height, count):
+        band = array[top : top + count]
+        rows = np.zeros((len(band), width + 1), np.uint8)  # a row begins with its filter, 0: none
+        if band.dtype == np.bool_:
+            np.negative(band.view(np.uint8), out=rows[:, 1:])  # 1 becomes 255
+        else:
+            rows[:, 1:] = band
+        coded += coder.compress(rows.data)
+    coded += coder.flush()
+    chunks = [
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
+        b"tEXt" + keyword + b"\0" + text,
+        b"IDAT" + coded,
+        b"IEND",
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    )
 
 
 def is_written_by_ulvm(path: str | os.PathLike[str]) -> bool:
@@ -354,10 +356,12 @@ def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
 def _read_header(file: IO[bytes], name: str) -> ImageFile:
     head = file.read(132)
     file.seek(0)
-    for signature, opener in _OPENERS.items():
+    for signature, (plugin, opener) in _OPENERS.items():
         if head.startswith(signature) and (signature != b"RIFF" or head[8:12] == b"WEBP"):
+            module = importlib.import_module(f"PIL.{plugin}")
             with _damage_reported(name):
-                return opener(file)
+                image: ImageFile = getattr(module, opener)(file)
+                return image
     if not head:
         raise InputError(f"{name} is empty", f"accepted are {FORMATS} files", "copy it again")
     if head[4:8] == b"ftyp":
@@ -392,9 +396,9 @@ def _damage_reported(name: str) -> Iterator[None]:
 
 def _refuse_misread_tiff(image: ImageFile, name: str) -> None:
     """Refuse the one TIFF layout that Pillow decodes to wrong values without an error."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+    tags: Any = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or tags is None:
         return
-    tags: Any = image.tag_v2
     raw = any(tile[0] == "raw" for tile in image.tile)
     plain = set(tags.get(_TIFF_BITS, (1,))) == {8} and tags.get(_TIFF_PHOTOMETRIC) != 0
     if raw and tags.get(_TIFF_PLANAR) == 2 and not plain:

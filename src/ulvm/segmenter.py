@@ -1,46 +1,37 @@
-"""A model file run by ONNX Runtime: picture in, probability and mask out.
+"""A loaded model: picture in, probability and mask out.
 
-A model file is ONNX with one input ``image_rgb``, uint8 (batch, size, size, 3), and one output
-``probability``, float32 (batch, classes, size, size); normalisation and sigmoid or softmax are
-part of the graph. Its metadata holds under the key ``ulvm`` the JSON object
-``{"format": 1, "run": <RunSpec>, …}``; whatever else it holds is the model's provenance.
+Weights are a safetensors file that ``ulvm train`` wrote, run by the engine; an ONNX file of
+``ulvm export`` is run by ONNX Runtime. Either holds under the key ``ulvm`` of its metadata the
+JSON object ``{"format": 1, "run": <RunSpec>, …}``; what else it holds is the model's provenance.
 """
 
-import importlib.resources
+import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 from PIL import Image
 
+from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
 from ulvm.errors import InputError
-from ulvm.image import (
-    BoolArray,
-    FloatArray,
-    Uint8Array,
-    bounding_box_xyxy,
-    resize,
-    resize_probability,
-)
+from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
 from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 
-BUNDLED_MODEL = "ulvm-isic2017.onnx"
+BUNDLED_MODEL = "ulvm-isic2017.safetensors"
+BUNDLED_ONNX = "ulvm-isic2017.onnx"  # the same weights
+BUNDLED_SHA256 = {
+    BUNDLED_MODEL: "7fbd531c1581beaa3ca3db1558514fd6d47399556c0f051cb6d147c82c9f38af",
+    BUNDLED_ONNX: "53601cee4eeb04c9c5057d1b468f1074d8b8c562a7082c4fe3e8be507095530f",
+}
+RUN_WEIGHTS = "weights.safetensors"  # in a run folder
 
-_ONNXRUNTIME_ERRORS = (
-    onnxruntime_errors.Fail,
-    onnxruntime_errors.InvalidArgument,
-    onnxruntime_errors.InvalidGraph,
-    onnxruntime_errors.InvalidProtobuf,
-    onnxruntime_errors.NotImplemented,
-    onnxruntime_errors.RuntimeException,
-)
+EngineName = Literal["c", "onnx"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +39,33 @@ class Segmentation:
     """What the model found in one picture, at the picture's own size.
 
     Args:
-        probability: float32, range 0..1: (height, width) for one class; (classes, height,
-            width) for several, of which class 0 is the background.
+        maps: float32 (classes, size, size), range 0..1: probability at the network's own size.
         mask: bool (height, width): where the probability is at least the threshold; for several
             classes, where the label is not 0.
         labels: uint8 (height, width), the most probable class; None for one class.
         threshold: Of the mask; None for several classes.
-        latency_ms: Time of resizing to the network's size, inference and resizing back.
+        latency_ms: Time of resizing to the network's size, inference and making the mask.
     """
 
-    probability: FloatArray
-    mask: BoolArray
-    labels: Uint8Array | None
+    maps: FloatArray = field(repr=False)
+    mask: BoolArray = field(repr=False)
+    labels: Uint8Array | None = field(repr=False)
     threshold: float | None
     latency_ms: float
+
+    @cached_property
+    def probability(self) -> FloatArray:
+        """At the picture's size, made when it is first asked for; float32, range 0..1.
+
+        (height, width) for one class; (classes, height, width) for several, of which class 0 is
+        the background.
+        """
+        if self.labels is None:
+            return resize_probability(self.maps[0], self.size_hw)
+        probability = np.empty((len(self.maps), *self.size_hw), np.float32)
+        for index, small in enumerate(self.maps):
+            probability[index] = resize_probability(small, self.size_hw)
+        return probability
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -112,15 +116,18 @@ class Segmenter:
     """A loaded model; call it with a picture. ``load`` makes one. Safe to share by threads.
 
     Args:
-        session: The model, already checked against the contract above.
+        network: uint8 (batch, size, size, 3) → float32 (batch, classes, size, size), finite.
         spec: The run that made the model.
         provenance: What else the model file says of itself.
     """
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, spec: RunSpec, provenance: dict[str, Any]
+        self,
+        network: Callable[[Uint8Array], FloatArray],
+        spec: RunSpec,
+        provenance: dict[str, Any],
     ) -> None:
-        self._session = session
+        self.network = network
         self.spec = spec
         self.provenance = provenance
 
@@ -143,7 +150,8 @@ class Segmenter:
             Probability and mask at the size of the picture.
 
         Raises:
-            InputError: It is no RGB picture, or the threshold is out of range.
+            InputError: It is no RGB picture, the threshold is out of range, or the network gave
+                a number that is no probability.
         """
         height, width = _require_image(image_rgb)
         threshold = self.check_threshold(threshold)
@@ -151,16 +159,12 @@ class Segmenter:
         maps = self.probability(resize(image_rgb, self.size_hw)[None])[0]  # (classes, size, size)
         labels = None
         if threshold is not None:
-            probability = resize_probability(maps[0], (height, width))  # (height, width)
-            mask = probability >= np.float32(threshold)
+            mask, _ = resize_mask(maps[0], (height, width), threshold)
         else:
-            probability = np.empty((len(maps), height, width), np.float32)
-            for index, small in enumerate(maps):
-                probability[index] = resize_probability(small, (height, width))
-            labels = _most_probable(probability)
+            labels = _most_probable(maps, (height, width))
             mask = labels != 0
         latency_ms = (time.perf_counter() - start) * 1e3
-        return Segmentation(probability, mask, labels, threshold, latency_ms)
+        return Segmentation(maps, mask, labels, threshold, latency_ms)
 
     def probability(self, images_rgb: Uint8Array) -> FloatArray:
         """Probability of a batch that already has the network's size.
@@ -172,7 +176,8 @@ class Segmenter:
             float32 (batch, classes, size, size), range 0..1.
 
         Raises:
-            InputError: The array has another shape or type.
+            InputError: The array has another shape or type, or the network gave a number that
+                is no probability.
         """
         if images_rgb.dtype != np.uint8 or images_rgb.shape[1:] != (*self.size_hw, 3):
             size = self.spec.data.image_size
@@ -181,11 +186,7 @@ class Segmenter:
                 f"accepted is uint8 (batch, {size}, {size}, 3)",
                 "resize each picture with ulvm.image.resize and stack them",
             )
-        (probability,) = self._session.run(
-            ["probability"], {"image_rgb": np.ascontiguousarray(images_rgb)}
-        )
-        result: FloatArray = probability
-        return result
+        return self.network(images_rgb)
 
     def check_threshold(self, threshold: float | None) -> float | None:
         """The threshold that a call will use: the given one, else the model's own.
@@ -216,67 +217,90 @@ class Segmenter:
         return threshold
 
 
-def load(model: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Segmenter:
-    """Load a model file.
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    threads: int = 1,
+    engine: EngineName | None = None,
+) -> Segmenter:
+    """Load a model.
 
     Args:
-        model: Path of a model that ``ulvm export`` wrote; by default the bundled one.
-        threads: CPU threads of one inference, at least 1; by default one for each core.
+        model: A safetensors file or a run folder of ``ulvm train``, or an ONNX file of
+            ``ulvm export``; by default the bundled model.
+        threads: CPU threads of one inference, at least 1.
+        engine: ``c`` is ulvm's own, for safetensors; ``onnx`` is ONNX Runtime, for ONNX files,
+            and needs the extra of that name. By default what fits the file.
 
     Returns:
         The model, ready to be called with a picture.
 
     Raises:
-        InputError: The file is missing, not ONNX, or not a model of this project.
+        InputError: The file is missing, damaged, not a model of this project, or a network that
+            the engine doesn't run; or ONNX Runtime is asked for and not installed.
     """
-    if threads is not None and threads < 1:
+    if threads < 1:
         raise InputError(
-            f"threads={threads} is too small", "accepted is 1 or more", "leave it out for all cores"
+            f"threads={threads} is too small", "accepted is 1 or more", "leave it out for one"
         )
-    content, name = _read_model(model)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0  # 0 lets ONNX Runtime choose
-    options.log_severity_level = 4  # errors arrive as exceptions
-    # The graph needs no rewriting: with it, loading takes 95 ms longer and a picture no less.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Threads that spin while they wait take the cores from decoding and writing: over a folder
-    # 8 pictures a second with spinning, 28 without; one picture alone 19 ms with, 21 without.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if engine is None:
+        engine = "onnx" if model is not None and Path(model).suffix == ".onnx" else "c"
+    content, name = _read_model(model, engine)
+    return (_load_onnx if engine == "onnx" else _load_weights)(content, name, threads)
+
+
+def _load_weights(content: bytes, name: str, threads: int) -> Segmenter:
+    spec, provenance = _read_run(_read_header(content), name)
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except _ONNXRUNTIME_ERRORS as error:
+        network = Engine(content, threads=threads)
+    except EngineError as error:
+        raise EngineError(f"{name}: {error}", error.code) from error
+    return Segmenter(network, spec, provenance)
+
+
+def _load_onnx(content: bytes, name: str, threads: int) -> Segmenter:
+    try:
+        from ulvm.onnx import OnnxNetwork
+    except ModuleNotFoundError as error:
         raise InputError(
-            f"{name} cannot be opened by ONNX Runtime {onnxruntime.__version__} "
-            f"({str(error).splitlines()[0]})",
-            "accepted is an ONNX file that `ulvm export` wrote",
-            "export it again, or choose another file",
+            f"{name} needs ONNX Runtime, which is not installed",
+            "accepted without it are .safetensors files",
+            "run pip install 'ultralight-vm-unet[onnx]'",
         ) from error
-    metadata = _read_metadata(session, name)
-    try:
-        spec = RunSpec.from_dict(metadata.pop("run"))
-    except InputError as error:
-        raise InputError(f"in {name}: {error.given}", error.accepted, error.remedy) from error
-    _require_contract(session, spec, name)
-    return Segmenter(session, spec, metadata)
+    network = OnnxNetwork(content, name, threads=threads)
+    spec, provenance = _read_run(network.metadata(), name)
+    network.require_contract(spec)
+    return Segmenter(network, spec, provenance)
 
 
-def _read_model(model: str | os.PathLike[str] | None) -> tuple[bytes, str]:
+def _read_model(model: str | os.PathLike[str] | None, engine: EngineName) -> tuple[bytes, str]:
     """The file's content and what to call it in messages."""
+    accepted, ending = {
+        "c": ("a .safetensors file or run folder of `ulvm train`", ".safetensors"),
+        "onnx": ("an ONNX file that `ulvm export` wrote", ".onnx"),
+    }[engine]
     if model is None:
-        bundled = importlib.resources.files("ulvm") / "weights" / BUNDLED_MODEL
-        if not bundled.is_file():
-            raise InputError(
-                f"the bundled model {BUNDLED_MODEL} is missing from this installation of ulvm",
-                "accepted is a model file",
-                "name one that `ulvm export` wrote, or install ulvm again",
-            )
-        return bundled.read_bytes(), BUNDLED_MODEL
+        return _read_bundled(BUNDLED_ONNX if engine == "onnx" else BUNDLED_MODEL)
     path = Path(model)
+    if path.is_dir() and engine == "c":
+        if not (path / RUN_WEIGHTS).is_file():
+            raise InputError(
+                f"the model {path} is a folder without {RUN_WEIGHTS}",
+                f"accepted is {accepted}",
+                "check the path, or wait for the first epoch of training",
+            )
+        path /= RUN_WEIGHTS
     if not path.is_file():
         raise InputError(
             f"the model {path} " + ("is a folder" if path.is_dir() else "does not exist"),
-            "accepted is an ONNX file that `ulvm export` wrote",
+            f"accepted is {accepted}",
             "check the path",
+        )
+    if path.suffix in {".safetensors", ".onnx"} - {ending}:
+        raise InputError(
+            f"the model {path} is no file for the engine {engine!r}",
+            f"accepted is {accepted}",
+            "leave the engine out",
         )
     try:
         return path.read_bytes(), str(path)
@@ -288,17 +312,40 @@ def _read_model(model: str | os.PathLike[str] | None) -> tuple[bytes, str]:
         ) from error
 
 
-def _read_metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any]:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+def _read_bundled(name: str) -> tuple[bytes, str]:
+    bundled = Path(__file__).with_name("weights") / name
+    if not bundled.is_file():
+        raise InputError(
+            f"the bundled model {name} is missing from this installation of ulvm",
+            "accepted is a model file",
+            "name one that `ulvm train` wrote, or install ulvm again",
+        )
+    content = bundled.read_bytes()
+    if hashlib.sha256(content).hexdigest() != BUNDLED_SHA256[name]:
+        raise InputError(
+            f"the bundled model {name} of this installation of ulvm is damaged",
+            "accepted are the bytes that were released",
+            "install ulvm again",
+        )
+    return content, name
+
+
+def _read_header(content: bytes) -> Any:
+    """What a safetensors file holds under ulvm's key; None where there is no such thing."""
+    length = int.from_bytes(content[:8], "little")
     try:
-        metadata = json.loads(text or "null")
-    except json.JSONDecodeError:
-        metadata = None
+        return json.loads(json.loads(content[8 : 8 + length])["__metadata__"][METADATA_KEY])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _read_run(metadata: Any, name: str) -> tuple[RunSpec, dict[str, Any]]:
+    """The run that made a model, and what else its file says of itself."""
     if not isinstance(metadata, dict) or not isinstance(metadata.get("run"), dict):
         raise InputError(
-            f"{name} is ONNX, but holds no run of ulvm in its metadata",
-            "accepted is an ONNX file that `ulvm export` wrote",
-            "export your checkpoint with `ulvm export`",
+            f"{name} holds no run of ulvm in its metadata",
+            "accepted is a .safetensors file of `ulvm train` or an ONNX file of `ulvm export`",
+            "choose another file, or copy it again",
         )
     if (version := metadata.pop("format", None)) != FORMAT:
         raise InputError(
@@ -306,35 +353,18 @@ def _read_metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str
             f"this version of ulvm accepts format {FORMAT}",
             "update ulvm, or export the checkpoint again",
         )
-    return metadata
+    try:
+        return RunSpec.from_dict(metadata.pop("run")), metadata
+    except InputError as error:
+        raise InputError(f"in {name}: {error.given}", error.accepted, error.remedy) from error
 
 
-def _require_contract(session: onnxruntime.InferenceSession, spec: RunSpec, name: str) -> None:
-    size = spec.data.image_size
-    # Names and types of inputs and outputs; the batch axis may be fixed or free.
-    accepted = [
-        ("image_rgb", "tensor(uint8)", [size, size, 3]),
-        ("probability", "tensor(float)", [spec.model.classes, size, size]),
-    ]
-    ends = [*session.get_inputs(), *session.get_outputs()]
-    found = [(end.name, end.type, list(end.shape[1:])) for end in ends]
-    if found != accepted:
-        raise InputError(
-            f"{name} has {_describe(found)}",
-            f"its own run asks for {_describe(accepted)}",
-            "export the checkpoint again with `ulvm export`",
-        )
-
-
-def _describe(ends: list[tuple[str, str, list[Any]]]) -> str:
-    return " and ".join(f"{name} {kind} (batch, {str(shape)[1:-1]})" for name, kind, shape in ends)
-
-
-def _most_probable(probability: FloatArray) -> Uint8Array:
-    """Arg max over the classes, without numpy's int64 copy of the picture."""
-    labels = np.zeros(probability.shape[1:], np.uint8)
-    best = probability[0].copy()
-    for label, candidate in enumerate(probability[1:], start=1):
+def _most_probable(maps: FloatArray, size_hw: tuple[int, int]) -> Uint8Array:
+    """uint8 of the given size: the class of highest probability there."""
+    labels = np.zeros(size_hw, np.uint8)
+    best = resize_probability(maps[0], size_hw)
+    for label, small in enumerate(maps[1:], start=1):
+        candidate = resize_probability(small, size_hw)
         labels[candidate > best] = label
         np.maximum(best, candidate, out=best)
     return labels

@@ -36,7 +36,8 @@ _TYPES = {
     ".wasm": "application/wasm",
     ".svg": "image/svg+xml",
     ".jpg": "image/jpeg",
-    ".onnx": "application/octet-stream",
+    ".safetensors": "application/octet-stream",
+    ".md": "text/plain; charset=utf-8",
 }
 
 
@@ -44,21 +45,20 @@ def page_files() -> dict[str, Traversable]:
     """Every file of the page, by its address, such as ``/page.js``.
 
     Raises:
-        InputError: What runs the network in a browser is missing from this installation.
+        InputError: The engine's build for browsers is missing from this installation.
     """
     package = importlib.resources.files("ulvm")
     page = package / "web"
-    runtime = page / "runtime"
-    if not runtime.is_dir():
+    if not (page / "engine.wasm").is_file():
         raise InputError(
-            "the browser runtime is missing from this installation of ulvm",
-            "accepted is an installation from a wheel, or a clone after `make web`",
-            "run `make web` in the clone; it needs npm",
+            "the page's engine is missing from this installation of ulvm",
+            "accepted is an installation from a wheel, or a clone after `make engine`",
+            "install ulvm again, or run `make engine` in the clone",
         )
     files = {f"/{file.name}": file for file in page.iterdir() if file.is_file()}
-    files |= {f"/runtime/{file.name}": file for file in runtime.iterdir()}
     files["/"] = page / "index.html"
-    files["/model.onnx"] = package / "weights" / BUNDLED_MODEL
+    files["/model.safetensors"] = package / "weights" / BUNDLED_MODEL
+    files["/MODEL_CARD.md"] = package / "weights" / "MODEL_CARD.md"
     files["/example.jpg"] = package / "examples" / "light-skin.jpg"
     return files
 

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from onnxscript import rewriter
@@ -15,6 +14,7 @@ from ulvm.errors import InputError
 from ulvm.nn import export as exporting
 from ulvm.nn.checkpoint import WEIGHTS, load_probability, save_weights
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
+from ulvm.onnx import onnxruntime
 from ulvm.spec import DataSpec, ModelSpec, RunSpec
 
 SIZE = 64

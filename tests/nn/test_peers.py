@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from ulvm.nn.model import PVMLayer
 from ulvm.nn.peers import PEERS, build_peer, count_parameters, ege_unet, unext, vm_unet
 from ulvm.nn.peers.graph import ImageToProbability, build_graph
 from ulvm.nn.peers.layers import ChannelNorm
+from ulvm.onnx import onnxruntime
 
 SIZE = 64
 PAPER_PARAMETERS = 0.049e6  # UltraLight VM-UNet as its paper rounds it

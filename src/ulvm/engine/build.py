@@ -30,9 +30,10 @@ HEADER = "ulvm.h"  # what the library exports
 
 # -fno-sanitize: zig would put in traps for what C leaves undefined.
 FLAGS = (
-    "-std=gnu11 -O3 -fno-math-errno -ffp-contract=fast -fvisibility=hidden -ffunction-sections "
-    "-fno-sanitize=all -fno-stack-protector -fno-ident -g0 -Wall -Wextra -Werror"
-).split()
+    *("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast"),
+    *("-fvisibility=hidden", "-ffunction-sections", "-fno-stack-protector", "-fno-sanitize=all"),
+    *("-g0", "-fno-ident", "-Wall", "-Wextra", "-Werror"),
+)
 NETWORK_FLAGS: tuple[str, ...] = ()
 
 # Instruction sets that network.c is compiled for, and how; engine.c chooses one at run time.
@@ -210,7 +211,7 @@ def zig(*arguments: str) -> None:
     """
     if importlib.util.find_spec("ziglang") is None:
         raise BuildError(
-            "The compiler is missing: the package ziglang is not installed. Run pip install ziglang."
+            "The compiler is missing, for ziglang is not installed. Run pip install ziglang."
         )
     environment = dict(os.environ)
     if (ROOT / "pyproject.toml").is_file():  # the home folder may be missing or read-only

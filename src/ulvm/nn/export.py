@@ -16,7 +16,6 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from onnxscript import rewriter
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from ulvm.image import resize
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.model import PictureToProbability
 from ulvm.nn.run_folder import versions
+from ulvm.onnx import onnxruntime
 from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 
 OPSET = 20  # the first in which GELU is one operator; torch's exporter writes 18 and later
