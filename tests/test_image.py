@@ -14,19 +14,19 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from ulvm import image as module
+from ulvm import picture as module
 from ulvm.engine import resize_probability
 from ulvm.errors import InputError
 from ulvm.image import (
     bounding_box_xyxy,
     draw_overlay,
-    is_written_by_ulvm,
     outline,
     read_image,
     read_mask,
     resize,
     write_png,
 )
+from ulvm.picture import is_written_by_ulvm
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -530,6 +530,14 @@ def test_resize_probability_is_pillows(size_hw: tuple[int, int]) -> None:
     ones = resize_probability(np.ones((64, 64), np.float32), size_hw)
     np.testing.assert_allclose(ones, np.ones(size_hw), atol=1e-6)
     assert ones.max() <= 1
+
+
+@pytest.mark.parametrize("size_hw", [(2000, 2500), (2500, 2000), (1, 4_000_000), (3, 1_500_001)])
+def test_large_pictures_are_resized_in_two_halves_as_in_one(size_hw: tuple[int, int]) -> None:
+    picture = Image.fromarray(RANDOM.integers(0, 256, (*size_hw, 3), dtype=np.uint8))
+    for small in ((256, 256), (32, 64), (1, 5)):
+        whole = picture.resize(small[::-1], Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(resize(picture, small), whole)
 
 
 def test_resize_enlarges_bilinearly_and_averages_when_shrinking() -> None:

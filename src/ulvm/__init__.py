@@ -7,10 +7,15 @@ segmentation = segmenter(ulvm.read_image("photo.jpg"))
 segmentation.mask  # bool, the size of the photo
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ulvm.errors import InputError
-from ulvm.image import draw_overlay, read_image, write_png
-from ulvm.segmenter import Segmentation, Segmenter, load
 from ulvm.version import __version__
+
+if TYPE_CHECKING:
+    from ulvm.image import draw_overlay, read_image, write_png
+    from ulvm.segmenter import Segmentation, Segmenter, load
 
 __all__ = [
     "InputError",
@@ -22,3 +27,23 @@ __all__ = [
     "read_image",
     "write_png",
 ]
+
+# Imported when first asked for: the command reads the first picture while numpy is imported.
+_HOMES = {
+    "Segmentation": "segmenter",
+    "Segmenter": "segmenter",
+    "draw_overlay": "image",
+    "load": "segmenter",
+    "read_image": "image",
+    "write_png": "image",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +13,7 @@ from typing import Any, get_args
 import click
 
 from ulvm.errors import InputError
-from ulvm.segmenter import EngineName
-from ulvm.spec import DatasetName
+from ulvm.spec import DatasetName, EngineName
 from ulvm.version import __version__
 
 NOTICE = "Not a medical device: for research and education, not for diagnosis."
@@ -95,11 +93,10 @@ def predict(
     be read is reported and skipped; the exit code is then 1.
     """
     from ulvm.predict import find_images
-    from ulvm.segmenter import load
 
     sources = find_images(paths)
     with ThreadPoolExecutor(1) as opening:
-        segmenter = opening.submit(load, model, engine=engine)
+        segmenter = opening.submit(_open, model, engine)
         _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
 
 
@@ -108,6 +105,8 @@ def predict(
 @_engine_option
 def demo(out_dir: Path, engine: EngineName | None) -> None:
     """Segment the drawn example pictures that come with ulvm."""
+    import importlib.resources
+
     from ulvm.predict import find_images
     from ulvm.segmenter import load
 
@@ -127,6 +126,13 @@ def serve(port: int, open_browser: bool) -> None:
     from ulvm.serve import serve as run_server
 
     run_server(port, open_browser=open_browser)
+
+
+def _open(model: Path | None, engine: EngineName | None) -> Any:
+    """A model; its imports too take place in the thread that opens it."""
+    from ulvm.segmenter import load
+
+    return load(model, engine=engine)
 
 
 def _predict(

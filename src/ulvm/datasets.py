@@ -26,7 +26,8 @@ import PIL
 
 from ulvm.errors import InputError
 from ulvm.files import find_cache_folder
-from ulvm.image import SUFFIXES, ImageSource, read_image, read_mask, resize
+from ulvm.image import read_image, read_mask, resize
+from ulvm.picture import SUFFIXES, ImageSource
 from ulvm.spec import DatasetName
 from ulvm.splits import available_splits, load_split, name_some
 

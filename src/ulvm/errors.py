@@ -1,6 +1,5 @@
 """The one error for what the caller caused."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -32,6 +31,8 @@ def unknown_name(given: str, name: str, accepted: Iterable[str]) -> InputError:
         name: The name in it.
         accepted: The names there are.
     """
+    import difflib
+
     names = list(accepted)
     close = difflib.get_close_matches(name, names, n=1)
     return InputError(

@@ -1,66 +1,33 @@
-"""Picture files to RGB and back: reading, resizing, masks, outlines, overlays."""
+"""Pictures as arrays: reading, resizing, masks, outlines, overlays, and back to files."""
 
-import contextlib
-import importlib
 import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.ImageFile import ImageFile
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-
-MAX_PIXELS = 200_000_000
-"""Larger pictures are refused from their header, before they are decoded."""
-
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+from ulvm.picture import (
+    SIGNATURE,
+    TIFF_BITS,
+    TIFF_PHOTOMETRIC,
+    ImageSource,
+    decode,
+    read_picture,
+    size_text,
 )
-"""File name endings, in lower case, that a folder search takes for pictures."""
 
-FORMATS = "PNG, JPEG, TIFF, BMP, WebP and GIF"
+TWO_THREADS = 4_000_000  # pixels from which shrinking takes long enough to be worth a second thread
 
-ImageSource = str | os.PathLike[str] | bytes | IO[bytes]
 Uint8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-
-# The plug-ins are called by the file's first bytes, not through `Image.open`: that one warns or
-# refuses by its own pixel limit, a process-wide global which a library must not change, and it
-# takes a damaged header for an unknown format. Each is imported when a file needs it.
-_OPENERS = {
-    b"\x89PNG\r\n\x1a\n": ("PngImagePlugin", "PngImageFile"),
-    b"\xff\xd8\xff": ("JpegImagePlugin", "jpeg_factory"),
-    b"II*\0": ("TiffImagePlugin", "TiffImageFile"),
-    b"MM\0*": ("TiffImagePlugin", "TiffImageFile"),
-    b"II+\0": ("TiffImagePlugin", "TiffImageFile"),
-    b"MM\0+": ("TiffImagePlugin", "TiffImageFile"),
-    b"BM": ("BmpImagePlugin", "BmpImageFile"),
-    b"GIF8": ("GifImagePlugin", "GifImageFile"),
-    b"RIFF": ("WebPImagePlugin", "WebPImageFile"),
-}
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_EXIF_ORIENTATION = 0x0112
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
-_SIGNATURE = ("Software", "ulvm")
-_SIGNED_BY = b"tEXt" + "\0".join(_SIGNATURE).encode()
 
 
 def read_image(source: ImageSource) -> Uint8Array:
@@ -82,22 +49,6 @@ def read_image(source: ImageSource) -> Uint8Array:
     return np.array(read_picture(source))
 
 
-def read_picture(source: ImageSource) -> Image.Image:
-    """As ``read_image``, but a Pillow image of mode RGB: of a large photo half the time."""
-    image, name = _decode(source)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_scale_grey(image, name)).convert("RGB")
-    key = image.info.get("transparency")
-    if isinstance(key, tuple) and max(key) > 255:
-        # Pillow keeps a 16-bit colour key but 8-bit samples, so it would match wrong pixels.
-        del image.info["transparency"]
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
-        image.paste(rgba, mask=rgba)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def read_mask(source: ImageSource) -> Uint8Array:
     """The mask in a file of two values, as 0 (background) and 255 (lesion).
 
@@ -114,7 +65,7 @@ def read_mask(source: ImageSource) -> Uint8Array:
     Raises:
         InputError: As ``read_image``; or the file holds other values, colours or transparency.
     """
-    image, name = _decode(source)
+    image, name = decode(source)
     values = _mask_values(image, name)
     low, high = values.min(), values.max()
     all_lesion = low == high and high in (1, 255, 65535)
@@ -147,16 +98,35 @@ def resize(image: Uint8Array | Image.Image, size_hw: tuple[int, int]) -> Uint8Ar
     Raises:
         InputError: The array is not uint8.
     """
-    height, width = size_hw
     if isinstance(image, Image.Image):
-        return np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+        return _resize(image, size_hw)
     if image.dtype != np.uint8:
         raise InputError(
             f"the array to resize is {image.dtype}",
             "accepted is uint8, range 0..255",
             "scale it to 0..255 and convert it with .astype(np.uint8)",
         )
-    return resize(Image.fromarray(image), size_hw)
+    return _resize(Image.fromarray(image), size_hw)
+
+
+def _resize(image: Image.Image, size_hw: tuple[int, int]) -> Uint8Array:
+    height, width = size_hw
+    resized = np.empty((height, width, 3) if image.mode == "RGB" else size_hw, np.uint8)
+    scale = image.height / height
+
+    def fill(top: int, bottom: int) -> None:
+        box = (0, top * scale, image.width, min(bottom * scale, image.height))
+        part = image.resize((width, bottom - top), Image.Resampling.BILINEAR, box)
+        resized[top:bottom] = np.asarray(part)
+
+    if image.width * image.height < TWO_THREADS or height < 2:
+        fill(0, height)
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            below = pool.submit(fill, height // 2, height)
+            fill(0, height // 2)
+            below.result()
+    return resized
 
 
 def outline(mask: BoolArray, width: int) -> BoolArray:
@@ -230,8 +200,8 @@ def draw_overlay(
     """
     if mask.shape != image_rgb.shape[:2]:
         raise InputError(
-            f"the mask is {_size_text(*mask.shape)} and the picture "
-            f"{_size_text(*image_rgb.shape[:2])}",
+            f"the mask is {size_text(*mask.shape)} and the picture "
+            f"{size_text(*image_rgb.shape[:2])}",
             "accepted is one size",
             "resize the mask to the picture's size",
         )
@@ -261,7 +231,7 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> No
     from PIL.PngImagePlugin import PngInfo
 
     signature = PngInfo()
-    signature.add_text(*_SIGNATURE)
+    signature.add_text(*SIGNATURE)
     content = io.BytesIO()
     # On photographs run-length coding is smaller than zlib's level 1, and 15 times as fast as the
     # default level, which would take longer than decoding and inference together.
@@ -277,7 +247,7 @@ def _encode_grey(array: Uint8Array | BoolArray) -> bytes:
     Pillow would try five filters on each row, which takes longer and gains nothing on masks.
     """
     height, width = array.shape
-    keyword, text = (word.encode() for word in _SIGNATURE)
+    keyword, text = (word.encode() for word in SIGNATURE)
     coder = zlib.compressobj(1, memLevel=9, strategy=zlib.Z_RLE)
     coded = bytearray()
     count = max(1, 2**18 // width)
@@ -302,132 +272,18 @@ def _encode_grey(array: Uint8Array | BoolArray) -> bytes:
     )
 
 
-def is_written_by_ulvm(path: str | os.PathLike[str]) -> bool:
-    """Whether the file is a PNG that ``write_png`` wrote; no, if it cannot be read."""
-    try:
-        with Path(path).open("rb") as file:
-            return _SIGNED_BY in file.read(128)
-    except OSError:
-        return False
-
-
-def _decode(source: ImageSource) -> tuple[Image.Image, str]:
-    """The first frame, turned upright, in the file's own mode, and what to call it in messages."""
-    with _open(source) as (file, name):
-        image = _read_header(file, name)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise _too_large(name, f"{_size_text(height, width)} pixels")
-        _refuse_misread_tiff(image, name)
-        with _damage_reported(name):
-            image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        return (image if turn is None else image.transpose(turn)), name
-
-
-@contextlib.contextmanager
-def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
-    if isinstance(source, bytes):
-        yield io.BytesIO(source), "the picture given as bytes"
-    elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.is_dir():
-            raise InputError(
-                f"{path} is a folder", "accepted is one picture file", "name a file in it"
-            )
-        try:
-            file = path.open("rb")
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{path} does not exist", "accepted is a picture file", "check the path"
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be opened ({error.strerror})",
-                "accepted is a readable file",
-                "check its permissions",
-            ) from error
-        with file:
-            yield file, str(path)
-    else:  # A pipe cannot seek, which decoders need.
-        yield io.BytesIO(source.read()), str(getattr(source, "name", "the picture"))
-
-
-def _read_header(file: IO[bytes], name: str) -> ImageFile:
-    head = file.read(132)
-    file.seek(0)
-    for signature, (plugin, opener) in _OPENERS.items():
-        if head.startswith(signature) and (signature != b"RIFF" or head[8:12] == b"WEBP"):
-            module = importlib.import_module(f"PIL.{plugin}")
-            with _damage_reported(name):
-                image: ImageFile = getattr(module, opener)(file)
-                return image
-    if not head:
-        raise InputError(f"{name} is empty", f"accepted are {FORMATS} files", "copy it again")
-    if head[4:8] == b"ftyp":
-        kind, remedy = "HEIC or AVIF", "export it as JPEG or PNG"
-    elif head[128:132] == b"DICM":
-        kind, remedy = "DICOM", "export its picture as PNG with your DICOM viewer"
-    else:
-        kind, remedy = "not a picture of a known kind", "export it as PNG or JPEG"
-    raise InputError(f"{name} is {kind}", f"accepted are {FORMATS} files", remedy)
-
-
-@contextlib.contextmanager
-def _damage_reported(name: str) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, "too many pixels for Pillow") from error
-    except Exception as error:  # On damaged bytes Pillow's decoders raise nearly any type.
-        reason = str(error) or type(error).__name__
-        if "truncated" in reason.lower():
-            reason = "it is truncated"
-        elif "not identified by this driver" in reason:  # Pillow's words for a zero size
-            reason = "its header states no size"
-        raise InputError(
-            f"{name} is damaged or of an unsupported variant ({reason})",
-            f"accepted are whole {FORMATS} files",
-            "copy it again, or open it in a picture editor and save it as PNG",
-        ) from error
-
-
-def _refuse_misread_tiff(image: ImageFile, name: str) -> None:
-    """Refuse the one TIFF layout that Pillow decodes to wrong values without an error."""
-    tags: Any = getattr(image, "tag_v2", None)
-    if image.format != "TIFF" or tags is None:
-        return
-    raw = any(tile[0] == "raw" for tile in image.tile)
-    plain = set(tags.get(_TIFF_BITS, (1,))) == {8} and tags.get(_TIFF_PHOTOMETRIC) != 0
-    if raw and tags.get(_TIFF_PLANAR) == 2 and not plain:
-        raise InputError(
-            f"{name} is an uncompressed TIFF with separate planes that are not plain 8-bit",
-            "accepted is TIFF with interleaved samples",
-            "save it as PNG, or as TIFF with planar configuration 1",
-        )
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # Viewers too show a picture with unreadable EXIF as it is stored.
-        return 1
-    return orientation if isinstance(orientation, int) else 1
-
-
 def _read_16_bit(image: Image.Image) -> tuple[npt.NDArray[np.uint16], int]:
     """Samples (height, width) with black at 0, and the value of white."""
     samples = np.asarray(image, np.uint16)
     tags: Any = getattr(image, "tag_v2", {})
-    white = 4095 if tags.get(_TIFF_BITS) == (12,) else 65535
-    if tags.get(_TIFF_PHOTOMETRIC) == 0:  # White is zero: Pillow inverts 8 bits only.
+    white = 4095 if tags.get(TIFF_BITS) == (12,) else 65535
+    if tags.get(TIFF_PHOTOMETRIC) == 0:  # White is zero: Pillow inverts 8 bits only.
         samples = np.uint16(white) - samples
     return samples, white
 
 
-def _scale_grey(image: Image.Image, name: str) -> Uint8Array:
+def scale_grey(image: Image.Image, name: str) -> Uint8Array:
+    """16-bit or float samples as uint8 (height, width); ``name`` is for messages."""
     if image.mode.startswith("I;16"):
         samples, white = _read_16_bit(image)
         return ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
@@ -467,15 +323,3 @@ def _mask_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
         "a mask is grey, with 0 for background and one other value for the lesion",
         "choose the mask file, or save it as a grey PNG",
     )
-
-
-def _too_large(name: str, given: str) -> InputError:
-    return InputError(
-        f"{name} has {given}",
-        f"accepted are up to {MAX_PIXELS:,} pixels",
-        "scale it down or cut out the lesion",
-    )
-
-
-def _size_text(height: int, width: int) -> str:
-    return f"{height}×{width}"

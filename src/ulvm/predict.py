@@ -1,4 +1,9 @@
-"""Files, folders, patterns and standard input → mask and overlay files, one result at a time."""
+"""Files, folders, patterns and standard input → mask and overlay files, one result at a time.
+
+Imports numpy and the network only where they are used: the first pictures are read meanwhile.
+"""
+
+from __future__ import annotations
 
 import glob
 import os
@@ -8,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ulvm.errors import InputError
 from ulvm.files import make_folder
-from ulvm.image import SUFFIXES, draw_overlay, is_written_by_ulvm, read_picture, write_png
-from ulvm.segmenter import Segmenter
+from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
+
+if TYPE_CHECKING:
+    from ulvm.segmenter import Segmenter
 
 DEFAULT_OUT_DIR = "ulvm-output"
 STANDARD_INPUT = "-"
@@ -146,11 +151,11 @@ def predict_files(
     """
 
     def model() -> Segmenter:
-        opened = segmenter if isinstance(segmenter, Segmenter) else segmenter.result()
+        opened = segmenter.result() if isinstance(segmenter, Future) else segmenter
         opened.check_threshold(threshold)
         return opened
 
-    if isinstance(segmenter, Segmenter):
+    if not isinstance(segmenter, Future):
         model()
     folder = make_folder(DEFAULT_OUT_DIR if out_dir is None else out_dir)
     originals = {Path(source.name).resolve() for source in sources}
@@ -167,6 +172,11 @@ def predict_files(
                 sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
             )
             segmentation = model()(picture, threshold=threshold)
+
+            import numpy as np
+
+            from ulvm.image import draw_overlay, write_png
+
             labels = segmentation.labels
             write_png(mask_path, segmentation.mask if labels is None else labels)
             if overlay_path:

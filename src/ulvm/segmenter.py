@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ from PIL import Image
 from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
 from ulvm.errors import InputError
 from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
-from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
+from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
 BUNDLED_MODEL = "ulvm-isic2017.safetensors"
 BUNDLED_ONNX = "ulvm-isic2017.onnx"  # the same weights
@@ -30,8 +30,6 @@ BUNDLED_SHA256 = {
     BUNDLED_ONNX: "53601cee4eeb04c9c5057d1b468f1074d8b8c562a7082c4fe3e8be507095530f",
 }
 RUN_WEIGHTS = "weights.safetensors"  # in a run folder
-
-EngineName = Literal["c", "onnx"]
 
 
 @dataclass(frozen=True, eq=False)

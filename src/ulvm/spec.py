@@ -27,6 +27,7 @@ Stage = Literal["conv", "pvm"]
 Mixer = Literal["mamba", "bidirectional", "ss2d"]
 Bridge = Literal["both", "spatial", "channel", "none"]
 Init = Literal["paper", "mamba"]
+EngineName = Literal["c", "onnx"]  # what runs a model: ulvm's own, ONNX Runtime
 DatasetName = Literal["isic2017", "isic2018", "ph2", "folder"]
 Augmentation = Literal["none", "paper", "strong"]
 Schedule = Literal["cosine-cycle", "one-cycle"]

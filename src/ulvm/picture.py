@@ -1,0 +1,204 @@
+"""Picture files to Pillow images. Needs no numpy, so that reading begins before it is imported."""
+
+import contextlib
+import importlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from ulvm.errors import InputError
+
+MAX_PIXELS = 200_000_000
+"""Larger pictures are refused from their header, before they are decoded."""
+
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+)
+"""File name endings, in lower case, that a folder search takes for pictures."""
+
+LARGEST_PIECE = 2**24  # bytes
+FORMATS = "PNG, JPEG, TIFF, BMP, WebP and GIF"
+
+ImageSource = str | os.PathLike[str] | bytes | IO[bytes]
+
+# The plug-ins are called by the file's first bytes, not through `Image.open`: that one warns or
+# refuses by its own pixel limit, a process-wide global which a library must not change, and it
+# takes a damaged header for an unknown format. Each is imported when a file needs it.
+_OPENERS = {
+    b"\x89PNG\r\n\x1a\n": ("PngImagePlugin", "PngImageFile"),
+    b"\xff\xd8\xff": ("JpegImagePlugin", "jpeg_factory"),
+    b"II*\0": ("TiffImagePlugin", "TiffImageFile"),
+    b"MM\0*": ("TiffImagePlugin", "TiffImageFile"),
+    b"II+\0": ("TiffImagePlugin", "TiffImageFile"),
+    b"MM\0+": ("TiffImagePlugin", "TiffImageFile"),
+    b"BM": ("BmpImagePlugin", "BmpImageFile"),
+    b"GIF8": ("GifImagePlugin", "GifImageFile"),
+    b"RIFF": ("WebPImagePlugin", "WebPImageFile"),
+}
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ORIENTATION = 0x0112
+TIFF_BITS, TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
+SIGNATURE = ("Software", "ulvm")
+_SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
+
+
+def read_picture(source: ImageSource) -> Image.Image:
+    """As ``read_image``, but a Pillow image of mode RGB: of a large photo half the time."""
+    image, name = decode(source)
+    if image.mode == "F" or image.mode.startswith("I"):
+        from ulvm.image import scale_grey
+
+        return Image.fromarray(scale_grey(image, name)).convert("RGB")
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:
+        # Pillow keeps a 16-bit colour key but 8-bit samples, so it would match wrong pixels.
+        del image.info["transparency"]
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(rgba, mask=rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def is_written_by_ulvm(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is a PNG that ``write_png`` wrote; no, if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return _SIGNED_BY in file.read(128)
+    except OSError:
+        return False
+
+
+def decode(source: ImageSource) -> tuple[Image.Image, str]:
+    """The first frame, turned upright, in the file's own mode, and what to call it in messages."""
+    with _open(source) as (file, name):
+        image = _read_header(file, name)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _too_large(name, f"{size_text(height, width)} pixels")
+        _refuse_misread_tiff(image, name)
+        # In one piece: between pieces other threads' Python would hold it up.
+        image.decodermaxblock = LARGEST_PIECE
+        with _damage_reported(name):
+            image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        return (image if turn is None else image.transpose(turn)), name
+
+
+@contextlib.contextmanager
+def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source), "the picture given as bytes"
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir():
+            raise InputError(
+                f"{path} is a folder", "accepted is one picture file", "name a file in it"
+            )
+        try:
+            file = path.open("rb")
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} does not exist", "accepted is a picture file", "check the path"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be opened ({error.strerror})",
+                "accepted is a readable file",
+                "check its permissions",
+            ) from error
+        with file:
+            yield file, str(path)
+    else:  # A pipe cannot seek, which decoders need.
+        yield io.BytesIO(source.read()), str(getattr(source, "name", "the picture"))
+
+
+def _read_header(file: IO[bytes], name: str) -> ImageFile:
+    head = file.read(132)
+    file.seek(0)
+    for signature, (plugin, opener) in _OPENERS.items():
+        if head.startswith(signature) and (signature != b"RIFF" or head[8:12] == b"WEBP"):
+            module = importlib.import_module(f"PIL.{plugin}")
+            with _damage_reported(name):
+                image: ImageFile = getattr(module, opener)(file)
+                return image
+    if not head:
+        raise InputError(f"{name} is empty", f"accepted are {FORMATS} files", "copy it again")
+    if head[4:8] == b"ftyp":
+        kind, remedy = "HEIC or AVIF", "export it as JPEG or PNG"
+    elif head[128:132] == b"DICM":
+        kind, remedy = "DICOM", "export its picture as PNG with your DICOM viewer"
+    else:
+        kind, remedy = "not a picture of a known kind", "export it as PNG or JPEG"
+    raise InputError(f"{name} is {kind}", f"accepted are {FORMATS} files", remedy)
+
+
+@contextlib.contextmanager
+def _damage_reported(name: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, "too many pixels for Pillow") from error
+    except Exception as error:  # On damaged bytes Pillow's decoders raise nearly any type.
+        reason = str(error) or type(error).__name__
+        if "truncated" in reason.lower():
+            reason = "it is truncated"
+        elif "not identified by this driver" in reason:  # Pillow's words for a zero size
+            reason = "its header states no size"
+        raise InputError(
+            f"{name} is damaged or of an unsupported variant ({reason})",
+            f"accepted are whole {FORMATS} files",
+            "copy it again, or open it in a picture editor and save it as PNG",
+        ) from error
+
+
+def _refuse_misread_tiff(image: ImageFile, name: str) -> None:
+    """Refuse the one TIFF layout that Pillow decodes to wrong values without an error."""
+    tags: Any = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or tags is None:
+        return
+    raw = any(tile[0] == "raw" for tile in image.tile)
+    plain = set(tags.get(TIFF_BITS, (1,))) == {8} and tags.get(TIFF_PHOTOMETRIC) != 0
+    if raw and tags.get(_TIFF_PLANAR) == 2 and not plain:
+        raise InputError(
+            f"{name} is an uncompressed TIFF with separate planes that are not plain 8-bit",
+            "accepted is TIFF with interleaved samples",
+            "save it as PNG, or as TIFF with planar configuration 1",
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # Viewers too show a picture with unreadable EXIF as it is stored.
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _too_large(name: str, given: str) -> InputError:
+    return InputError(
+        f"{name} has {given}",
+        f"accepted are up to {MAX_PIXELS:,} pixels",
+        "scale it down or cut out the lesion",
+    )
+
+
+def size_text(height: int, width: int) -> str:
+    """A size for messages."""
+    return f"{height}×{width}"
