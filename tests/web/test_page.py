@@ -2,25 +2,29 @@
 
 import base64
 import csv
+import functools
 import http.server
 import io
 import re
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import ulvm
 from ulvm.image import read_mask, resize
+from ulvm.serve import page_files
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 PACKAGE = Path(ulvm.__file__).parent
+ROOT = PACKAGE.parents[1]
 EXAMPLES = sorted(path for path in (PACKAGE / "examples").iterdir() if path.is_file())
 
 
@@ -87,11 +91,26 @@ def test_threshold_is_the_models_own(page: Any) -> None:
 
 def test_overlay_is_the_picture_with_the_mask_tinted(page: Any) -> None:
     path = PACKAGE / "examples" / "portrait.jpg"
+    page.fill("#opacity", "25")
     choose(page, path)
     image_rgb = ulvm.read_image(path)
     overlay = ulvm.read_image(download(page, "#save-overlay"))
     changed = (np.abs(overlay.astype(int) - image_rgb) > 4).any(axis=2)
     assert dice(changed, ulvm.load()(image_rgb).mask) > 0.97  # the line is drawn on both sides
+    page.fill("#opacity", "0")
+
+
+def test_only_the_outline_is_drawn_unless_a_tint_is_asked_for(page: Any) -> None:
+    path = PACKAGE / "examples" / "portrait.jpg"
+    choose(page, path)
+    image_rgb = ulvm.read_image(path)
+    overlay = ulvm.read_image(download(page, "#save-overlay"))
+    changed = (np.abs(overlay.astype(int) - image_rgb) > 4).any(axis=2)
+    mask = ulvm.load()(image_rgb).mask
+    assert 0 < changed.mean() < 0.1 < mask.mean()
+    inner = ~np.array(Image.fromarray(~mask).filter(ImageFilter.MaxFilter(21)))
+    assert inner.any()
+    assert not changed[inner].any()
 
 
 def test_square_millimetres_follow_from_the_width_or_from_a_ruler(page: Any) -> None:
@@ -102,8 +121,8 @@ def test_square_millimetres_follow_from_the_width_or_from_a_ruler(page: Any) -> 
     assert float(page.inner_text("#area-mm2")) == pytest.approx(share * 40 * 30, rel=0.01)
     page.click("#ruler")
     box = page.locator("#canvas").bounding_box()
-    for x in (0.25, 0.75):
-        position = {"x": x * box["width"], "y": 0.5 * box["height"]}
+    for x in (0.1, 0.6):
+        position = {"x": x * box["width"], "y": 0.4 * box["height"]}
         page.click("#canvas", position=position)
     assert float(page.input_value("#width-mm")) == pytest.approx(20, rel=0.01)
     page.click("#ruler")
@@ -111,12 +130,29 @@ def test_square_millimetres_follow_from_the_width_or_from_a_ruler(page: Any) -> 
     expect(page.locator("#area-mm2")).to_have_text("–")
 
 
-def test_several_pictures_become_a_zip_and_a_broken_one_is_named(page: Any, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8\xff not a picture")
-    page.set_input_files("#files", [*EXAMPLES[:2], broken])
-    expect(page.locator("#status")).to_contain_text("2 of 3 pictures outlined")
+THUMBNAILS = """(all) => all.map((canvas) =>
+  canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean),
+)"""
+
+
+def test_several_pictures_become_a_zip_and_every_broken_one_is_named(
+    page: Any, tmp_path: Path
+) -> None:
+    broken = [tmp_path / "broken.jpg", tmp_path / "photo.heic"]
+    for path in broken:
+        path.write_bytes(b"\xff\xd8\xff not a picture")
+    page.set_input_files("#files", [broken[0], *EXAMPLES[:2], broken[1]])
+    expect(page.locator("#status")).to_contain_text("2 of 4 pictures outlined")
     expect(page.locator("#error")).to_contain_text("broken.jpg is not a picture")
+    expect(page.locator("#error")).to_contain_text("photo.heic is a HEIC photo")
+    assert page.locator("#items").bounding_box()["y"] < 200  # above the fold
+    shown = page.locator("#items button canvas").evaluate_all(THUMBNAILS)
+    assert shown == [False, True, True, False]
+    page.locator("#items button").nth(2).click()
+    expect(page.get_by_role("img")).to_have_attribute(
+        "aria-label", re.compile(f"{re.escape(EXAMPLES[1].name)}.* %")
+    )
+    page.fill("#width-mm", "20")
     archive = zipfile.ZipFile(io.BytesIO(download(page, "#save-all")))
     assert archive.testzip() is None
     stems = [path.stem for path in EXAMPLES[:2]]
@@ -127,6 +163,83 @@ def test_several_pictures_become_a_zip_and_a_broken_one_is_named(page: Any, tmp_
         mask = read_mask(archive.read(f"{path.stem}_mask.png")) > 0
         assert row["name"] == path.name
         assert float(row["area_percent"]) == pytest.approx(100 * mask.mean(), abs=1e-3)
+    assert [bool(row["area_mm2"]) for row in rows] == [False, True]  # one picture's scale
+    page.locator("#items button").nth(1).click()
+    expect(page.locator("#width-mm")).to_have_value("")
+    page.locator("#items button").nth(2).click()
+    expect(page.locator("#width-mm")).to_have_value("20")
+
+
+WATCH = """() => {
+  globalThis.seen = [];
+  const stage = document.getElementById("stage");
+  const text = (id) => document.getElementById(id).textContent;
+  const note = (what) => seen.push([
+    what, stage.ariaBusy, text("area-percent"), text("area-mm2"),
+    ["save-mask", "save-overlay", "ruler", "width-mm"].every(
+      (id) => document.getElementById(id).disabled,
+    ),
+    document.getElementById("width-mm").value,
+  ]);
+  new MutationObserver(() => stage.ariaBusy === "true" && note("begun"))
+    .observe(stage, { attributes: true, attributeFilter: ["aria-busy"] });
+  const { transferFromImageBitmap } = ImageBitmapRenderingContext.prototype;
+  ImageBitmapRenderingContext.prototype.transferFromImageBitmap = function (bitmap) {
+    transferFromImageBitmap.call(this, bitmap);
+    if (bitmap) setTimeout(note, 0, "picture");
+  };
+}"""
+
+
+def test_a_new_picture_is_shown_at_once_without_the_old_ones_figures(
+    browser: Any, address: str, tmp_path: Path
+) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    page.wait_for_selector("html[data-state=ready]")
+    choose(page, EXAMPLES[0])
+    page.fill("#width-mm", "20")
+    expect(page.locator("#area-mm2")).to_have_text(re.compile(r"\d"))
+    large = tmp_path / "large.jpg"
+    Image.fromarray(ulvm.read_image(EXAMPLES[1])).resize((4000, 3000)).save(large)
+    page.evaluate(WATCH)
+    choose(page, large)
+    untold = ["true", "–", "–", True, ""]
+    assert page.evaluate("seen") == [["begun", *untold], ["picture", *untold]]
+    assert page.get_attribute("#stage", "aria-busy") == "false"
+    assert page.inner_text("#area-mm2") == "–"
+    page.close()
+
+
+def test_holding_the_button_or_the_picture_shows_it_without_outline(page: Any) -> None:
+    choose(page, EXAMPLES[0])
+    canvas = page.locator("#canvas")
+    for held in ("#compare", "#frame"):
+        page.hover(held)
+        page.mouse.down()
+        expect(canvas).to_be_hidden()
+        page.mouse.up()
+        expect(canvas).to_be_visible()
+    page.locator("#compare").focus()
+    page.keyboard.down("Space")
+    expect(canvas).to_be_hidden()
+    page.keyboard.up("Space")
+    expect(canvas).to_be_visible()
+
+
+def test_the_ruler_goes_by_keyboard(page: Any) -> None:
+    choose(page, PACKAGE / "examples" / "hair-and-ruler.jpg")
+    page.locator("#ruler").press("Enter")
+    first, second = page.locator(".mark").all()
+    before = first.get_attribute("aria-label")
+    for _ in range(4):
+        first.press("ArrowLeft")
+        second.press("Shift+ArrowRight")
+    assert first.get_attribute("aria-label") != before
+    moved = 44 / page.locator("#frame").bounding_box()["width"]  # 4 pixels and 4 times 10
+    assert float(page.input_value("#width-mm")) == pytest.approx(10 / (0.5 + moved), rel=0.01)
+    page.locator("#ruler").press("Enter")
+    assert page.locator(".mark:visible").count() == 0
 
 
 def test_a_broken_file_is_shown_as_an_error(page: Any, tmp_path: Path) -> None:
@@ -141,7 +254,7 @@ def test_a_broken_file_is_shown_as_an_error(page: Any, tmp_path: Path) -> None:
 
 def test_a_missing_network_is_shown_as_an_error(browser: Any, address: str) -> None:
     context = browser.new_context(service_workers="block")
-    context.route("**/model.onnx", lambda route: route.abort())
+    context.route("**/model.safetensors", lambda route: route.abort())
     page = context.new_page()
     page.goto(address)
     expect(page.get_by_role("alert")).to_contain_text("The network could not be loaded")
@@ -156,7 +269,7 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(page: Any) -> None:
         page.locator("#choose").press("Enter")
     chooser.value.set_files(EXAMPLES[1])
     expect(page.get_by_role("img")).to_have_attribute(
-        "aria-label", re.compile(re.escape(EXAMPLES[1].name))
+        "aria-label", re.compile(f"{re.escape(EXAMPLES[1].name)}.* %")
     )
     reached = []
     for _ in range(8):
@@ -172,33 +285,36 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(page: Any) -> None:
         page.keyboard.press("PageUp")
     expect(page.locator("#area-percent")).not_to_have_text(before)
     page.fill("#threshold", "0.5")
-    for role, name in [("slider", "Threshold"), ("slider", "Opacity"), ("spinbutton", "Width")]:
+    for role, name in [("slider", "Threshold"), ("slider", "Tint"), ("spinbutton", "Width")]:
         expect(page.get_by_role(role, name=re.compile(name))).to_be_visible()
+    for small in page.locator("main :is(button, input, .mark):visible").all():
+        assert small.bounding_box()["height"] >= 44
     assert "Not a medical device." in page.inner_text("body")
 
 
-SEGMENT_BOTH_WAYS = """async (base64) => {
+OUTLINE_EACH_WAY = """async (base64) => {
   const { Model } = await import("./model.js");
-  const { takeFrame } = await import("./camera.js");
-  const model = new Model(() => {});
+  const { traceOutline } = await import("./outline.js");
+  const model = new Model();
   await model.load();
   const file = new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
-  const frame = await takeFrame(await createImageBitmap(file));
-  const size = [frame.height, frame.width];
-  const results = [await model.segment(frame), await model.segment(file)];
-  return [size, ...results.map(({ probability }) => [...probability])];
+  const { probability } = await model.outline(file, ({ bitmap }) => bitmap.close());
+  const curves = [traceOutline(probability, 256, 0.5)];
+  const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
+  for (const frame of [new VideoFrame(bitmap, { timestamp: 0 }), bitmap]) {
+    curves.push((await model.outlineFrame(frame, 0.5)).curves);
+  }
+  return curves.map((each) => JSON.stringify(each.map((curve) => [...curve])));
 }"""
 
 
 @pytest.mark.parametrize("path", EXAMPLES[:3], ids=lambda path: path.name)
-def test_frame_that_the_browser_shrinks_gives_nearly_the_mask_of_the_file(
-    page: Any, path: Path
-) -> None:
-    size, *probabilities = page.evaluate(
-        SEGMENT_BOTH_WAYS, base64.b64encode(path.read_bytes()).decode()
-    )
-    assert size == [256, 256]
-    assert dice(*(np.array(each) >= 0.5 for each in probabilities)) >= 0.99
+def test_a_frame_is_outlined_as_the_file_is(page: Any, path: Path) -> None:
+    """As a VideoFrame, and as the ImageBitmap of browsers that know none."""
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    of_file, *of_frames = page.evaluate(OUTLINE_EACH_WAY, encoded)
+    assert of_file != "[]"
+    assert of_frames == [of_file, of_file]
 
 
 def test_camera_is_outlined_live(page: Any) -> None:
@@ -214,6 +330,147 @@ def test_camera_is_outlined_live(page: Any) -> None:
     page.keyboard.press("Escape")
     expect(page.locator("html")).to_have_attribute("data-state", "ready")
     assert page.evaluate("document.getElementById('video').srcObject") is None
+
+
+def test_a_missing_camera_is_said(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    for name, words in [("NotFoundError", "No camera was found"), ("NotAllowedError", "allow it")]:
+        page.add_init_script(
+            "navigator.mediaDevices.getUserMedia = () => "
+            f"Promise.reject(new DOMException('Requested device not found', '{name}'));"
+        )
+        page.goto(address)
+        page.click("#camera")
+        expect(page.get_by_role("alert")).to_contain_text(re.compile(words, re.IGNORECASE))
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("delete globalThis.WebAssembly", "this browser has no WebAssembly"),
+        ("WebAssembly.validate = () => false", "Update it, or take another browser"),
+    ],
+)
+def test_a_browser_that_cannot_run_it_is_told_so(
+    browser: Any, address: str, script: str, words: str
+) -> None:
+    page = browser.new_page()
+    page.add_init_script(script)
+    page.goto(address)
+    expect(page.get_by_role("alert")).to_contain_text(words)
+    expect(page.locator("html")).to_have_attribute("data-state", "error")
+    page.close()
+
+
+def test_without_javascript_or_modules_the_page_says_what_it_needs(
+    browser: Any, address: str
+) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(address)
+    expect(page.locator(".error:visible")).to_have_text(re.compile("needs JavaScript"))
+    page.context.close()
+    page = browser.new_page()
+    page.route("**/page.js", lambda route: route.abort())
+    page.goto(address)
+    expect(page.locator("#stuck")).to_be_visible()
+    page.close()
+
+
+def test_the_empty_stage_is_a_button_with_words_for_the_device(browser: Any, address: str) -> None:
+    for touch, words in [(False, "Drop a picture"), (True, "Choose or take a picture")]:
+        page = browser.new_context(has_touch=touch, is_mobile=touch).new_page()
+        page.goto(address)
+        page.wait_for_selector("html[data-state=ready]")
+        text = page.inner_text("#empty")
+        assert words in text
+        assert ("Ctrl" in text) == (not touch)
+        with page.expect_file_chooser() as chooser:
+            page.click("#empty")
+        chooser.value.set_files(EXAMPLES[0])
+        expect(page.locator("#status")).to_contain_text(f"{EXAMPLES[0].name}: ")
+        page.context.close()
+
+
+GIVE_TEXT = """(kind) => {
+  const given = new DataTransfer();
+  given.setData("text/uri-list", "https://example.org/spot.jpg");
+  document.getElementById("stage").dispatchEvent(
+    kind === "paste"
+      ? new ClipboardEvent(kind, { clipboardData: given, bubbles: true })
+      : new DragEvent(kind, { dataTransfer: given, bubbles: true }),
+  );
+}"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("paste", "No picture was copied"), ("drop", "A link or text was dropped")]
+)
+def test_links_and_text_are_answered(page: Any, kind: str, words: str) -> None:
+    page.evaluate(GIVE_TEXT, kind)
+    expect(page.get_by_role("alert")).to_contain_text(words)
+    choose(page, EXAMPLES[0])
+
+
+def test_card_licence_and_source_are_there(page: Any, address: str) -> None:
+    about = page.context.new_page()
+    about.goto(address)
+    about.click("footer a")
+    expect(about.locator("h1")).to_contain_text("Model card")
+    assert "Not a medical device." in about.inner_text("body")
+    assert about.locator("table").count() >= 2
+    assert about.locator("#licence").text_content() == (ROOT / "LICENSE").read_text().strip()
+    for link in about.locator("a[href^='http']").all():
+        assert link.get_attribute("href") == "https://arxiv.org/abs/2403.20035"
+    about.close()
+
+
+def test_all_that_it_loads_is_small() -> None:
+    files = {
+        name: file.read_bytes() for name, file in page_files().items() if name != "/index.html"
+    }
+    del files["/example.jpg"]  # on request
+    engines = {name: files.pop(name) for name in ("/engine.wasm", "/engine-relaxed.wasm")}
+    for name, content in engines.items():
+        loaded = [content, *files.values()]
+        packed = sum(len(zlib.compress(each, 9)) for each in loaded)
+        print(f"\n{name}: {sum(map(len, loaded)):,} bytes, {packed:,} compressed")
+        assert sum(map(len, loaded)) <= 600_000
+        assert packed <= 300_000
+
+
+class _Plain(http.server.SimpleHTTPRequestHandler):
+    """A static host that knows nothing of WebAssembly and sends no headers of ours."""
+
+    extensions_map: ClassVar = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_runs_from_a_folder_of_a_static_host(browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "somewhere" / "deep"
+    folder.mkdir(parents=True)
+    for name, file in page_files().items():
+        if name != "/":
+            (folder / name[1:]).write_bytes(file.read_bytes())
+    handler = functools.partial(_Plain, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as host:
+        threading.Thread(target=host.serve_forever, args=(0.01,), daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{host.server_port}/somewhere/deep/")
+        page.click("#example")
+        expect(page.locator("#status")).to_contain_text("example.jpg: 1024 × 768")
+        page.evaluate("navigator.serviceWorker.ready.then(() => null)")
+        page.reload()  # now the service worker keeps the example
+        page.click("#example")
+        expect(page.locator("#status")).to_contain_text("example.jpg: 1024 × 768")
+        host.shutdown()
+        host.server_close()
+        page.reload()
+        page.click("#example")
+        expect(page.locator("#status")).to_contain_text("example.jpg: 1024 × 768")
+        page.close()
 
 
 def test_fits_320_pixels(page: Any) -> None:

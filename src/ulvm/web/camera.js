@@ -1,18 +1,20 @@
 // Frames of a camera through the network, as fast as both go.
 
-import { SIZE } from "./model.js";
-
 const MEASURED_MS = 1000;
+const IN_FLIGHT = 2; // the network works on one while the next one is fetched
 
-/**
- * A frame at the network's size, shrunk by the browser: far quicker than resample.js, and nearly the
- * same. Browsers that know no such options give it whole, and the worker shrinks it.
- *
- * @param {CanvasImageSource} source
- * @returns {Promise<ImageBitmap>}
- */
-export const takeFrame = (source) =>
-  createImageBitmap(source, { resizeWidth: SIZE, resizeHeight: SIZE, resizeQuality: "medium" });
+/** The current frame: as the camera gave it where the browser can, for that takes no time. */
+export const takeFrame = (video) =>
+  typeof VideoFrame === "function" ? new VideoFrame(video) : createImageBitmap(video);
+
+const REASONS = {
+  NotAllowedError: "The browser was told not to give the camera to this page. Allow it beside the address and try again.",
+  NotFoundError: "No camera was found. Connect one, or choose a picture.",
+  NotReadableError: "The camera is in use by another program. Close that and try again.",
+};
+
+/** @returns {string} For people: why there is no camera, and what to do. */
+export const whyNoCamera = (error) => REASONS[error.name] ?? `The camera cannot be used: ${error.message}.`;
 
 export class Camera {
   #video;
@@ -30,7 +32,7 @@ export class Camera {
   /** Opens the camera at the back, where there is one. */
   async start() {
     if (!navigator.mediaDevices) {
-      throw new Error("the camera is given to pages from https or this device only");
+      throw new Error("browsers give it to pages from https or this device only");
     }
     this.#stream = await navigator.mediaDevices.getUserMedia({
       video: { facingMode: "environment", width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 60 } },
@@ -46,44 +48,33 @@ export class Camera {
   }
 
   /**
-   * Until the camera is stopped. Frames that find all models busy are left out.
+   * Until the camera is stopped. Frames that come while two are on their way are left out.
    *
-   * @param {import("./model.js").Model[]} models Take frames in turn, each on a core of its own.
+   * @param {(frame: VideoFrame | ImageBitmap) => Promise<object>} outline
    * @param {(result: object, framesPerSecond: number) => void} show Called for each frame, in order.
    */
-  async run(models, show) {
+  async run(outline, show) {
     const stream = this.#stream; // another one, if it is stopped and started meanwhile
     const isOn = () => stream && this.#stream === stream;
-    const waiting = new Map(models.map((model) => [model, 0]));
     let inFlight = 0;
-    let taken = 0;
-    let shown = 0;
     let failure = null;
     const shownAt = [];
+    const handle = async () => {
+      const { videoHeight: height, videoWidth: width } = this.#video;
+      const result = await outline(await takeFrame(this.#video));
+      if (!isOn()) return;
+      const now = performance.now();
+      shownAt.push(now);
+      while (now - shownAt[0] > MEASURED_MS) shownAt.shift();
+      show({ ...result, height, width }, (1000 * (shownAt.length - 1)) / (now - shownAt[0] || Infinity));
+    };
     while (isOn() && !failure) {
       await this.#nextFrame();
-      // One more than there are models, so that none has to wait for a frame.
-      if (!isOn() || inFlight > models.length) continue;
-      const number = ++taken;
-      const model = models.reduce((best, each) => (waiting.get(each) < waiting.get(best) ? each : best));
-      waiting.set(model, waiting.get(model) + 1);
+      if (!isOn() || inFlight === IN_FLIGHT) continue;
       inFlight++;
-      const { videoHeight: height, videoWidth: width } = this.#video;
-      takeFrame(this.#video)
-        .then((frame) => model.segment(frame))
-        .then((result) => {
-          if (!isOn() || number < shown) return;
-          shown = number;
-          const now = performance.now();
-          shownAt.push(now);
-          while (now - shownAt[0] > MEASURED_MS) shownAt.shift();
-          show({ ...result, height, width }, (1000 * (shownAt.length - 1)) / (now - shownAt[0] || Infinity));
-        })
+      handle()
         .catch((error) => (failure = error))
-        .finally(() => {
-          waiting.set(model, waiting.get(model) - 1);
-          inFlight--;
-        });
+        .finally(() => inFlight--);
     }
     if (failure) throw failure;
   }

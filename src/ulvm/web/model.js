@@ -1,21 +1,17 @@
 // The page's side of worker.js.
 
-/** Height and width of the network's input, pixels. */
-export const SIZE = 256;
 /** The bundled model's own threshold. */
 export const THRESHOLD = 0.5;
 
 export class Model {
-  #worker;
+  #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   #waiting = new Map();
   #lastId = 0;
 
-  /** @param {(progress: {loaded: number, total: number | null}) => void} onProgress Bytes. */
-  constructor(onProgress) {
-    this.#worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  constructor() {
     this.#worker.addEventListener("message", ({ data }) => {
-      if (data.progress) return onProgress(data.progress);
-      const { resolve, reject } = this.#waiting.get(data.id);
+      const { resolve, reject, show } = this.#waiting.get(data.id);
+      if (data.preview) return show(data.preview);
       this.#waiting.delete(data.id);
       return "error" in data ? reject(new Error(data.error)) : resolve(data.result);
     });
@@ -26,25 +22,48 @@ export class Model {
     });
   }
 
-  /** @returns {Promise<{threads: number, bytes: number, inferMs: number}>} What runs, and its median time. */
   load() {
-    return this.#ask({ kind: "load" });
+    return this.#ask("load");
   }
 
   /**
-   * @param {Blob | ImageBitmap} source A picture file, or a frame, which is used up.
-   * @param {boolean} giveBack Whether the decoded picture is wanted.
-   * @returns {Promise<{probability: Float32Array, height, width, prepareMs, inferMs, bitmap?}>}
+   * @param {Blob} file A picture.
+   * @param {(preview: {bitmap: ImageBitmap, height: number, width: number}) => void} show Called
+   *   first, with the picture at the screen's size and its own size.
+   * @returns {Promise<{probability: Float32Array, height: number, width: number, ms: number}>}
    */
-  segment(source, giveBack = false) {
-    return this.#ask({ kind: "segment", source, giveBack }, source instanceof Blob ? [] : [source]);
+  outline(file, show) {
+    return this.#ask("outline", { file }, [], show);
   }
 
-  #ask(request, transfer = []) {
+  /**
+   * @param {VideoFrame | ImageBitmap} frame It is used up.
+   * @returns {Promise<{curves: Float32Array[], fraction: number, ms: number}>}
+   */
+  outlineFrame(frame, threshold) {
+    return this.#ask("outlineFrame", { frame, threshold }, [frame]);
+  }
+
+  /** @returns {Promise<number>} The mask's share of the picture, 0..1, at the picture's size. */
+  measure(result, threshold) {
+    return this.#ask("measure", { result, threshold });
+  }
+
+  /** @returns {Promise<Blob>} A PNG at the picture's size: 0 and 255. */
+  maskFile(result, threshold) {
+    return this.#ask("maskFile", { result, threshold });
+  }
+
+  /** @returns {Promise<Blob>} A PNG at the picture's size, outlined and tinted. */
+  overlayFile(file, result, { threshold, opacity }) {
+    return this.#ask("overlayFile", { file, result, threshold, opacity });
+  }
+
+  #ask(kind, request = {}, transfer = [], show = null) {
     const id = ++this.#lastId;
     return new Promise((resolve, reject) => {
-      this.#waiting.set(id, { resolve, reject });
-      this.#worker.postMessage({ id, ...request }, transfer);
+      this.#waiting.set(id, { resolve, reject, show });
+      this.#worker.postMessage({ id, kind, ...request }, transfer);
     });
   }
 }

@@ -18,26 +18,30 @@ export function traceOutline(probability, size, threshold) {
   // Edges of cells: the one right of a point has an even number, the one below it an odd one.
   const right = (point) => 2 * point;
   const below = (point) => 2 * point + 1;
-  const next = new Map();
+  const next = new Int32Array(2 * side * side).fill(-1); // for each edge that a curve crosses
+  const edges = [];
   // Past the end of a row all is outside, as in the cells of the border.
   for (let at = 0; at < side * (side - 1) - 1; at++) {
     const corners =
       (inside[at] << 3) | (inside[at + 1] << 2) | (inside[at + side + 1] << 1) | inside[at + side];
     if (corners === 0 || corners === 15) continue;
     const sides = [right(at), below(at + 1), right(at + side), below(at)];
-    for (const [from, to] of STEPS[corners]) next.set(sides[from], sides[to]);
+    for (const [from, to] of STEPS[corners]) {
+      next[sides[from]] = sides[to];
+      edges.push(sides[from]);
+    }
   }
   const curves = [];
-  while (next.size) {
+  for (let edge of edges) {
     const points = [];
-    let [edge] = next.keys();
-    while (next.has(edge)) {
-      points.push(...crossing(edge));
-      const following = next.get(edge);
-      next.delete(edge);
+    while (next[edge] >= 0) {
+      const following = next[edge];
+      next[edge] = -1;
+      const [x, y] = crossing(edge);
+      points.push(x, y);
       edge = following;
     }
-    curves.push(Float32Array.from(points));
+    if (points.length) curves.push(Float32Array.from(points));
   }
   return curves;
 

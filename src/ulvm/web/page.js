@@ -1,26 +1,30 @@
 // The page: wires its elements to the model, and shows what it does.
 
-import { Camera } from "./camera.js";
-import { drawLesion, maskFile, overlayFile } from "./drawing.js";
-import { Model, SIZE, THRESHOLD } from "./model.js";
-import { resizeToMask } from "./resample.js";
+import { Camera, whyNoCamera } from "./camera.js";
+import { drawLesion } from "./drawing.js";
+import { SIZE, engineFile } from "./engine.js";
+import { Model, THRESHOLD } from "./model.js";
+import { traceOutline } from "./outline.js";
+import { Ruler } from "./ruler.js";
 import { zip } from "./zip.js";
 
-const SHOWN_PIXELS = [1024, 1600]; // least and most for the longer side of the picture on the screen
+const OUTLINE_PIXELS = [1024, 1600]; // least and most for the longer side of its canvas
+const THUMBNAIL = [96, 72]; // width and height, pixels
+const FIGURES_MS = 200; // a rate that can be read
 
 const at = (id) => document.getElementById(id);
 const stage = at("stage");
 const context = at("canvas").getContext("2d");
+const picture = at("picture").getContext("bitmaprenderer");
 const camera = new Camera(at("video"));
+const ruler = new Ruler(at("frame"), [...document.querySelectorAll(".mark")], useRuler);
+const model = new Model();
 
-let model;
-let secondModel;
-/** What was opened: {file, name}; then failed, or probability, height and width. */
+/** What was opened: {file, name, widthMm}; then result (of model.outline) or problem, a sentence. */
 let items = [];
-/** The item on the stage and its decoded picture. */
-let shown = null;
-let bitmap = null;
-let marks = []; // of the ruler, x and y in 0..1
+let shown = null; // the item on the stage
+let follows = true; // whether the stage shows each item of a batch in its turn
+const times = []; // of the network, ms
 
 // ---- states
 
@@ -29,35 +33,27 @@ function say(state, text) {
   at("status").textContent = text;
 }
 
-function showError(text) {
-  at("error").textContent = text;
-  at("error").hidden = !text;
+/** What went wrong: the given sentence and that of every item that failed. */
+function showErrors(sentence = "") {
+  const sentences = [sentence, ...(camera.isOn ? [] : items.map((item) => item.problem))].filter(Boolean);
+  at("error").hidden = !sentences.length;
+  at("error").replaceChildren(
+    ...sentences.map((each) => Object.assign(document.createElement("p"), { textContent: each })),
+  );
 }
 
-const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
-
-async function startModel() {
+async function start() {
   say("loading", "Loading the network");
-  at("loading").hidden = false;
-  model = new Model(({ loaded, total }) => {
-    if (total) [at("progress").max, at("progress").value] = [total, loaded];
-    at("bytes").textContent = `${megabytes(loaded)}${total ? ` of ${megabytes(total)}` : ""} MB`;
-  });
   try {
-    describeEngine(await model.load());
+    const engine = engineFile();
+    await model.load();
+    say("ready", "Ready");
+    navigator.serviceWorker?.register(`service-worker.js?engine=${engine}`);
   } catch (error) {
     say("error", "The network could not be loaded");
-    showError(`The network could not be loaded: ${error.message}. Reload the page to try again.`);
+    showErrors(`The network could not be loaded: ${error.message}. Then reload the page.`);
     throw error;
-  } finally {
-    at("loading").hidden = true;
   }
-  say("ready", "Ready");
-}
-
-function describeEngine({ threads, bytes, inferMs }) {
-  const by = threads > 1 ? `${threads} threads` : "1 thread";
-  at("engine").textContent = `Network and runtime: ${megabytes(bytes)} MB, ${inferMs.toFixed(1)} ms a picture on ${by}.`;
 }
 
 // ---- pictures
@@ -65,80 +61,122 @@ function describeEngine({ threads, bytes, inferMs }) {
 async function open(files) {
   if (!files.length) return;
   stopCamera();
-  showError("");
-  const opened = files.map((file) => ({ file, name: file.name || "pasted.png" }));
-  items = opened;
+  const opened = files.map((file) => ({ file, name: file.name || "pasted.png", widthMm: "", result: null, problem: "" }));
+  [items, follows] = [opened, true];
   listItems();
+  show(null);
+  showErrors();
   try {
-    await modelReady;
-  } catch {
-    return; // shown already
+    await started;
+  } catch (error) {
+    return showErrors(`The network could not be loaded: ${error.message}. Then reload the page.`);
   }
   for (const [i, item] of opened.entries()) {
     if (items !== opened) return; // others were opened meanwhile
+    if (item.result || item.problem) continue; // asked for from the list
+    if (follows) show(item);
     say("running", opened.length > 1 ? `${i + 1} of ${opened.length}: ${item.name}` : `Outlining ${item.name}`);
-    await segmentItem(item);
+    await outline(item);
   }
-  if (items === opened && opened.length > 1) {
-    const done = opened.filter((item) => item.probability).length;
-    say("ready", `${done} of ${opened.length} pictures outlined`);
-  }
+  if (items !== opened) return;
+  const done = opened.filter((item) => item.result);
+  if (follows && !shown && done.length) await select(done[0]);
+  if (opened.length > 1) say("ready", `${done.length} of ${opened.length} pictures outlined`);
+  else if (done.length) say("ready", `${shown.name}: ${shown.result.width} × ${shown.result.height}`);
+  else say("error", `${opened[0].name} could not be outlined`);
 }
 
-/** Outlines an item, puts it on the stage and says how it went; never throws. */
-async function segmentItem(item) {
-  try {
-    const { bitmap: picture, prepareMs, inferMs, ...result } = await model.segment(item.file, true);
-    if (!items.includes(item)) return picture.close();
-    Object.assign(item, result);
-    show(item, picture);
-    const times = `read in ${prepareMs.toFixed(0)} ms, outlined in ${inferMs.toFixed(0)} ms`;
-    say(isLast(item) ? "ready" : "running", `${item.name}: ${item.width} × ${item.height}, ${times}`);
-  } catch (error) {
-    if (!items.includes(item)) return;
-    item.failed = true;
-    if (!items.includes(shown)) show(null);
-    showError(`${item.name} ${error.message}.`);
-    say(isLast(item) ? "error" : "running", `${item.name} could not be outlined`);
-  }
+/** Puts an item on the stage; its picture and outline follow. */
+function show(item) {
+  shown = item;
+  stage.dataset.shows = item ? "picture" : "nothing";
+  stage.ariaBusy = String(Boolean(item));
+  picture.transferFromImageBitmap(null);
+  context.clearRect(0, 0, context.canvas.width, context.canvas.height);
+  context.canvas.ariaLabel = item ? `${item.name}, not outlined yet` : "No picture yet";
+  toggleRuler(false);
+  at("width-mm").value = item?.widthMm ?? "";
+  for (const id of ["save-mask", "save-overlay", "ruler", "width-mm"]) at(id).disabled = true;
+  showArea(null);
   updateList();
 }
 
-const isLast = (item) => items.every((each) => each === item || each.probability || each.failed);
+/** Shows and outlines an item of the list. */
+async function select(item) {
+  show(item);
+  item.problem = "";
+  await outline(item);
+}
 
-function show(item, picture = null) {
-  bitmap?.close();
-  [shown, bitmap, marks] = [item, picture, []];
-  stage.dataset.shows = item ? "picture" : "nothing";
-  for (const id of ["save-mask", "save-overlay", "ruler"]) at(id).disabled = !item;
-  draw();
+/** Outlines an item and shows it where it is on the stage; never throws. */
+async function outline(item) {
+  try {
+    item.result = await model.outline(item.file, (preview) => showPicture(item, preview));
+    await measure(item);
+    showSpeed(item.result.ms);
+  } catch (error) {
+    item.problem = `${item.name} ${error.message}.`;
+  }
+  if (!items.includes(item)) return;
+  if (item === shown && item.problem) show(null);
+  if (item === shown) {
+    stage.ariaBusy = "false";
+    for (const id of ["save-mask", "save-overlay", "ruler", "width-mm"]) at(id).disabled = false;
+    draw();
+  }
+  showErrors();
+  updateList();
+}
+
+function showPicture(item, { bitmap, height, width }) {
+  const [across, down] = THUMBNAIL;
+  const scale = Math.max(across / bitmap.width, down / bitmap.height);
+  item.thumbnail
+    ?.getContext("2d")
+    .drawImage(bitmap, across / 2 - (bitmap.width * scale) / 2, down / 2 - (bitmap.height * scale) / 2,
+      bitmap.width * scale, bitmap.height * scale);
+  if (item !== shown) return bitmap.close();
+  stage.style.setProperty("--ratio", width / height);
+  picture.transferFromImageBitmap(bitmap);
 }
 
 function listItems() {
   at("items").hidden = at("save-all").hidden = items.length < 2;
+  if (items.length < 2) return at("items").replaceChildren();
   at("items").replaceChildren(
     ...items.map((item) => {
       item.button = document.createElement("button");
+      item.thumbnail = document.createElement("canvas");
+      [item.thumbnail.width, item.thumbnail.height] = THUMBNAIL;
       item.figure = document.createElement("span");
-      item.button.append(item.name, item.figure);
+      const name = Object.assign(document.createElement("span"), { className: "name", textContent: item.name });
+      item.button.append(item.thumbnail, name, item.figure);
+      item.button.title = item.name;
       item.button.addEventListener("click", () => {
-        showError("");
-        segmentItem(item);
+        follows = false;
+        select(item);
       });
       const entry = document.createElement("li");
       entry.append(item.button);
       return entry;
     }),
   );
-  updateList();
 }
 
 function updateList() {
+  if (items.length < 2) return;
   for (const item of items) {
-    item.figure.textContent = item.failed ? "failed" : item.probability ? percent(areaOf(item)) : "…";
-    item.button.classList.toggle("failed", Boolean(item.failed));
+    item.figure.textContent = item.problem ? "failed" : item.counted ? percent(item.counted.fraction) : "…";
+    item.button.classList.toggle("failed", Boolean(item.problem));
     item.button.ariaCurrent = String(item === shown);
   }
+}
+
+function showSpeed(ms) {
+  times.push(ms);
+  if (times.length < 3) return; // the first ones also compile
+  const median = [...times].sort((a, b) => a - b)[Math.floor(times.length / 2)];
+  at("speed").textContent = `The network took ${median.toFixed(0)} ms a picture on one thread of this device (median of ${times.length}).`;
 }
 
 // ---- drawing and measuring
@@ -147,66 +185,61 @@ const look = () => ({ threshold: Number(at("threshold").value), opacity: Number(
 const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 
 /** The mask's share of the picture, 0..1, counted at the picture's size once for each threshold. */
-function areaOf(item) {
+async function measure(item) {
   const { threshold } = look();
   if (item.counted?.threshold !== threshold) {
-    const { probability, height, width } = item;
-    const { area } = resizeToMask(probability, SIZE, height, width, threshold);
-    item.counted = { threshold, fraction: area / (height * width) };
+    item.counted = { threshold, fraction: await model.measure(item.result, threshold) };
   }
   return item.counted.fraction;
 }
 
-function squareMillimetres({ height, width }, fraction) {
-  const widthMm = Number(at("width-mm").value);
+function squareMillimetres({ widthMm, result: { height, width } }, fraction) {
   return widthMm > 0 ? fraction * widthMm ** 2 * (height / width) : null;
 }
 
 function draw() {
-  if (!shown) {
-    at("area-percent").textContent = at("area-mm2").textContent = "–";
-    return;
-  }
+  if (!shown?.result) return;
   const { canvas } = context;
-  const longer = Math.max(shown.width, shown.height);
-  const scale = Math.min(Math.max(longer, SHOWN_PIXELS[0]), SHOWN_PIXELS[1]) / longer;
-  resizeCanvas(Math.max(1, Math.round(shown.width * scale)), Math.max(1, Math.round(shown.height * scale)));
-  context.fillStyle = "white";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const { height, width, probability } = shown.result;
+  const longer = Math.max(width, height);
+  const scale = Math.min(Math.max(longer, OUTLINE_PIXELS[0]), OUTLINE_PIXELS[1]) / longer;
+  clearCanvas(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
   const pixelsPerLine = Math.max(1, canvas.width / (canvas.clientWidth || canvas.width));
-  drawLesion(context, shown.probability, look(), pixelsPerLine);
-  drawMarks(pixelsPerLine);
-  const fraction = areaOf(shown);
-  showArea(fraction, squareMillimetres(shown, fraction));
-  canvas.ariaLabel = `${shown.name}: the outlined lesion covers ${percent(fraction)} of the picture`;
+  drawLesion(context, traceOutline(probability, SIZE, look().threshold), look().opacity, pixelsPerLine);
+  if (ruler.isOn) drawRuler(pixelsPerLine);
+  showFigures();
 }
 
-/** Sets the canvas's pixels, which clears it, and its place on the page. */
-/** An empty canvas of this size. */
-function resizeCanvas(width, height) {
+/** An empty canvas of this size; over a video, no new memory for each frame. */
+function clearCanvas(width, height) {
   const { canvas } = context;
-  // Over a video, no new memory and no new layout for each frame.
   if (canvas.width === width && canvas.height === height) return context.clearRect(0, 0, width, height);
   [canvas.width, canvas.height] = [width, height];
-  stage.style.setProperty("--ratio", width / height);
 }
 
-function drawMarks(pixelsPerLine) {
-  context.strokeStyle = context.fillStyle = "#ffb000";
+function drawRuler(pixelsPerLine) {
+  context.strokeStyle = "#ffb000";
   context.lineWidth = 2 * pixelsPerLine;
   context.beginPath();
-  for (const [x, y] of marks) context.lineTo(x * context.canvas.width, y * context.canvas.height);
+  for (const { x, y } of ruler.points) context.lineTo(x * context.canvas.width, y * context.canvas.height);
   context.stroke();
-  for (const [x, y] of marks) {
-    context.beginPath();
-    context.arc(x * context.canvas.width, y * context.canvas.height, 4 * pixelsPerLine, 0, 7);
-    context.fill();
-  }
 }
 
-function showArea(fraction, mm2) {
-  at("area-percent").textContent = percent(fraction);
+let counting = false;
+/** The figures of what is shown, in the end for the newest threshold. */
+async function showFigures() {
+  if (counting) return;
+  counting = true;
+  while (shown?.result && shown.counted?.threshold !== look().threshold) await measure(shown);
+  counting = false;
+  if (!shown?.counted || camera.isOn) return;
+  const { fraction } = shown.counted;
+  showArea(fraction, squareMillimetres(shown, fraction));
+  context.canvas.ariaLabel = `${shown.name}: the outlined lesion covers ${percent(fraction)} of the picture`;
+}
+
+function showArea(fraction, mm2 = null) {
+  at("area-percent").textContent = fraction === null ? "–" : percent(fraction);
   at("area-mm2").textContent = mm2 === null ? "–" : mm2.toFixed(mm2 < 100 ? 1 : 0);
 }
 
@@ -219,37 +252,35 @@ function redraw() {
   drawAsked = true;
   requestAnimationFrame(() => {
     drawAsked = false;
-    draw();
+    if (!camera.isOn && stage.ariaBusy === "false") draw();
   });
 }
 
-// ---- ruler
+/** After the slider was let go: the list's figures too. */
+async function measureAll() {
+  for (const item of items) if (item.result) await measure(item);
+  updateList();
+}
+
+// ---- scale
 
 function toggleRuler(on) {
-  marks = [];
   at("ruler").ariaPressed = String(on);
   at("ruler-form").hidden = !on;
   stage.classList.toggle("measuring", on);
+  ruler.toggle(on);
   redraw();
 }
 
-function addMark(event) {
-  if (at("ruler-form").hidden || !shown || camera.isOn) return;
-  const box = context.canvas.getBoundingClientRect();
-  if (marks.length === 2) marks = [];
-  marks.push([(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]);
-  useRuler();
+function useRuler() {
+  const pixels = ruler.distance(shown.result);
+  const millimetres = Number(at("ruler-mm").value);
+  if (pixels > 0 && millimetres > 0) setWidth(((millimetres * shown.result.width) / pixels).toFixed(2));
+  redraw();
 }
 
-function useRuler() {
-  if (marks.length === 2) {
-    const [[x0, y0], [x1, y1]] = marks;
-    const pixels = Math.hypot((x1 - x0) * shown.width, (y1 - y0) * shown.height);
-    const millimetres = Number(at("ruler-mm").value);
-    if (pixels > 0 && millimetres > 0) {
-      at("width-mm").value = ((millimetres * shown.width) / pixels).toFixed(2);
-    }
-  }
+function setWidth(widthMm) {
+  at("width-mm").value = shown.widthMm = widthMm;
   redraw();
 }
 
@@ -260,22 +291,19 @@ let cameraAsked = false; // while the browser asks its user
 async function startCamera() {
   if (cameraAsked) return;
   cameraAsked = true;
-  showError("");
   try {
-    await modelReady;
+    await started;
     await camera.start();
   } catch (error) {
-    const refused = error.name === "NotAllowedError";
-    showError(
-      refused
-        ? "The browser was told not to give the camera to this page; allow it beside the address and try again."
-        : `The camera cannot be used: ${error.message}.`,
-    );
-    return;
+    camera.stop();
+    return showErrors(whyNoCamera(error));
   } finally {
     cameraAsked = false;
   }
+  showErrors();
+  toggleRuler(false);
   stage.dataset.shows = "camera";
+  stage.ariaBusy = "false";
   at("camera").textContent = "Stop camera";
   at("camera").ariaPressed = "true";
   at("capture").hidden = false;
@@ -283,33 +311,22 @@ async function startCamera() {
   context.canvas.ariaLabel = "Video of the camera with the outline of the lesion";
   say("live", "Camera on");
   try {
-    await camera.run(await liveModels(), showFrame);
+    await camera.run((frame) => model.outlineFrame(frame, look().threshold), showFrame);
   } catch (error) {
     stopCamera();
-    showError(`The camera stopped: ${error.message}.`);
+    showErrors(`The camera stopped: ${error.message}.`);
   }
 }
 
-/** The page's model, and a second one where there is a core for it. */
-async function liveModels() {
-  if (navigator.hardwareConcurrency < 2) return [model];
-  if (!secondModel) {
-    secondModel = new Model(() => {});
-    await secondModel.load();
-  }
-  return [model, secondModel];
-}
-
-function showFrame({ probability, height, width, inferMs }, framesPerSecond) {
-  const { canvas } = context;
-  resizeCanvas(width, height);
-  drawLesion(context, probability, look(), Math.max(1, width / canvas.clientWidth));
-  const { threshold } = look();
-  let pixels = 0;
-  for (let i = 0; i < probability.length; i++) pixels += probability[i] >= threshold;
-  const fraction = pixels / probability.length;
-  showArea(fraction, squareMillimetres({ height, width }, fraction));
-  at("live-figures").textContent = `${framesPerSecond.toFixed(0)} frames/s · ${inferMs.toFixed(0)} ms`;
+let figuresAt = 0;
+function showFrame({ curves, fraction, ms, height, width }, framesPerSecond) {
+  stage.style.setProperty("--ratio", width / height);
+  clearCanvas(width, height);
+  drawLesion(context, curves, look().opacity, Math.max(1, width / context.canvas.clientWidth));
+  if (performance.now() < figuresAt + FIGURES_MS) return;
+  figuresAt = performance.now();
+  showArea(fraction);
+  at("live-figures").textContent = `${framesPerSecond.toFixed(0)} frames/s · ${ms.toFixed(0)} ms`;
 }
 
 function stopCamera() {
@@ -320,9 +337,9 @@ function stopCamera() {
   at("capture").hidden = true;
   at("choose").hidden = false;
   at("live-figures").textContent = "";
-  stage.dataset.shows = shown ? "picture" : "nothing";
   say("ready", "Camera off");
-  draw();
+  if (shown) select(shown);
+  else show(null);
 }
 
 // ---- downloads
@@ -337,18 +354,18 @@ function save(content, name) {
 
 /** Runs a download, and says so if it fails: large pictures may not fit into the browser. */
 async function download(make) {
-  showError("");
+  showErrors();
   try {
     await make();
   } catch (error) {
-    showError(`The file could not be made: ${error.message}.`);
+    showErrors(`The file could not be made: ${error.message}.`);
   }
 }
 
 const stem = (name) => name.replace(/\.[^.]*$/, "");
 
 async function saveAll() {
-  const done = items.filter((item) => item.probability);
+  const done = items.filter((item) => item.result);
   const files = [];
   const rows = ["name,width,height,threshold,area_percent,area_mm2"];
   const taken = new Map();
@@ -357,14 +374,12 @@ async function saveAll() {
     const repeats = (taken.get(stem(item.name)) ?? 0) + 1;
     taken.set(stem(item.name), repeats);
     const name = repeats > 1 ? `${stem(item.name)}-${repeats}` : stem(item.name);
-    const picture = await createImageBitmap(item.file);
-    files.push({ name: `${name}_mask.png`, content: await maskFile(item, look().threshold) });
-    files.push({ name: `${name}_overlay.png`, content: await overlayFile(item, picture, look()) });
-    picture.close();
-    const fraction = areaOf(item);
+    files.push({ name: `${name}_mask.png`, content: await model.maskFile(item.result, look().threshold) });
+    files.push({ name: `${name}_overlay.png`, content: await model.overlayFile(item.file, item.result, look()) });
+    const fraction = await measure(item);
     const mm2 = squareMillimetres(item, fraction)?.toFixed(2) ?? "";
     const quoted = `"${item.name.replaceAll('"', '""')}"`;
-    rows.push([quoted, item.width, item.height, look().threshold, (100 * fraction).toFixed(3), mm2].join());
+    rows.push([quoted, item.result.width, item.result.height, look().threshold, (100 * fraction).toFixed(3), mm2].join());
   }
   files.push({ name: "areas.csv", content: new Blob([rows.join("\n") + "\n"]) });
   save(await zip(files), "ulvm.zip");
@@ -374,7 +389,7 @@ async function saveAll() {
 // ---- wiring
 
 at("threshold").value = THRESHOLD;
-at("choose").addEventListener("click", () => at("files").click());
+for (const id of ["choose", "empty"]) at(id).addEventListener("click", () => at("files").click());
 at("files").addEventListener("change", () => {
   open([...at("files").files]);
   at("files").value = ""; // so that the same file can be chosen again
@@ -382,22 +397,38 @@ at("files").addEventListener("change", () => {
 at("camera").addEventListener("click", () => (camera.isOn ? stopCamera() : startCamera()));
 at("capture").addEventListener("click", async () => open([await camera.takePicture()]));
 at("example").addEventListener("click", async () => {
-  const response = await fetch("example.jpg");
-  open([new File([await response.blob()], "example.jpg")]);
+  try {
+    const response = await fetch("example.jpg");
+    if (!response.ok) throw new Error(response.status);
+    open([new File([await response.blob()], "example.jpg")]);
+  } catch {
+    showErrors("The example could not be fetched. Go online, or choose a picture of your own.");
+  }
 });
-for (const id of ["threshold", "opacity", "width-mm"]) at(id).addEventListener("input", redraw);
-at("threshold").addEventListener("change", updateList);
-at("ruler").addEventListener("click", () => toggleRuler(at("ruler-form").hidden));
+for (const id of ["threshold", "opacity"]) at(id).addEventListener("input", redraw);
+at("threshold").addEventListener("change", measureAll);
+at("width-mm").addEventListener("input", () => setWidth(at("width-mm").value));
+at("ruler").addEventListener("click", () => toggleRuler(!ruler.isOn));
 at("ruler-mm").addEventListener("input", useRuler);
-at("canvas").addEventListener("click", addMark);
 at("save-mask").addEventListener("click", () =>
-  download(async () => save(await maskFile(shown, look().threshold), `${stem(shown.name)}_mask.png`)),
+  download(async () => save(await model.maskFile(shown.result, look().threshold), `${stem(shown.name)}_mask.png`)),
 );
 at("save-overlay").addEventListener("click", () =>
-  download(async () => save(await overlayFile(shown, bitmap, look()), `${stem(shown.name)}_overlay.png`)),
+  download(async () => save(await model.overlayFile(shown.file, shown.result, look()), `${stem(shown.name)}_overlay.png`)),
 );
 at("save-all").addEventListener("click", () => download(saveAll));
-document.addEventListener("paste", (event) => open([...event.clipboardData.files]));
+
+// Held down, the button or the picture itself shows the picture without the outline.
+const bare = (on) => stage.classList.toggle("bare", on);
+at("compare").addEventListener("pointerdown", () => bare(true));
+at("frame").addEventListener("pointerdown", () => bare(!ruler.isOn && !camera.isOn));
+for (const end of ["pointerup", "pointercancel", "keyup", "blur"]) window.addEventListener(end, () => bare(false));
+at("compare").addEventListener("keydown", ({ key }) => bare(key === " " || key === "Enter"));
+
+document.addEventListener("paste", ({ target, clipboardData: { files } }) => {
+  if (files.length) open([...files]);
+  else if (!target.matches("input")) showErrors("No picture was copied. Copy a picture, not its address, and paste it.");
+});
 document.addEventListener("keydown", (event) => event.key === "Escape" && stopCamera());
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -407,9 +438,10 @@ document.addEventListener("dragleave", (event) => event.relatedTarget ?? stage.c
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   stage.classList.remove("over");
-  open([...event.dataTransfer.files]);
+  const { files } = event.dataTransfer;
+  if (files.length) open([...files]);
+  else showErrors("A link or text was dropped, not a picture. Save the picture first, then drop its file.");
 });
 
-const modelReady = startModel();
-modelReady.catch(() => {}); // shown already
-navigator.serviceWorker?.register("service-worker.js");
+const started = start();
+started.catch(() => {}); // shown already

@@ -1,19 +1,26 @@
 // Keeps the page's own files, so that it works without a network. It answers for nothing else.
 
 const CACHE = "ulvm";
+const ENGINE = new URL(self.location).searchParams.get("engine"); // the build that this browser takes
 const FILES = [
-  "./", "style.css", "icon.svg", "page.js", "model.js", "worker.js", "resample.js", "outline.js",
-  "drawing.js", "camera.js", "zip.js", "model.onnx", "example.jpg", "runtime/ort.wasm.min.mjs",
-  "runtime/ort-wasm-simd-threaded.mjs", "runtime/ort-wasm-simd-threaded.wasm",
+  "./", "style.css", "icon.svg", "page.js", "model.js", "worker.js", "engine.js", "outline.js", "drawing.js",
+  "camera.js", "ruler.js", "zip.js", ENGINE, "model.safetensors", "about.html", "about.js", "MODEL_CARD.md",
 ];
-const URLS = new Set(FILES.map((file) => new URL(file, self.location).href));
+// The example is kept once it was asked for.
+const URLS = new Set([...FILES, "example.jpg"].map((file) => new URL(file, self.location).href));
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)));
   self.skipWaiting();
 });
 
-self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+self.addEventListener("activate", (event) => event.waitUntil(tidy().then(() => self.clients.claim())));
+
+/** Drops files of earlier versions. */
+async function tidy() {
+  const cache = await caches.open(CACHE);
+  for (const { url } of await cache.keys()) if (!URLS.has(url)) await cache.delete(url);
+}
 
 self.addEventListener("fetch", (event) => {
   if (event.request.method === "GET" && URLS.has(event.request.url)) {
@@ -24,22 +31,11 @@ self.addEventListener("fetch", (event) => {
 /** The network's answer when there is one, so that an update is seen at once; else the kept one. */
 async function answer(request) {
   const cache = await caches.open(CACHE);
-  let response;
   try {
-    response = await fetch(request);
+    const response = await fetch(request);
+    if (response.ok) await cache.put(request, response.clone());
+    return response;
   } catch {
-    response = await cache.match(request, { ignoreVary: true });
-    return response ? isolate(response) : Response.error();
+    return (await cache.match(request, { ignoreVary: true })) ?? Response.error();
   }
-  if (response.ok) await cache.put(request, response.clone());
-  return isolate(response);
-}
-
-/** With the headers that threads ask for, which a plain static host does not send. */
-function isolate(response) {
-  const headers = new Headers(response.headers);
-  headers.set("Cross-Origin-Opener-Policy", "same-origin");
-  headers.set("Cross-Origin-Embedder-Policy", "require-corp");
-  const { status, statusText } = response;
-  return new Response(response.body, { status, statusText, headers });
 }

@@ -1,100 +1,102 @@
-// Beside the page, so that it stays responsive: file or frame → 256×256 → probability.
+// Beside the page, so that it stays responsive: a file or a frame becomes an outline, an outline
+// becomes files. One request after the other.
 
-import { SIZE } from "./model.js";
-import { resizeRgb } from "./resample.js";
+import { drawLesion } from "./drawing.js";
+import { SIZE, infer, load, resizeToMask, takePicture } from "./engine.js";
+import { traceOutline } from "./outline.js";
 
-const RUNTIME = new URL("runtime/", import.meta.url);
-const BAND_PIXELS = 2 ** 20;
+const SHOWN_PIXELS = 1600; // most for the longer side of the picture on the screen
+const MASK_ROWS = 256; // of a mask, written at once
 
-let session;
-let Tensor;
-let canvas = new OffscreenCanvas(1, 1);
-let context;
+const requests = { load, outline, outlineFrame, measure, maskFile, overlayFile };
+let last = Promise.resolve();
 
-const requests = { load, segment };
+self.addEventListener("message", ({ data }) => (last = last.then(() => answer(data))));
 
-self.addEventListener("message", async ({ data: { id, kind, ...rest } }) => {
+async function answer({ id, kind, ...rest }) {
   try {
-    const [result, transfer = []] = await requests[kind](rest);
-    self.postMessage({ id, result }, transfer);
+    const result = await requests[kind](rest, (preview) => self.postMessage({ id, preview }, [preview.bitmap]));
+    self.postMessage({ id, result });
   } catch (error) {
     self.postMessage({ id, error: error?.message ?? String(error) });
   }
-});
-
-async function load() {
-  const loaded = [0, 0];
-  const totals = [0, 0];
-  const [wasmBinary, model] = await Promise.all(
-    [new URL("ort-wasm-simd-threaded.wasm", RUNTIME), new URL("model.onnx", import.meta.url)].map((url, i) =>
-      download(url, (bytes, total) => {
-        loaded[i] = bytes;
-        totals[i] = total;
-        const known = totals.every((each) => each > 0);
-        self.postMessage({ progress: { loaded: sum(loaded), total: known ? sum(totals) : null } });
-      }),
-    ),
-  );
-  const ort = await import(new URL("ort.wasm.min.mjs", RUNTIME));
-  Tensor = ort.Tensor;
-  ort.env.wasm.wasmBinary = wasmBinary;
-  ort.env.wasm.wasmPaths = { mjs: new URL("ort-wasm-simd-threaded.mjs", RUNTIME).href };
-  // Threads need SharedArrayBuffer, which browsers give to isolated pages only. Half of the
-  // cores, for they are often two to one real core, and the page needs some too.
-  ort.env.wasm.numThreads = self.crossOriginIsolated
-    ? Math.max(1, Math.min(4, Math.floor(navigator.hardwareConcurrency / 2)))
-    : 1;
-  session = await ort.InferenceSession.create(new Uint8Array(model), {
-    executionProviders: ["wasm"],
-    graphOptimizationLevel: "disabled", // the graph is lean; rewriting it takes longer
-    logSeverityLevel: 3,
-  });
-  await infer(new Uint8Array(SIZE * SIZE * 3)); // the first run also compiles
-  const times = [];
-  for (let i = 0; i < 5; i++) {
-    const began = performance.now();
-    await infer(new Uint8Array(SIZE * SIZE * 3));
-    times.push(performance.now() - began);
-  }
-  const inferMs = times.sort((a, b) => a - b)[2];
-  const bytes = wasmBinary.byteLength + model.byteLength;
-  return [{ threads: ort.env.wasm.numThreads, bytes, inferMs }];
 }
 
-const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
-
-async function download(url, report) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error(`${url.pathname} is missing (${response.status})`);
-  // Compressed transfers announce another length than what arrives; then there is no total.
-  const total = response.headers.has("Content-Encoding") ? 0 : Number(response.headers.get("Content-Length"));
-  const parts = [];
-  let bytes = 0;
-  for (const reader = response.body.getReader(); ; ) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    parts.push(value);
-    bytes += value.byteLength;
-    report(bytes, total);
-  }
-  return new Blob(parts).arrayBuffer();
-}
-
-/** A picture file or a frame; with `giveBack` the decoded picture comes along, to be shown. */
-async function segment({ source, giveBack }) {
-  const start = performance.now();
-  const bitmap = source instanceof Blob ? await decode(source) : source;
+/** @returns {{probability: Float32Array, height: number, width: number, ms: number}} */
+async function outline({ file }, show) {
+  const bitmap = await decode(file);
   const { height, width } = bitmap;
-  const imageRgb = resizeRgb(rowReader(bitmap), height, width, SIZE);
-  const prepared = performance.now();
-  const probability = await infer(imageRgb);
-  const inferred = performance.now();
-  const result = { probability, height, width, prepareMs: prepared - start, inferMs: inferred - prepared };
-  if (!giveBack) {
-    bitmap.close();
-    return [result, [probability.buffer]];
+  const scale = Math.min(1, SHOWN_PIXELS / Math.max(height, width));
+  const side = (pixels) => Math.max(1, Math.round(pixels * scale));
+  const small = { resizeHeight: side(height), resizeWidth: side(width), resizeQuality: "medium" };
+  show({ bitmap: await createImageBitmap(bitmap, scale < 1 ? small : {}), height, width });
+  await takePicture(height, width, rowReader(bitmap));
+  bitmap.close();
+  return { height, width, ...timed(infer) };
+}
+
+/**
+ * A frame of the camera at once as curves.
+ *
+ * @param {{frame: VideoFrame | ImageBitmap, threshold: number}} request The frame is used up.
+ * @returns {{curves: Float32Array[], fraction: number, ms: number}} As traceOutline; inside, 0..1.
+ */
+async function outlineFrame({ frame, threshold }) {
+  const { codedHeight, codedWidth, visibleRect } = frame;
+  const isPlain = codedHeight && !frame.rotation && !frame.flip;
+  const { height, width } = isPlain ? visibleRect : sizeOf(frame);
+  const canCopy = isPlain && frame.allocationSize({ format: "RGBA", rect: visibleRect }) === height * width * 4;
+  const copy = (rgba, top, rows) => {
+    const rect = { x: visibleRect.x, y: visibleRect.y + top, width, height: rows };
+    return frame.copyTo(rgba, { format: "RGBA", rect });
+  };
+  await takePicture(height, width, canCopy ? copy : rowReader(frame));
+  frame.close();
+  const { probability, ms } = timed(infer);
+  const limit = Math.fround(threshold);
+  let inside = 0;
+  for (let i = 0; i < probability.length; i++) inside += probability[i] >= limit;
+  return { curves: traceOutline(probability, SIZE, threshold), fraction: inside / probability.length, ms };
+}
+
+function timed(run) {
+  const began = performance.now();
+  const probability = run();
+  return { probability, ms: performance.now() - began };
+}
+
+/** The mask's share of the picture, 0..1, at the picture's size. */
+function measure({ result, threshold }) {
+  return resizeToMask(result, threshold, false).area / (result.height * result.width);
+}
+
+/** A PNG of the mask at the picture's size: 0 and 255. */
+function maskFile({ result, threshold }) {
+  const { height, width } = result;
+  const context = contextOf(height, width);
+  const { mask } = resizeToMask(result, threshold, true);
+  const image = context.createImageData(width, Math.min(height, MASK_ROWS));
+  const pixels = new Uint32Array(image.data.buffer);
+  // Alpha is the last byte, and all others are equal, so that the byte order only moves alpha.
+  const [black, white] = new Uint32Array(new Uint8Array([0, 0, 0, 255, 255, 255, 255, 255]).buffer);
+  for (let top = 0; top < height; top += MASK_ROWS) {
+    const part = mask.subarray(top * width, (top + MASK_ROWS) * width);
+    for (let i = 0; i < part.length; i++) pixels[i] = part[i] ? white : black;
+    context.putImageData(image, 0, top);
   }
-  return [{ ...result, bitmap }, [probability.buffer, bitmap]];
+  return context.canvas.convertToBlob({ type: "image/png" });
+}
+
+/** A PNG of the picture at its size, outlined and tinted. */
+async function overlayFile({ file, result, threshold, opacity }) {
+  const bitmap = await decode(file);
+  const context = contextOf(result.height, result.width);
+  context.fillStyle = "white";
+  context.fillRect(0, 0, result.width, result.height);
+  context.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  drawLesion(context, traceOutline(result.probability, SIZE, threshold), opacity);
+  return context.canvas.convertToBlob({ type: "image/png" });
 }
 
 async function decode(file) {
@@ -107,32 +109,33 @@ async function decode(file) {
     });
   } catch {
     throw new Error(
-      "is not a picture that this browser can read; accepted are JPEG, PNG, WebP, GIF and BMP; " +
-        "save it as JPEG or PNG and try again",
+      /\.hei[cf]$/i.test(file.name) || /hei[cf]/.test(file.type)
+        ? "is a HEIC photo, which this browser cannot read. Save it as JPEG and try again"
+        : "is not a picture that this browser can read. Save it as JPEG, PNG or WebP and try again",
     );
   }
 }
 
+const sizeOf = (source) => ({
+  height: source.displayHeight ?? source.height,
+  width: source.displayWidth ?? source.width,
+});
+
 /** Reads bands of rows, transparency on white; a whole large picture would not fit some canvases. */
-function rowReader(bitmap) {
-  const { height, width } = bitmap;
-  const rows = Math.min(height, Math.max(1, Math.floor(BAND_PIXELS / width)));
-  if (canvas.width !== width || canvas.height !== rows || !context) {
-    canvas = new OffscreenCanvas(width, rows);
-    context = canvas.getContext("2d", { willReadFrequently: true });
-  }
-  return (top, count) => {
+function rowReader(source) {
+  let context;
+  return (rgba, top, rows) => {
+    const { height, width } = sizeOf(source);
+    context ??= contextOf(rows, width, { willReadFrequently: true });
     context.fillStyle = "white";
-    context.fillRect(0, 0, width, count);
-    context.drawImage(bitmap, 0, -top);
-    return context.getImageData(0, 0, width, count).data;
+    context.fillRect(0, 0, width, rows);
+    context.drawImage(source, 0, -top, width, height);
+    rgba.set(context.getImageData(0, 0, width, rows).data);
   };
 }
 
-async function infer(imageRgb) {
-  const tensor = new Tensor("uint8", imageRgb, [1, SIZE, SIZE, 3]);
-  const { probability } = await session.run({ image_rgb: tensor });
-  const copy = probability.data.slice(); // its memory belongs to the runtime
-  probability.dispose();
-  return copy; // (size, size)
+function contextOf(height, width, options) {
+  const context = new OffscreenCanvas(width, height).getContext("2d", options);
+  if (!context) throw new Error(`of ${width} × ${height} pixels is too large for this browser`);
+  return context;
 }
