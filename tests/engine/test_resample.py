@@ -41,7 +41,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("resample")
     (folder / "fail.c").write_text(FAIL)
     compiler = ["gcc"] if shutil.which("gcc") else [sys.executable, "-m", "ziglang", "cc"]
-    flags = "-std=c11 -Wall -Wextra -Werror -O2 -fPIC -shared".split()
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared"]
     sources = [folder / "fail.c", ENGINE / "resample.c"]
     output = folder / "resample.so"
     subprocess.run([*compiler, *flags, f"-I{ENGINE}", *sources, "-o", output], check=True)
