@@ -12,12 +12,13 @@ const inline = (text) =>
     part.startsWith("**") ? make("strong", part.slice(2, -2)) : part.startsWith("`") ? make("code", part.slice(1, -1)) : part,
   );
 
+let tables = 0;
 function table(lines) {
   const cells = (line) => line.split("|").slice(1, -1).map((cell) => cell.trim());
   const row = (line, tag) => make("tr", ...cells(line).map((cell) => make(tag, ...inline(cell))));
   const head = cells(lines[0]).some(Boolean) ? [make("thead", row(lines[0], "th"))] : [];
   const region = make("div", make("table", ...head, make("tbody", ...lines.slice(2).map((line) => row(line, "td")))));
-  Object.assign(region, { className: "wide", tabIndex: 0, role: "region", ariaLabel: "Table" });
+  Object.assign(region, { className: "wide", tabIndex: 0, role: "region", ariaLabel: `Table ${++tables}` });
   return region;
 }
 

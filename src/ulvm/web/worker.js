@@ -42,21 +42,31 @@ async function outline({ file }, show) {
  * @returns {{curves: Float32Array[], fraction: number, ms: number}} As traceOutline; inside, 0..1.
  */
 async function outlineFrame({ frame, threshold }) {
-  const { codedHeight, codedWidth, visibleRect } = frame;
-  const isPlain = codedHeight && !frame.rotation && !frame.flip;
-  const { height, width } = isPlain ? visibleRect : sizeOf(frame);
-  const canCopy = isPlain && frame.allocationSize({ format: "RGBA", rect: visibleRect }) === height * width * 4;
-  const copy = (rgba, top, rows) => {
-    const rect = { x: visibleRect.x, y: visibleRect.y + top, width, height: rows };
-    return frame.copyTo(rgba, { format: "RGBA", rect });
-  };
-  await takePicture(height, width, canCopy ? copy : rowReader(frame));
+  const rect = frame.visibleRect; // of a VideoFrame
+  if (rect && givesRgba(frame, rect)) {
+    await takePicture(rect.height, rect.width, (rgba, top, rows) =>
+      frame.copyTo(rgba, { format: "RGBA", rect: { x: rect.x, y: rect.y + top, width: rect.width, height: rows } }),
+    );
+  } else {
+    const { height, width } = sizeOf(frame);
+    await takePicture(height, width, rowReader(frame));
+  }
   frame.close();
   const { probability, ms } = timed(infer);
   const limit = Math.fround(threshold);
   let inside = 0;
   for (let i = 0; i < probability.length; i++) inside += probability[i] >= limit;
   return { curves: traceOutline(probability, SIZE, threshold), fraction: inside / probability.length, ms };
+}
+
+/** Whether the browser writes an upright frame's pixels into memory, which is quicker than a canvas. */
+function givesRgba(frame, rect) {
+  try {
+    const bytes = frame.allocationSize({ format: "RGBA", rect });
+    return bytes === rect.height * rect.width * 4 && !frame.rotation && !frame.flip;
+  } catch {
+    return false; // it can't convert
+  }
 }
 
 function timed(run) {
