@@ -13,7 +13,7 @@
 #include "vector.h"
 
 // A feature map: channel after channel, each (height, width) without gaps, then unused up to
-// `stride`. Behind the last channel there is room for 4 · WIDE more floats.
+// `stride`. Before the first channel there is room for WIDE more floats, behind the last for 5 · WIDE.
 typedef struct {
   float *data;
   int channels, height, width;
@@ -96,73 +96,92 @@ typedef struct {
   const float *weights;  // as transform_weights gives them
   float *tiles;          // (6 rows, in_channels, 6 columns, WIDE): transformed inputs
   float *products;       // (out_channels, 6 rows, 4 columns, WIDE)
+  float *sums;           // (out_channels, 2, WIDE): of outputs and squares, of one row of tiles
 } Convolution;
 
 INLINE size_t convolution_scratch(int in_channels, int out_channels) {
-  return (size_t)WIDE * (36 * in_channels + 24 * out_channels);
+  return (size_t)WIDE * (36 * in_channels + 26 * out_channels);
 }
 
-// Reads the block's tiles, 6×6 inputs each, and transforms them.
+// With its scratch memory laid out.
+INLINE Convolution make_convolution(int in_channels, int out_channels, const float *weights,
+                                    float *scratch) {
+  float *products = scratch + (size_t)36 * WIDE * in_channels;
+  return (Convolution){in_channels, out_channels, weights, scratch, products,
+                       products + (size_t)24 * WIDE * out_channels};
+}
+
+// The lines of a block that do not lie in one piece, with what is left and right of them, put
+// together in `gathered`; `lines` then points there.
+static void gather_lines(Planes in, const float *plane, int row_mask, Block block,
+                         float gathered[6][6 * WIDE], const float *lines[6]) {
+  memset(gathered, 0, 36 * WIDE * sizeof(float));
+  const int first = 4 * block.column;
+  const int beyond = in.width - first < 4 * WIDE ? in.width - first : 4 * WIDE;
+  const int count = beyond < 4 * block.columns ? beyond : 4 * block.columns;
+  for (int i = 0; i < 6; i++) {
+    for (int each = 0; each < block.rows; each++) {
+      const int y = 4 * (block.row + each) + i - 1;
+      if (y < 0 || y >= in.height) continue;
+      const float *from = plane + (size_t)(y & row_mask) * in.width;
+      memcpy(gathered[i] + WIDE + each * 4 * block.columns, from, count * sizeof(float));
+      if (first > 0) gathered[i][WIDE - 1] = from[-1];
+      if (first + 4 * WIDE < in.width) gathered[i][5 * WIDE] = from[4 * WIDE];
+    }
+    lines[i] = gathered[i] + WIDE;
+  }
+}
+
+// Reads the block's tiles, 6×6 inputs each, and transforms them: columns first, in the map's own
+// order, then, with every fourth value in one vector, rows.
 // row_mask: rows are found at (y & row_mask), for maps of which only some rows are kept.
 INLINE void read_tiles(const Convolution *conv, Planes in, int row_mask, Block block, float *tiles) {
-  const bool narrow = block.rows > 1;
-  const bool at_end = block.column + block.columns >= (in.width + 3) / 4;
-  // In narrow maps a lane's left or right neighbour may belong to another row of tiles.
-  iwide has_left = {0}, has_right = {0};
+  static const float zeros[6 * WIDE];
+  const bool narrow = block.rows > 1, gathers = narrow || (in.width & 3);
+  const int all_columns = (in.width + 3) / 4;
+  // A lane's left or right neighbour may lie outside the map or belong to another row of tiles.
+  iwide has_left, has_right;
   for (int lane = 0; lane < WIDE; lane++) {
-    const int column = narrow ? lane % block.columns : lane;
-    has_left[lane] = narrow && column == 0 ? 0 : -1;
-    has_right[lane] = block.column + column + 1 < (in.width + 3) / 4 ? -1 : 0;
+    const int column = block.column + (narrow ? lane % block.columns : lane);
+    has_left[lane] = column > 0 ? -1 : 0;
+    has_right[lane] = column + 1 < all_columns ? -1 : 0;
   }
   for (int channel = 0; channel < conv->in_channels; channel++) {
-    const float *plane = in.data + channel * in.stride;
-    wide rows[6][6];
-    for (int i = 0; i < 6; i++) {
-      float gathered[4 * WIDE] __attribute__((aligned(64)));
-      const float *line;
-      wide before = {0}, after = {0};
-      if (narrow || (in.width & 3)) {
-        memset(gathered, 0, sizeof gathered);
-        for (int each = 0; each < block.rows; each++) {
-          const int y = 4 * (block.row + each) + i - 1;
-          if (y < 0 || y >= in.height) continue;
-          int count = 4 * block.columns;
-          if (4 * block.column + count > in.width) count = in.width - 4 * block.column;
-          const float *from = plane + (size_t)(y & row_mask) * in.width + 4 * block.column;
-          memcpy(gathered + each * 4 * block.columns, from, count * sizeof(float));
-          if (block.column > 0) before[0] = from[-1];
-          if (!narrow && !at_end) after[0] = from[count];
-        }
-        line = gathered;
-      } else {
-        const int y = 4 * block.row + i - 1;
-        if (y < 0 || y >= in.height) {
-          for (int j = 0; j < 6; j++) rows[i][j] = (wide){0};
-          continue;
-        }
-        line = plane + (size_t)(y & row_mask) * in.width + 4 * block.column;
-        if (block.column > 0) before[0] = line[-1];
-        if (!at_end) after[0] = line[4 * WIDE];
-      }
-      wide even0, odd0, even1, odd1, phases[4];
-      unzip(load_wide(line), load_wide(line + WIDE), &even0, &odd0);
-      unzip(load_wide(line + 2 * WIDE), load_wide(line + 3 * WIDE), &even1, &odd1);
-      unzip(even0, even1, &phases[0], &phases[2]);
-      unzip(odd0, odd1, &phases[1], &phases[3]);
-      const wide left = __builtin_shufflevector(before, phases[3], 0, 16, 17, 18, 19, 20, 21, 22, 23,
-                                                24, 25, 26, 27, 28, 29, 30);
-      const wide right = __builtin_shufflevector(phases[0], after, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,
-                                                 12, 13, 14, 15, 16);
-      const wide d[6] = {(wide)((iwide)left & has_left), phases[0], phases[1], phases[2], phases[3],
-                         (wide)((iwide)right & has_right)};
-      transform_input(d, rows[i]);
+    const float *plane = in.data + channel * in.stride + 4 * block.column;
+    float gathered[6][6 * WIDE] __attribute__((aligned(64)));
+    const float *lines[6];
+    UNROLL for (int i = 0; i < 6; i++) {
+      const int y = 4 * block.row + i - 1;
+      lines[i] = y < 0 || y >= in.height ? zeros + WIDE : plane + (size_t)(y & row_mask) * in.width;
     }
-    for (int j = 0; j < 6; j++) {
-      const wide d[6] = {rows[0][j], rows[1][j], rows[2][j], rows[3][j], rows[4][j], rows[5][j]};
+    if (gathers) gather_lines(in, plane, row_mask, block, gathered, lines);
+
+    wide columns[5][6];  // four vectors of the line, then its neighbours left and right in two lanes
+    UNROLL for (int part = 0; part < 5; part++) {
+      wide d[6];
+      UNROLL for (int i = 0; i < 6; i++) {
+        d[i] = part < 4 ? load_wide(lines[i] + part * WIDE)
+                        : __builtin_shufflevector(load_wide(lines[i] - WIDE),
+                                                  load_wide(lines[i] + 4 * WIDE), 15, 16, 15, 16, 15,
+                                                  16, 15, 16, 15, 16, 15, 16, 15, 16, 15, 16);
+      }
+      transform_input(d, columns[part]);
+    }
+    UNROLL for (int i = 0; i < 6; i++) {
+      wide even0, odd0, even1, odd1, d[6];
+      unzip(columns[0][i], columns[1][i], &even0, &odd0);
+      unzip(columns[2][i], columns[3][i], &even1, &odd1);
+      unzip(even0, even1, &d[1], &d[3]);
+      unzip(odd0, odd1, &d[2], &d[4]);
+      const wide sides = columns[4][i];
+      d[0] = (wide)(has_left & (iwide)__builtin_shufflevector(sides, d[4], 0, 16, 17, 18, 19, 20, 21,
+                                                              22, 23, 24, 25, 26, 27, 28, 29, 30));
+      d[5] = (wide)(has_right & (iwide)__builtin_shufflevector(d[1], sides, 1, 2, 3, 4, 5, 6, 7, 8,
+                                                               9, 10, 11, 12, 13, 14, 15, 17));
       wide t[6];
       transform_input(d, t);
-      for (int i = 0; i < 6; i++) {
-        store_wide(tiles + (((size_t)i * conv->in_channels + channel) * 6 + j) * WIDE, t[i]);
+      UNROLL for (int j = 0; j < 6; j++) {
+        store_wide(tiles + (((size_t)i * conv->in_channels + channel) * 6 + j) * WIDE, t[j]);
       }
     }
   }
@@ -202,97 +221,90 @@ INLINE void multiply_row(const Convolution *conv, int row) {
   }
 }
 
-// Writes `count` floats of each row of tiles of the block; lines lie one after another in `line`.
-INLINE void write_lines(Planes out, int channel, Block block, int rows_per_tile, int y, int tile,
-                        const float *line) {
+// Writes row `y` of each row of tiles of the block; the rows lie one after another in `values`.
+static void write_lines(Planes out, float *plane, Block block, int rows_per_tile, int y,
+                        const float *values) {
+  const int first = block.column * rows_per_tile, most = block.columns * rows_per_tile;
+  const int count = first + most > out.width ? out.width - first : most;
   for (int each = 0; each < block.rows; each++) {
     const int row = (block.row + each) * rows_per_tile + y;
-    const int first = block.column * tile;
-    int count = block.columns * tile;
     if (row >= out.height) break;
-    if (first + count > out.width) count = out.width - first;
-    memcpy(out.data + channel * out.stride + (size_t)row * out.width + first,
-           line + (size_t)each * block.columns * tile, count * sizeof(float));
+    memcpy(plane + (size_t)row * out.width + first, values + (size_t)each * most,
+           (size_t)count * sizeof(float));
   }
 }
 
+// All ones where output (y, x) of a lane's tile is inside the map and the lane is used.
+static iwide inside_map(Planes in, Block block, int y, int x) {
+  iwide inside = {0};
+  for (int lane = 0; lane < block.rows * block.columns; lane++) {
+    const int row = 4 * (block.row + lane / block.columns) + y;
+    const int column = 4 * (block.column + lane % block.columns) + x;
+    inside[lane] = row < in.height && column < in.width ? -1 : 0;
+  }
+  return inside;
+}
+
 // One block of tiles of all output channels, without the bias. With `pooled` the largest of each
-// 2×2 outputs is kept, else all. sums: (rows of tiles, out_channels), added to.
+// 2×2 outputs is kept, else all. Adds to conv->sums.
 INLINE void convolve_block(const Convolution *conv, Planes in, int row_mask, Block block, bool pooled,
-                           Planes out, Sums *sums) {
+                           Planes out) {
   read_tiles(conv, in, row_mask, block, conv->tiles);
   for (int row = 0; row < 6; row++) multiply_row(conv, row);
 
-  const bool whole = block.rows == 1 && block.columns == WIDE;
-  const bool overhangs = (in.width & 3) || (in.height & 3);
-  iwide used = {0};
-  for (int lane = 0; lane < WIDE; lane++) used[lane] = lane < block.rows * block.columns ? -1 : 0;
+  const bool whole =
+      block.rows * block.columns == WIDE && !(in.width & 3) && !(in.height & 3);
+  const bool in_one_piece = whole && block.rows == 1;
   for (int channel = 0; channel < conv->out_channels; channel++) {
     const float *products = conv->products + (size_t)channel * 24 * WIDE;
-    wide o[4][4];  // row, column
-    for (int x = 0; x < 4; x++) {
-      wide m[6], column[4];
-      for (int i = 0; i < 6; i++) m[i] = load_wide(products + (i * 4 + x) * WIDE);
-      transform_output(m, column);
-      for (int y = 0; y < 4; y++) o[y][x] = column[y];
-    }
-    if (overhangs) {  // tiles that reach beyond the map
-      for (int y = 0; y < 4; y++) {
-        for (int x = 0; x < 4; x++) {
-          for (int lane = 0; lane < block.rows * block.columns; lane++) {
-            const int row = 4 * (block.row + lane / block.columns) + y;
-            const int column = 4 * (block.column + lane % block.columns) + x;
-            if (row >= in.height || column >= in.width) o[y][x][lane] = 0;
-          }
-        }
-      }
-    }
+    float *plane = out.data + channel * out.stride;
+    wide o[4][4];                          // column, row
+    wide pairs[2][2];                      // the largest of 2×2: row, column
     wide sum = {0}, squares = {0};
-    for (int y = 0; y < 4; y++) {
-      for (int x = 0; x < 4; x++) {
-        sum += o[y][x];
-        squares += o[y][x] * o[y][x];
+    UNROLL for (int x = 0; x < 4; x++) {
+      wide m[6];
+      UNROLL for (int i = 0; i < 6; i++) m[i] = load_wide(products + (i * 4 + x) * WIDE);
+      transform_output(m, o[x]);
+      if (!whole) {
+        UNROLL for (int y = 0; y < 4; y++) {
+          o[x][y] = (wide)((iwide)o[x][y] & inside_map(in, block, y, x));
+        }
+      }
+      UNROLL for (int y = 0; y < 4; y++) {
+        sum += o[x][y];
+        squares += o[x][y] * o[x][y];
+      }
+      if (pooled && x % 2) {
+        UNROLL for (int y = 0; y < 2; y++) {
+          pairs[y][x / 2] = max_wide(max_wide(o[x - 1][2 * y], o[x - 1][2 * y + 1]),
+                                     max_wide(o[x][2 * y], o[x][2 * y + 1]));
+        }
       }
     }
-    if (!whole) {
-      sum = (wide)((iwide)sum & used);
-      squares = (wide)((iwide)squares & used);
-    }
-    Sums *total = sums + (size_t)block.row * conv->out_channels + channel;
-    total->sum += sum_of(sum);
-    total->squares += sum_of(squares);
+    float *total = conv->sums + (size_t)channel * 2 * WIDE;
+    store_wide(total, load_wide(total) + sum);
+    store_wide(total + WIDE, load_wide(total + WIDE) + squares);
 
-    if (pooled) {
-      for (int y = 0; y < 2; y++) {
-        wide two[2], line[2];
-        for (int x = 0; x < 2; x++) {
-          two[x] = max_wide(max_wide(o[2 * y][2 * x], o[2 * y][2 * x + 1]),
-                            max_wide(o[2 * y + 1][2 * x], o[2 * y + 1][2 * x + 1]));
-        }
-        zip(two[0], two[1], &line[0], &line[1]);
-        if (whole) {
-          float *to = out.data + channel * out.stride + (size_t)(2 * block.row + y) * out.width +
-                      2 * block.column;
-          store_wide(to, line[0]);
-          store_wide(to + WIDE, line[1]);
-        } else {
-          write_lines(out, channel, block, 2, y, 2, (const float *)line);
-        }
-      }
-    } else {
-      for (int y = 0; y < 4; y++) {
-        wide even[2], odd[2], line[4];
-        zip(o[y][0], o[y][2], &even[0], &even[1]);
-        zip(o[y][1], o[y][3], &odd[0], &odd[1]);
+    const int rows_per_tile = pooled ? 2 : 4;
+    UNROLL for (int y = 0; y < rows_per_tile; y++) {
+      wide line[4];
+      if (pooled) {
+        zip(pairs[y][0], pairs[y][1], &line[0], &line[1]);
+      } else {
+        wide even[2], odd[2];
+        zip(o[0][y], o[2][y], &even[0], &even[1]);
+        zip(o[1][y], o[3][y], &odd[0], &odd[1]);
         zip(even[0], odd[0], &line[0], &line[1]);
         zip(even[1], odd[1], &line[2], &line[3]);
-        if (whole) {
-          float *to = out.data + channel * out.stride + (size_t)(4 * block.row + y) * out.width +
-                      4 * block.column;
-          for (int i = 0; i < 4; i++) store_wide(to + i * WIDE, line[i]);
-        } else {
-          write_lines(out, channel, block, 4, y, 4, (const float *)line);
-        }
+      }
+      if (in_one_piece) {
+        float *to = plane + (size_t)(rows_per_tile * block.row + y) * out.width +
+                    rows_per_tile * block.column;
+        UNROLL for (int i = 0; i < rows_per_tile; i++) store_wide(to + i * WIDE, line[i]);
+      } else {
+        float values[4 * WIDE];
+        UNROLL for (int i = 0; i < rows_per_tile; i++) store_wide(values + i * WIDE, line[i]);
+        write_lines(out, plane, block, rows_per_tile, y, values);
       }
     }
   }
@@ -305,15 +317,22 @@ INLINE int rows_of_block(int width) {
 }
 
 // All blocks of the rows of tiles from `first` to `last`; `first` is a multiple of rows_of_block.
+// sums: (rows of tiles, out_channels), set where a block begins.
 INLINE void convolve_rows(const Convolution *conv, Planes in, int row_mask, int first, int last,
                           bool pooled, Planes out, Sums *sums) {
   const int tiles = (in.width + 3) / 4, step = rows_of_block(in.width);
   for (int row = first; row < last; row += step) {
     const int rows = last - row < step ? last - row : step;
+    memset(conv->sums, 0, (size_t)conv->out_channels * 2 * WIDE * sizeof(float));
     for (int column = 0; column < tiles; column += WIDE) {
       const int columns = tiles - column < WIDE ? tiles - column : WIDE;
       const Block block = {row, column, rows, columns};
-      convolve_block(conv, in, row_mask, block, pooled, out, sums);
+      convolve_block(conv, in, row_mask, block, pooled, out);
+    }
+    for (int channel = 0; channel < conv->out_channels; channel++) {
+      const float *total = conv->sums + (size_t)channel * 2 * WIDE;
+      sums[(size_t)row * conv->out_channels + channel] =
+          (Sums){sum_of(load_wide(total)), sum_of(load_wide(total + WIDE))};
     }
   }
 }

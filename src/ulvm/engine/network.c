@@ -217,6 +217,7 @@ typedef struct {
   float *spatial[SKIPS];   // spatial attention, (height, width)
   Planes bottom, raw, merged[SKIPS];  // merged: after the step up to that skip
   float *logits;           // (classes, height / 2, width / 2)
+  size_t logits_stride;
   float *factor, *shift;   // of each channel: GroupNorm as one affine
   float *alpha, *beta;     // of each channel of a skip: skip · (alpha + beta · spatial)
   float *channel_means;    // (sum of the skips' widths)
@@ -234,9 +235,15 @@ typedef struct {
   bool finite;
 } Run;
 
+// Not a power of two, for then all channels would share few places of a cache.
+INLINE size_t plane_stride(int height, int width) {
+  return (size_t)up_to(height * width, WIDE) + 3 * WIDE;
+}
+
 static Planes take_planes(Arena *arena, int channels, int height, int width) {
-  Planes planes = {NULL, channels, height, width, (size_t)up_to(height * width, WIDE)};
-  planes.data = take(arena, planes.stride * channels + 4 * WIDE);
+  Planes planes = {NULL, channels, height, width, plane_stride(height, width)};
+  float *memory = take(arena, planes.stride * channels + 6 * WIDE);
+  if (memory) planes.data = memory + WIDE;
   return planes;
 }
 
@@ -254,8 +261,10 @@ static size_t count_scratch(const Run *run) {
     }
   }
   // The first stage's rows, of which some are kept; or a row that is doubled, and its weights.
-  const size_t picture = (size_t)network->model.in_channels * (16 * run->width + WIDE) + 8 * WIDE;
-  const size_t row = (size_t)16 * (run->width + 4 * WIDE);
+  const size_t picture = (size_t)network->model.in_channels * (16 * run->width + WIDE) + 6 * WIDE;
+  int channels = 16;
+  for (int i = 0; i < SKIPS; i++) channels = (int)larger(channels, network->model.widths[i] + 8);
+  const size_t row = (size_t)channels * (run->width + 4 * WIDE);
   return floats + larger(picture, row);
 }
 
@@ -277,15 +286,16 @@ static void lay_out(Run *run, Arena *arena) {
   run->bottom = take_planes(arena, model->widths[STAGES - 1], height >> SKIPS, width >> SKIPS);
   // Unpooled PVM outputs and what a decoder's stage gives before its norm.
   for (int i = 0; i < STAGES; i++) {
-    const int pixels = up_to((height >> i) * (width >> i), WIDE);
+    const int pixels = (int)plane_stride(height >> i, width >> i);
     highest = (int)larger(highest, model->widths[i]);
     if (network->encoder[i].is_pvm) raw = (int)larger(raw, pixels * model->widths[i]);
-    const int below = up_to((height >> (i + 1)) * (width >> (i + 1)), WIDE);
+    const int below = (int)plane_stride(height >> (i + 1), width >> (i + 1));
     if (i < SKIPS) raw = (int)larger(raw, below * model->widths[i]);
     if (i > 0 && i < SKIPS) raw = (int)larger(raw, below * model->widths[i - 1]);
   }
   run->raw.data = take(arena, raw + 4 * WIDE);
-  run->logits = take(arena, (size_t)model->classes * up_to(height * width / 4, WIDE) + 4 * WIDE);
+  run->logits_stride = plane_stride(height / 2, width / 2);
+  run->logits = take(arena, model->classes * run->logits_stride + 4 * WIDE);
   run->factor = take(arena, highest);
   run->shift = take(arena, highest);
   run->alpha = take(arena, total);
@@ -358,13 +368,13 @@ static void convolve_picture(Run *run, Convolution *conv, float *kept, int first
   const int height = run->height, width = run->width, channels = conv->in_channels;
   const int step = rows_of_block(width), mask = step == 1 ? 7 : 15;
   const size_t stride = (size_t)up_to((mask + 1) * width, WIDE);
-  const Planes rows = {kept, channels, height, width, stride};
+  const Planes rows = {kept + WIDE, channels, height, width, stride};
   int read = 4 * first - 1 < 0 ? 0 : 4 * first - 1;
   for (int row = first; row < last; row += step) {
     const int end = row + step < last ? row + step : last;
     for (; read <= 4 * end && read < height; read++) {
       read_row(run->image + (size_t)read * width * channels, width, channels, run->low,
-               kept + (size_t)(read & mask) * width, stride);
+               rows.data + (size_t)(read & mask) * width, stride);
     }
     convolve_rows(conv, rows, mask, row, end, run->pooled, run->out, run->sums);
   }
@@ -376,8 +386,8 @@ static void convolve_task(void *work, int thread, int threads) {
   Run *run = work;
   const Stage *stage = run->stage;
   float *scratch = run->scratch + thread * run->thread_floats;
-  Convolution conv = {stage->in_channels, stage->out_channels, stage->weights, scratch,
-                      scratch + (size_t)36 * WIDE * stage->in_channels};
+  Convolution conv =
+      make_convolution(stage->in_channels, stage->out_channels, stage->weights, scratch);
   int first, last;
   share((run->in.height + 3) / 4, rows_of_block(run->in.width), thread, threads, &first, &last);
   if (!run->in.data) {
@@ -454,10 +464,10 @@ INLINE void layer_norm(const PVM *p, float *channels) {
     const wide d = load_wide(channels + c * WIDE) - mean;
     variance += d * d;
   }
-  wide factor;
-  for (int lane = 0; lane < WIDE; lane++) {
-    factor[lane] = 1.0f / sqrtf(variance[lane] / (float)p->in_channels + EPSILON);
-  }
+  float factors[WIDE];
+  store_wide(factors, variance / (float)p->in_channels + EPSILON);
+  for (int lane = 0; lane < WIDE; lane++) factors[lane] = 1.0f / sqrtf(factors[lane]);
+  const wide factor = load_wide(factors);
   for (int c = 0; c < p->in_channels; c++) {
     const wide normal = (load_wide(channels + c * WIDE) - mean) * factor;
     store_wide(channels + c * WIDE, normal * p->norm_weight[c] + p->norm_bias[c]);
@@ -818,7 +828,7 @@ static int run_block(Run *run, const Stage *stage, Planes in, bool pooled, Plane
     run->out.channels = stage->out_channels;
     run->out.height = in.height;
     run->out.width = in.width;
-    run->out.stride = (size_t)up_to(in.height * in.width, WIDE);
+    run->out.stride = plane_stride(in.height, in.width);
   }
   pvm_layer(run);
   sum_channels(run, run->out);
@@ -922,14 +932,16 @@ static void channel_means_task(void *work, int thread, int threads) {
       const float *map = run->spatial[skip];
       double total = 0;
       int i = 0;
-      while (i + WIDE <= pixels) {
-        wide sum = {0};
-        const int end = i + 256 * WIDE < pixels ? i + 256 * WIDE : pixels;
-        for (; i + WIDE <= end; i += WIDE) {
-          const wide value = load_wide(plane + i);
-          sum += spatial ? value * load_wide(map + i) + value : value;
+      for (int end; i + 4 * WIDE <= pixels;) {  // in parts, for float32 adds few numbers well
+        wide sums[4] = {{0}};
+        end = i + 256 * WIDE < pixels ? i + 256 * WIDE : pixels;
+        for (; i + 4 * WIDE <= end; i += 4 * WIDE) {
+          UNROLL for (int k = 0; k < 4; k++) {
+            const wide value = load_wide(plane + i + k * WIDE);
+            sums[k] += spatial ? value * load_wide(map + i + k * WIDE) + value : value;
+          }
         }
-        total += (double)sum_of(sum);
+        total += (double)sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
       }
       for (; i < pixels; i++) total += (double)(spatial ? plane[i] * map[i] + plane[i] : plane[i]);
       run->channel_means[at + c] = (float)(total / pixels);
@@ -991,71 +1003,68 @@ INLINE void double_rows(const float *plane, int height, int width, int row, floa
   line[width] = 0;
 }
 
-// 16 values of a row → 32 of the doubled row.
-INLINE void double_columns(const float *line, const float *even, const float *odd, int x,
-                           wide doubled[2]) {
-  const wide here = load_wide(line + x);
-  const wide first = here + load_wide(even + x) * (load_wide(line + x - 1) - here);
-  const wide second = here + load_wide(odd + x) * (load_wide(line + x + 1) - here);
-  zip(first, second, &doubled[0], &doubled[1]);
+// 16 values of the doubled row, from the 8 of the row that lie there and their neighbours.
+INLINE wide double_columns(const float *line, const float *even, const float *odd, int x) {
+  const half here = load_half(line + x / 2);
+  const half first = here + load_half(even + x / 2) * (load_half(line + x / 2 - 1) - here);
+  const half second = here + load_half(odd + x / 2) * (load_half(line + x / 2 + 1) - here);
+  return __builtin_shufflevector(first, second, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
 }
 
 // GELU of the normal features, at twice the size if `doubled`, plus the bridged skip; the last step
-// goes on through the head, a sum over the channels.
+// goes on through the head.
 static void merge_task(void *work, int thread, int threads) {
   Run *run = work;
   const Model *model = &run->network->model;
   const Planes in = run->in, skip = run->skips[run->depth];
-  float *scratch = run->scratch + thread * run->thread_floats;
-  const int room = up_to(skip.width, WIDE) + 2 * WIDE;
-  float *even = scratch, *odd = scratch + room, *line = scratch + 2 * room + WIDE;
-  float *values = scratch + 4 * room;
-  memset(scratch, 0, (size_t)5 * room * sizeof(float));
+  const int height = skip.height, width = skip.width, channels = skip.channels;
+  const int room = up_to(width, WIDE) + 2 * WIDE;
+  float *even = run->scratch + thread * run->thread_floats, *odd = even + room;
+  float *lines = odd + room + WIDE;            // (channels, room): a row of normal features
+  float *merged = lines + (size_t)channels * room;  // (channels, WIDE)
+  memset(even, 0, (size_t)(2 + channels) * room * sizeof(float));
   doubling_shares(in.width, even, odd);
   int at = 0;
   for (int i = 0; i < run->depth; i++) at += run->skips[i].channels;
-  const size_t logits_stride = (size_t)up_to(skip.height * skip.width, WIDE);
+  const float *alphas = run->alpha + at, *betas = run->beta + at;
   int first, last;
-  share(skip.height, 1, thread, threads, &first, &last);
+  share(height, 1, thread, threads, &first, &last);
   for (int y = first; y < last; y++) {
-    const float *map = run->spatial[run->depth] + (size_t)y * skip.width;
-    if (run->is_last) {
-      for (int k = 0; k < model->classes; k++) {
-        float *logits = run->logits + k * logits_stride + (size_t)y * skip.width;
-        for (int x = 0; x < skip.width; x++) logits[x] = model->head.bias[k];
-      }
-    }
-    for (int c = 0; c < skip.channels; c++) {
+    const size_t row = (size_t)y * width;
+    for (int c = 0; c < channels; c++) {
       const float *plane = in.data + c * in.stride;
+      float *line = lines + (size_t)c * room;
       if (run->doubled) {
         double_rows(plane, in.height, in.width, y, run->factor[c], run->shift[c], line);
-        for (int x = 0; x < in.width; x += WIDE) {
-          wide doubled[2];
-          double_columns(line, even, odd, x, doubled);
-          store_wide(values + 2 * x, doubled[0]);
-          store_wide(values + 2 * x + WIDE, doubled[1]);
-        }
       } else {
-        for (int x = 0; x < in.width; x += WIDE) {
-          const wide value = load_wide(plane + (size_t)y * in.width + x);
-          store_wide(values + x, value * run->factor[c] + run->shift[c]);
+        for (int x = 0; x < width; x += WIDE) {
+          store_wide(line + x, load_wide(plane + row + x) * run->factor[c] + run->shift[c]);
         }
       }
-      const float *t = skip.data + c * skip.stride + (size_t)y * skip.width;
-      const float alpha = run->alpha[at + c], beta = run->beta[at + c];
-      for (int x = 0; x < skip.width; x += LANES) {
-        const vec weight = beta == 0 ? splat(alpha) : alpha + beta * load(map + x);
-        store(values + x, gelu(load(values + x)) + load(t + x) * weight);
+    }
+    for (int x = 0; x < width; x += WIDE) {
+      const float *t = skip.data + row + x;
+      const wide map = load_wide(run->spatial[run->depth] + row + x);
+      for (int c = 0; c < channels; c++, t += skip.stride) {
+        const float *line = lines + (size_t)c * room;
+        const wide features =
+            run->doubled ? double_columns(line, even, odd, x) : load_wide(line + x);
+        const wide weight = alphas[c] + betas[c] * map;
+        store_wide(merged + c * WIDE, gelu_wide(features) + load_wide(t) * weight);
       }
       if (run->is_last) {
         for (int k = 0; k < model->classes; k++) {
-          float *logits = run->logits + k * logits_stride + (size_t)y * skip.width;
-          const float weight = model->head.weight[k * skip.channels + c];
-          for (int x = 0; x < skip.width; x++) logits[x] += weight * values[x];
+          wide logits = splat_wide(model->head.bias[k]);
+          for (int c = 0; c < channels; c++) {
+            logits += model->head.weight[k * channels + c] * load_wide(merged + c * WIDE);
+          }
+          store_wide(run->logits + k * run->logits_stride + row + x, logits);
         }
-      } else {
-        memcpy(run->out.data + c * run->out.stride + (size_t)y * skip.width, values,
-               skip.width * sizeof(float));
+        continue;
+      }
+      for (int c = 0; c < channels; c++) {
+        float *to = run->out.data + c * run->out.stride + row + x;
+        store_some(to, load_wide(merged + c * WIDE), width - x);
       }
     }
   }
@@ -1070,14 +1079,14 @@ static void decode(Run *run) {
     raw.channels = stage->out_channels;
     raw.height = features.height;
     raw.width = features.width;
-    raw.stride = (size_t)up_to(features.height * features.width, WIDE);
+    raw.stride = plane_stride(features.height, features.width);
     const int rows = run_block(run, stage, features, false, raw);
     group_norm(run, &network->model.decoder_norms[i], 1, rows, raw.height * raw.width);
     run->depth = SKIPS - 1 - i;
     run->doubled = i > 0;
     run->is_last = i == SKIPS - 1;
     run->in = raw;
-    if (!run->is_last) run->out = run->merged[run->depth];
+    run->out = run->merged[run->depth];  // none after the last, which gives logits
     team_run(run->team, merge_task, run);
     features = run->out;
   }
@@ -1093,7 +1102,6 @@ static void probability_task(void *work, int thread, int threads) {
   float *even = scratch, *odd = scratch + room, *line = scratch + 2 * room + WIDE;
   memset(scratch, 0, (size_t)4 * room * sizeof(float));
   doubling_shares(width, even, odd);
-  const size_t stride = (size_t)up_to(height * width, WIDE);
   const size_t pixels = (size_t)run->height * run->width;
   vec check = {0};  // stays 0 if all logits are finite
   int first, last;
@@ -1101,20 +1109,15 @@ static void probability_task(void *work, int thread, int threads) {
   for (int y = first; y < last; y++) {
     float *row = run->probability + (size_t)y * run->width;
     for (int k = 0; k < classes; k++) {
-      double_rows(run->logits + k * stride, height, width, y, 1, 0, line);
+      double_rows(run->logits + k * run->logits_stride, height, width, y, 1, 0, line);
       float *to = row + k * pixels;
-      for (int x = 0; x < width; x += WIDE) {
-        wide doubled[2];
-        float values[2 * WIDE];
-        double_columns(line, even, odd, x, doubled);
-        store_wide(values, doubled[0]);
-        store_wide(values + WIDE, doubled[1]);
-        const int count = 2 * (width - x) < 2 * WIDE ? 2 * (width - x) : 2 * WIDE;
-        for (int i = 0; i < count; i += LANES) {
-          const vec logits = load(values + i);
-          check += logits * 0.0f;
-          store(to + 2 * x + i, classes == 1 ? sigmoid(logits) : logits);
+      for (int x = 0; x < run->width; x += WIDE) {
+        Registers logits = {double_columns(line, even, odd, x)};
+        UNROLL for (int i = 0; i < WIDE / LANES; i++) {
+          check += logits.parts[i] * 0.0f;
+          if (classes == 1) logits.parts[i] = sigmoid(logits.parts[i]);
         }
+        store_wide(to + x, logits.whole);
       }
     }
     if (classes == 1) continue;
