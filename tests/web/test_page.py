@@ -293,10 +293,8 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(page: Any) -> None:
 
 
 OUTLINE_EACH_WAY = """async (base64) => {
-  const { Model } = await import("./model.js");
+  const { model } = await import("./model.js");
   const { traceOutline } = await import("./outline.js");
-  const model = new Model();
-  await model.load();
   const file = new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
   const { probability } = await model.outline(file, ({ bitmap }) => bitmap.close());
   const curves = [traceOutline(probability, 256, 0.5)];

@@ -3,7 +3,7 @@
 /** The bundled model's own threshold. */
 export const THRESHOLD = 0.5;
 
-export class Model {
+class Model {
   #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   #waiting = new Map();
   #lastId = 0;
@@ -20,10 +20,9 @@ export class Model {
       for (const { reject } of this.#waiting.values()) reject(reason);
       this.#waiting.clear();
     });
-  }
-
-  load() {
-    return this.#ask("load");
+    /** Fulfilled once the network is there. */
+    this.loaded = this.#ask("load");
+    this.loaded.catch(() => {}); // for whoever waits for it
   }
 
   /**
@@ -67,3 +66,6 @@ export class Model {
     });
   }
 }
+
+/** Starts to load with this module. */
+export const model = new Model();

@@ -3,7 +3,7 @@
 import { Camera, whyNoCamera } from "./camera.js";
 import { drawLesion } from "./drawing.js";
 import { SIZE, engineFile } from "./engine.js";
-import { Model, THRESHOLD } from "./model.js";
+import { THRESHOLD, model } from "./model.js";
 import { traceOutline } from "./outline.js";
 import { Ruler } from "./ruler.js";
 import { zip } from "./zip.js";
@@ -18,7 +18,6 @@ const context = at("canvas").getContext("2d");
 const picture = at("picture").getContext("bitmaprenderer");
 const camera = new Camera(at("video"));
 const ruler = new Ruler(at("frame"), [...document.querySelectorAll(".mark")], useRuler);
-const model = new Model();
 
 /** What was opened: {file, name, widthMm}; then result (of model.outline) or problem, a sentence. */
 let items = [];
@@ -46,7 +45,7 @@ async function start() {
   say("loading", "Loading the network");
   try {
     const engine = engineFile();
-    await model.load();
+    await model.loaded;
     say("ready", "Ready");
     navigator.serviceWorker?.register(`service-worker.js?engine=${engine}`);
   } catch (error) {
@@ -136,7 +135,7 @@ function showPicture(item, { bitmap, height, width }) {
     .drawImage(bitmap, across / 2 - (bitmap.width * scale) / 2, down / 2 - (bitmap.height * scale) / 2,
       bitmap.width * scale, bitmap.height * scale);
   if (item !== shown) return bitmap.close();
-  stage.style.setProperty("--ratio", width / height);
+  setRatio(width / height);
   picture.transferFromImageBitmap(bitmap);
 }
 
@@ -208,6 +207,11 @@ function draw() {
   drawLesion(context, traceOutline(probability, SIZE, look().threshold), look().opacity, pixelsPerLine);
   if (ruler.isOn) drawRuler(pixelsPerLine);
   showFigures();
+}
+
+/** Width to height of what is on the stage; a new layout only when it changes. */
+function setRatio(ratio) {
+  if (stage.style.getPropertyValue("--ratio") !== String(ratio)) stage.style.setProperty("--ratio", ratio);
 }
 
 /** An empty canvas of this size; over a video, no new memory for each frame. */
@@ -320,7 +324,7 @@ async function startCamera() {
 
 let figuresAt = 0;
 function showFrame({ curves, fraction, ms, height, width }, framesPerSecond) {
-  stage.style.setProperty("--ratio", width / height);
+  setRatio(width / height);
   clearCanvas(width, height);
   drawLesion(context, curves, look().opacity, Math.max(1, width / context.canvas.clientWidth));
   if (performance.now() < figuresAt + FIGURES_MS) return;
