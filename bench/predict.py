@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import PIL
 import torch
 from PIL import Image
@@ -26,6 +25,7 @@ from PIL import Image
 import tables
 from gpu import today, write_result
 from ulvm.nn.run_folder import machine
+from ulvm.segmenter import load
 from ulvm.synthetic import draw_lesion
 from ulvm.version import __version__
 
@@ -132,10 +132,10 @@ def main() -> None:
             "what": "wall time of `ulvm predict`, a new process each, masks without overlays, "
             "drawn JPEG pictures",
             "date": today(),
-            "machine": machine(torch.device("cpu")) | {"cores": os.cpu_count()},
+            "machine": machine(torch.device("cpu"))
+            | {"cores": os.cpu_count(), "level": load().network.level},
             "versions": {
                 "ulvm": __version__,
-                "onnxruntime": onnxruntime.__version__,
                 "pillow": PIL.__version__,
             },
             "photo": measure_photo(Path(temporary), options.runs),

@@ -159,7 +159,7 @@ def predict(path: Path = PREDICT_RESULT) -> str:
         f"| one picture of 256×256, from Python | – | {result['one_picture_peak_mb']} MB |",
         "",
         f"{result['what']}; the photo {photo['runs']} times, median and quartiles; "
-        f"{where['processor']}, {where['cores']} cores, ONNX Runtime {versions['onnxruntime']}, "
+        f"{where['processor']}, {where['cores']} cores, {where['level']}, "
         f"Pillow {versions['pillow']}, {result['date']}.",
     ]
     return "\n".join(rows)

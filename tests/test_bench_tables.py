@@ -252,7 +252,7 @@ def test_the_drawn_pictures_show_each_network_with_weights(tmp_path: Path) -> No
     ]
     networks = drawn_pictures.find_networks(tmp_path / "none")
     (_, _, no_scores), (_, _, scores) = drawn_pictures.draw_rows(networks, lesions)
-    segment = load()  # the same weights, in ONNX Runtime
+    segment = load()  # the same weights, in the engine
     for lesion, score in zip(lesions, scores, strict=True):
         mask = segment(lesion.image_rgb).mask
         both = np.count_nonzero(mask & lesion.mask)

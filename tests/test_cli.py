@@ -2,6 +2,9 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,9 @@ from PIL import Image
 from ulvm import __version__, synthetic
 from ulvm.cli import main
 from ulvm.image import read_mask
+from ulvm.segmenter import BUNDLED_MODEL, BUNDLED_ONNX
 
+WEIGHTS = Path(synthetic.__file__).parent / "weights"
 COMMANDS = [
     "predict",
     "demo",
@@ -91,6 +96,29 @@ def test_predict_reads_standard_input_and_prints_json(tmp_path: Path) -> None:
     assert 0 < line["area_fraction"] < 1
 
 
+def test_predict_takes_weights_run_folders_and_onnx(tmp_path: Path) -> None:
+    Image.fromarray(synthetic.draw_lesion(2, (90, 140)).image_rgb).save(tmp_path / "photo.png")
+    (tmp_path / "run").mkdir()
+    shutil.copy(WEIGHTS / BUNDLED_MODEL, tmp_path / "run" / "weights.safetensors")
+    masks = []
+    for number, words in enumerate(
+        [
+            (),
+            ("--engine", "c"),
+            ("--engine", "onnx"),
+            ("--model", tmp_path / "run"),
+            ("--model", tmp_path / "run" / "weights.safetensors"),
+            ("--model", WEIGHTS / BUNDLED_ONNX),
+        ]
+    ):
+        out = tmp_path / str(number)
+        result = run("predict", tmp_path / "photo.png", "--out", out, *words)
+        assert result.exit_code == 0, result.output
+        masks.append(read_mask(out / "photo_mask.png"))
+    for mask in masks[1:]:
+        np.testing.assert_array_equal(mask, masks[0])
+
+
 def test_demo_does_all_examples(tmp_path: Path) -> None:
     result = run("demo", "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -167,6 +195,60 @@ def test_bundled_model_is_scored_by_the_same_command(drawn: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     cases = json.loads((tmp_path / "scores" / "cases.json").read_text())
     assert np.mean([case["dice"] for case in cases]) > 0.7
+    again = ("--split", split, "--out", tmp_path / "again", "--engine", "onnx")
+    assert run("eval", "bundled", *where, *again).exit_code == 0
+    assert json.loads((tmp_path / "again" / "cases.json").read_text()) == cases
+
+
+WITHOUT_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ('torch', 'onnxruntime', 'safetensors'):
+            raise ImportError(f'{name} is blocked')
+sys.meta_path.insert(0, Block())
+from ulvm.cli import main
+main()
+"""
+
+
+def test_eval_of_weights_needs_no_torch(drawn: Path, tmp_path: Path) -> None:
+    where = ("--dataset", "folder", "--data", drawn)
+    run("data", "split", *where, "--folds", 3, "--out", tmp_path / "splits")
+    split = sorted((tmp_path / "splits").iterdir())[0]
+    words = ["eval", WEIGHTS / BUNDLED_MODEL, *where, "--split", split]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *map(str, [*words, "--out", tmp_path / "scores"])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with_torch = run(*words, "--device", "cpu", "--out", tmp_path / "again")
+    assert with_torch.exit_code == 0, with_torch.output
+    texts = [(tmp_path / name / "cases.json").read_text() for name in ("scores", "again")]
+    assert texts[0] == texts[1]
+
+
+def test_eval_of_a_network_that_the_engine_does_not_run_takes_torch(
+    drawn: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    from ulvm.nn.checkpoint import save_weights
+    from ulvm.nn.networks import build_network
+    from ulvm.spec import ModelSpec, RunSpec
+
+    run_spec = RunSpec(model=ModelSpec(mixer="bidirectional"))
+    save_weights(tmp_path / "w.safetensors", build_network(run_spec.model), run_spec, {})
+    where = ("--dataset", "folder", "--data", drawn)
+    run("data", "split", *where, "--folds", 3, "--out", tmp_path / "splits")
+    split = sorted((tmp_path / "splits").iterdir())[0]
+    words = ("eval", tmp_path / "w.safetensors", *where, "--split", split)
+    result = run(*words, "--out", tmp_path / "scores")
+    assert result.exit_code == 0, result.output
+    refused = run(*words, "--out", tmp_path / "scores", "--engine", "c")
+    assert refused.exit_code == 1
+    assert "ONNX" in refused.output
 
 
 def test_inspect_prints_the_published_count() -> None:

@@ -1,8 +1,11 @@
-"""The segmenter against models small enough to work out by hand."""
+"""The segmenter against models small enough to work out by hand, and the bundled one."""
 
+import copy
 import dataclasses
-import importlib.resources
 import json
+import pickle
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from ulvm import segmenter as module
+from ulvm import synthetic
+from ulvm.engine import resize_probability
 from ulvm.errors import InputError
 from ulvm.image import resize
 from ulvm.segmenter import Segmentation, Segmenter, load
@@ -250,17 +255,123 @@ def test_refused_files(tmp_path: Path) -> None:
         load(written("good.onnx"), threads=0)
 
 
-def test_missing_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUNDLED_MODEL", "none.onnx")
-    with pytest.raises(InputError, match=r"none\.onnx is missing from this installation"):
-        load()
+def test_output_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    for constant in model.graph.initializer:
+        if constant.name == "scale":
+            constant.CopyFrom(numpy_helper.from_array(np.float32(np.nan), "scale"))
+    onnx.save(model, path)
+    with pytest.raises(InputError, match="no probability"):
+        load(path)(square_picture())
 
 
-def test_bundled_model() -> None:
-    if not (importlib.resources.files("ulvm") / "weights" / module.BUNDLED_MODEL).is_file():
-        pytest.skip("the bundled model is not in this checkout")
-    segmentation = load()(np.full((100, 150, 3), 180, np.uint8))
-    assert segmentation.probability.shape == (100, 150)
+# The bundled model
+
+WEIGHTS = Path(module.__file__).parent / "weights"
+
+
+def test_bundled_model_in_both_engines() -> None:
+    image = drawn_picture()
+    ours, theirs = load(), load(engine="onnx")
+    assert ours.spec == theirs.spec
+    assert ours.provenance["split_hash"] == theirs.provenance["split_hash"]
+    found, other = ours(image), theirs(image)
+    assert found.probability.shape == (100, 150)
+    assert found.mask.any()
+    np.testing.assert_array_equal(found.mask, other.mask)
+    np.testing.assert_allclose(found.probability, other.probability, atol=1e-4)
+
+
+def drawn_picture() -> np.ndarray:
+    return synthetic.draw_lesion(3, (100, 150)).image_rgb
+
+
+def test_weights_run_folders_and_copies_give_the_same(tmp_path: Path) -> None:
+    shutil.copy(WEIGHTS / module.BUNDLED_MODEL, tmp_path / "weights.safetensors")
+    bundled = load()
+    wanted = bundled(drawn_picture()).probability
+    others = [
+        load(tmp_path),  # a run folder
+        load(tmp_path / "weights.safetensors", threads=2),
+        load(str(tmp_path / "weights.safetensors"), engine="c"),
+        copy.deepcopy(bundled),
+        pickle.loads(pickle.dumps(bundled)),
+    ]
+    for other in others:
+        assert other.spec == bundled.spec
+        np.testing.assert_array_equal(other(drawn_picture()).probability, wanted)
+    onnx_copy = pickle.loads(pickle.dumps(load(engine="onnx")))
+    np.testing.assert_allclose(onnx_copy(drawn_picture()).probability, wanted, atol=1e-4)
+
+
+def test_missing_or_damaged_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "segmenter.py"))
+    for engine, name in (("c", module.BUNDLED_MODEL), ("onnx", module.BUNDLED_ONNX)):
+        with pytest.raises(InputError, match=rf"{name} is missing from this installation"):
+            load(engine=engine)  # type: ignore[arg-type]
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        content = bytearray((WEIGHTS / name).read_bytes())
+        content[-100] ^= 1
+        (tmp_path / "weights" / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} of this installation of ulvm is damaged"):
+            load(engine=engine)  # type: ignore[arg-type]
+
+
+def test_refused_weights(tmp_path: Path) -> None:
+    def refuse(path: Path, *words: str, **options: Any) -> None:
+        with pytest.raises(InputError) as caught:
+            load(path, **options)
+        for word in (path.name, *words):
+            assert word in str(caught.value)
+
+    def written(name: str, header: bytes) -> Path:
+        (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header)
+        return tmp_path / name
+
+    def described(**metadata: Any) -> bytes:
+        return json.dumps({"__metadata__": {"ulvm": json.dumps(metadata)}}).encode()
+
+    run = RunSpec().to_dict()
+    refuse(tmp_path / "no.safetensors", "does not exist", "run folder")
+    refuse(tmp_path, "is a folder without weights.safetensors")
+    foreign = (b"", b"{", b"[1]", b"{}", b'{"__metadata__": {}}', b"[" * 10**5)
+    for index, header in enumerate(foreign):
+        refuse(written(f"{index}.safetensors", header), "holds no run of ulvm")
+    (tmp_path / "no-header.safetensors").write_bytes(b"123")
+    refuse(tmp_path / "no-header.safetensors", "holds no run of ulvm")
+    refuse(written("later.safetensors", described(format=2, run=run)), "format 2", "update ulvm")
+    unknown = described(format=1, run={"modle": {}})
+    refuse(written("unknown.safetensors", unknown), "no field 'modle'")
+    refuse(written("empty.safetensors", described(format=1, run=run)), "empty.safetensors: ")
+    whole = (WEIGHTS / module.BUNDLED_MODEL).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-4])
+    refuse(tmp_path / "cut.safetensors", "cut.safetensors: ")
+    refuse(tmp_path / "cut.safetensors", "no file for the engine 'onnx'", engine="onnx")
+    refuse(write_model(tmp_path / "m.onnx"), "no file for the engine 'c'", engine="c")
+
+
+def test_without_onnx_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ulvm.onnx", None)
+    with pytest.raises(InputError, match=r"pip install 'ultralight-vm-unet\[onnx\]'"):
+        load(engine="onnx")
+    assert load()(drawn_picture()).mask.any()
+
+
+def test_probability_is_made_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+
+    def resize_and_note(probability: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+        made.append(size_hw)
+        return resize_probability(probability, size_hw)
+
+    monkeypatch.setattr(module, "resize_probability", resize_and_note)
+    segmentation = load()(drawn_picture())
+    assert (segmentation.mask.shape, segmentation.area_pixels > 0) == ((100, 150), True)
+    assert "probability" not in repr(segmentation)
+    assert made == []
+    assert segmentation.probability is segmentation.probability
+    assert made == [(100, 150)]
 
 
 def test_segmentation_is_frozen(segmenter: Segmenter) -> None:

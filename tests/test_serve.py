@@ -22,7 +22,7 @@ PAGE = Path(serve_module.__file__).parent / "web"
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Traversable]:
-    """A page without the browser runtime, which `make web` fetches."""
+    """A page of two files, which needs no engine."""
     found: dict[str, Traversable] = {"/": PAGE / "index.html", "/page.js": PAGE / "page.js"}
     monkeypatch.setattr(serve_module, "page_files", lambda: found)
     return found
@@ -93,10 +93,11 @@ def test_page_and_server_state_one_policy() -> None:
 def test_service_worker_keeps_all_files_of_the_page() -> None:
     text = (PAGE / "service-worker.js").read_text()
     kept = set(re.findall(r'"([^"]+)"', text.partition("FILES = [")[2].partition("]")[0]))
-    own = {path.name for path in PAGE.iterdir() if path.is_file()}
-    assert {name for name in kept if "/" not in name} == (
-        own - {"index.html", "service-worker.js"} | {"model.onnx", "example.jpg"}
-    )
+    served = {address.removeprefix("/") for address in page_files()}
+    engines = {name for name in served if name.endswith(".wasm")}  # one of them, named elsewhere
+    assert len(engines) == 2
+    passed_over = {"", "index.html", "service-worker.js", "example.jpg", *engines}
+    assert kept - {"./"} == served - passed_over
 
 
 def test_a_taken_port_is_one_sentence(files: dict[str, Traversable]) -> None:
@@ -107,11 +108,17 @@ def test_a_taken_port_is_one_sentence(files: dict[str, Traversable]) -> None:
     assert "choose another with --port" in result.output
 
 
-def test_missing_runtime_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_engine_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "web").mkdir()
     monkeypatch.setattr(serve_module.importlib.resources, "files", lambda package: tmp_path)
-    with pytest.raises(InputError, match="run `make web` in the clone"):
+    with pytest.raises(InputError, match="run `make engine` in the clone"):
         page_files()
+
+
+def test_every_file_of_the_page_has_a_type() -> None:
+    for address, file in page_files().items():
+        assert file.is_file(), address
+        assert serve_module._TYPES[Path(file.name).suffix], address
 
 
 def test_command_opens_the_address(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,7 @@ def serve(port: int, open_browser: bool) -> None:
 
 def _open(model: Path | None, engine: EngineName | None) -> Any:
     """A model; its imports too take place in the thread that opens it."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, for nothing
     from ulvm.segmenter import load
 
     return load(model, engine=engine)

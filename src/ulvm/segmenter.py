@@ -88,14 +88,19 @@ class Segmentation:
 
     @cached_property
     def mean_probability_inside(self) -> float | None:
-        """Mean lesion probability (several classes: of not being background); None if empty."""
-        if self.bounding_box_xyxy is None:
+        """Mean lesion probability (several classes: of not being background); None if empty.
+
+        Over the network's own pixels, so that it costs the same for a picture of any size.
+        """
+        if not self.area_pixels:
             return None
-        left, top, right, bottom = self.bounding_box_xyxy
-        box = np.s_[top:bottom, left:right]
-        first = self.probability if self.labels is None else self.probability[0]
-        mean = float(first[box][self.mask[box]].mean(dtype=np.float64))
-        return mean if self.labels is None else 1 - mean
+        lesion = self.maps[0] if self.labels is None else 1 - self.maps[0]
+        if self.threshold is None:
+            inside = lesion[self.maps.argmax(axis=0) != 0]
+        else:
+            inside = lesion[lesion >= np.float32(self.threshold)]
+        # Where rounding alone put a pixel into the mask, its probability is the highest one.
+        return float(inside.mean(dtype=np.float64) if inside.size else lesion.max())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain values for JSON."""
