@@ -28,12 +28,10 @@ typedef struct {
 // OUTPUTS channels and POSITIONS of a tile's six in a row are summed up at once, in registers.
 #if LANES == 16
 enum { OUTPUTS = 4, POSITIONS = 6 };
-#elif LANES == 8
-enum { OUTPUTS = 2, POSITIONS = 3 };
-#elif defined(__ARM_NEON)
+#elif LANES == 8 || defined(__ARM_NEON)
 enum { OUTPUTS = 2, POSITIONS = 3 };
 #else
-enum { OUTPUTS = 1, POSITIONS = 3 };
+enum { OUTPUTS = 2, POSITIONS = 1 };
 #endif
 
 INLINE size_t transformed_weights(int in_channels, int out_channels) {
@@ -66,20 +64,20 @@ static void transform_weights(const float *weight, const float *sign, int in_cha
 }
 
 // Bᵀ d: six inputs → six transformed.
-INLINE void transform_input(const wide d[6], wide t[6]) {
+INLINE void transform_input(const vec d[6], vec t[6]) {
   t[0] = 4.0f * d[0] + (d[4] - 5.0f * d[2]);
-  const wide a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1];
+  const vec a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1];
   t[1] = a + b;
   t[2] = a - b;
-  const wide c = d[4] - d[2], e = d[3] - d[1];
+  const vec c = d[4] - d[2], e = d[3] - d[1];
   t[3] = c + 2.0f * e;
   t[4] = c - 2.0f * e;
   t[5] = 4.0f * d[1] + (d[5] - 5.0f * d[3]);
 }
 
 // Aᵀ m: six products → four outputs.
-INLINE void transform_output(const wide m[6], wide out[4]) {
-  const wide s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
+INLINE void transform_output(const vec m[6], vec out[4]) {
+  const vec s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
   out[0] = m[0] + s1 + s2;
   out[1] = d1 + 2.0f * d2;
   out[2] = s1 + 4.0f * s2;
@@ -140,7 +138,7 @@ INLINE void read_tiles(const Convolution *conv, Planes in, int row_mask, Block b
   const bool narrow = block.rows > 1, gathers = narrow || (in.width & 3);
   const int all_columns = (in.width + 3) / 4;
   // A lane's left or right neighbour may lie outside the map or belong to another row of tiles.
-  iwide has_left, has_right;
+  ivec has_left, has_right;
   for (int lane = 0; lane < WIDE; lane++) {
     const int column = block.column + (narrow ? lane % block.columns : lane);
     has_left[lane] = column > 0 ? -1 : 0;
@@ -156,32 +154,32 @@ INLINE void read_tiles(const Convolution *conv, Planes in, int row_mask, Block b
     }
     if (gathers) gather_lines(in, plane, row_mask, block, gathered, lines);
 
-    wide columns[5][6];  // four vectors of the line, then its neighbours left and right in two lanes
+    vec columns[5][6];  // four vectors of the line, then its neighbours left and right in two lanes
     UNROLL for (int part = 0; part < 5; part++) {
-      wide d[6];
+      vec d[6];
       UNROLL for (int i = 0; i < 6; i++) {
-        d[i] = part < 4 ? load_wide(lines[i] + part * WIDE)
-                        : __builtin_shufflevector(load_wide(lines[i] - WIDE),
-                                                  load_wide(lines[i] + 4 * WIDE), 15, 16, 15, 16, 15,
+        d[i] = part < 4 ? load(lines[i] + part * WIDE)
+                        : __builtin_shufflevector(load(lines[i] - WIDE),
+                                                  load(lines[i] + 4 * WIDE), 15, 16, 15, 16, 15,
                                                   16, 15, 16, 15, 16, 15, 16, 15, 16, 15, 16);
       }
       transform_input(d, columns[part]);
     }
     UNROLL for (int i = 0; i < 6; i++) {
-      wide even0, odd0, even1, odd1, d[6];
+      vec even0, odd0, even1, odd1, d[6];
       unzip(columns[0][i], columns[1][i], &even0, &odd0);
       unzip(columns[2][i], columns[3][i], &even1, &odd1);
       unzip(even0, even1, &d[1], &d[3]);
       unzip(odd0, odd1, &d[2], &d[4]);
-      const wide sides = columns[4][i];
-      d[0] = (wide)(has_left & (iwide)__builtin_shufflevector(sides, d[4], 0, 16, 17, 18, 19, 20, 21,
+      const vec sides = columns[4][i];
+      d[0] = (vec)(has_left & (ivec)__builtin_shufflevector(sides, d[4], 0, 16, 17, 18, 19, 20, 21,
                                                               22, 23, 24, 25, 26, 27, 28, 29, 30));
-      d[5] = (wide)(has_right & (iwide)__builtin_shufflevector(d[1], sides, 1, 2, 3, 4, 5, 6, 7, 8,
+      d[5] = (vec)(has_right & (ivec)__builtin_shufflevector(d[1], sides, 1, 2, 3, 4, 5, 6, 7, 8,
                                                                9, 10, 11, 12, 13, 14, 15, 17));
-      wide t[6];
+      vec t[6];
       transform_input(d, t);
       UNROLL for (int j = 0; j < 6; j++) {
-        store_wide(tiles + (((size_t)i * conv->in_channels + channel) * 6 + j) * WIDE, t[j]);
+        store(tiles + (((size_t)i * conv->in_channels + channel) * 6 + j) * WIDE, t[j]);
       }
     }
   }
@@ -195,16 +193,16 @@ INLINE void multiply_row(const Convolution *conv, int row) {
   for (int block = 0; block < blocks; block++) {
     const float *weights =
         conv->weights + ((size_t)row * blocks + block) * in_channels * 6 * OUTPUTS;
-    wide m[OUTPUTS][6];
+    vec m[OUTPUTS][6];
     UNROLL for (int first = 0; first < 6; first += POSITIONS) {
-      wide sums[POSITIONS][OUTPUTS];
+      vec sums[POSITIONS][OUTPUTS];
       UNROLL for (int j = 0; j < POSITIONS; j++) {
-        UNROLL for (int k = 0; k < OUTPUTS; k++) sums[j][k] = (wide){0};
+        UNROLL for (int k = 0; k < OUTPUTS; k++) sums[j][k] = (vec){0};
       }
       const float *v = tiles + first * WIDE, *w = weights + first * OUTPUTS;
       for (int in = 0; in < in_channels; in++, v += 6 * WIDE, w += 6 * OUTPUTS) {
         UNROLL for (int j = 0; j < POSITIONS; j++) {
-          const wide tile = load_wide(v + j * WIDE);
+          const vec tile = load(v + j * WIDE);
           UNROLL for (int k = 0; k < OUTPUTS; k++) sums[j][k] += tile * w[j * OUTPUTS + k];
         }
       }
@@ -213,10 +211,10 @@ INLINE void multiply_row(const Convolution *conv, int row) {
       }
     }
     UNROLL for (int k = 0; k < OUTPUTS; k++) {
-      wide out[4];
+      vec out[4];
       transform_output(m[k], out);
       float *to = conv->products + ((size_t)(block * OUTPUTS + k) * 24 + row * 4) * WIDE;
-      UNROLL for (int x = 0; x < 4; x++) store_wide(to + x * WIDE, out[x]);
+      UNROLL for (int x = 0; x < 4; x++) store(to + x * WIDE, out[x]);
     }
   }
 }
@@ -235,8 +233,8 @@ static void write_lines(Planes out, float *plane, Block block, int rows_per_tile
 }
 
 // All ones where output (y, x) of a lane's tile is inside the map and the lane is used.
-static iwide inside_map(Planes in, Block block, int y, int x) {
-  iwide inside = {0};
+static ivec inside_map(Planes in, Block block, int y, int x) {
+  ivec inside = {0};
   for (int lane = 0; lane < block.rows * block.columns; lane++) {
     const int row = 4 * (block.row + lane / block.columns) + y;
     const int column = 4 * (block.column + lane % block.columns) + x;
@@ -258,16 +256,16 @@ INLINE void convolve_block(const Convolution *conv, Planes in, int row_mask, Blo
   for (int channel = 0; channel < conv->out_channels; channel++) {
     const float *products = conv->products + (size_t)channel * 24 * WIDE;
     float *plane = out.data + channel * out.stride;
-    wide o[4][4];                          // column, row
-    wide pairs[2][2];                      // the largest of 2×2: row, column
-    wide sum = {0}, squares = {0};
+    vec o[4][4];                          // column, row
+    vec pairs[2][2];                      // the largest of 2×2: row, column
+    vec sum = {0}, squares = {0};
     UNROLL for (int x = 0; x < 4; x++) {
-      wide m[6];
-      UNROLL for (int i = 0; i < 6; i++) m[i] = load_wide(products + (i * 4 + x) * WIDE);
+      vec m[6];
+      UNROLL for (int i = 0; i < 6; i++) m[i] = load(products + (i * 4 + x) * WIDE);
       transform_output(m, o[x]);
       if (!whole) {
         UNROLL for (int y = 0; y < 4; y++) {
-          o[x][y] = (wide)((iwide)o[x][y] & inside_map(in, block, y, x));
+          o[x][y] = (vec)((ivec)o[x][y] & inside_map(in, block, y, x));
         }
       }
       UNROLL for (int y = 0; y < 4; y++) {
@@ -276,22 +274,22 @@ INLINE void convolve_block(const Convolution *conv, Planes in, int row_mask, Blo
       }
       if (pooled && x % 2) {
         UNROLL for (int y = 0; y < 2; y++) {
-          pairs[y][x / 2] = max_wide(max_wide(o[x - 1][2 * y], o[x - 1][2 * y + 1]),
-                                     max_wide(o[x][2 * y], o[x][2 * y + 1]));
+          pairs[y][x / 2] = max_of(max_of(o[x - 1][2 * y], o[x - 1][2 * y + 1]),
+                                     max_of(o[x][2 * y], o[x][2 * y + 1]));
         }
       }
     }
     float *total = conv->sums + (size_t)channel * 2 * WIDE;
-    store_wide(total, load_wide(total) + sum);
-    store_wide(total + WIDE, load_wide(total + WIDE) + squares);
+    store(total, load(total) + sum);
+    store(total + WIDE, load(total + WIDE) + squares);
 
     const int rows_per_tile = pooled ? 2 : 4;
     UNROLL for (int y = 0; y < rows_per_tile; y++) {
-      wide line[4];
+      vec line[4];
       if (pooled) {
         zip(pairs[y][0], pairs[y][1], &line[0], &line[1]);
       } else {
-        wide even[2], odd[2];
+        vec even[2], odd[2];
         zip(o[0][y], o[2][y], &even[0], &even[1]);
         zip(o[1][y], o[3][y], &odd[0], &odd[1]);
         zip(even[0], odd[0], &line[0], &line[1]);
@@ -300,17 +298,17 @@ INLINE void convolve_block(const Convolution *conv, Planes in, int row_mask, Blo
       if (in_one_piece) {
         float *to = plane + (size_t)(rows_per_tile * block.row + y) * out.width +
                     rows_per_tile * block.column;
-        UNROLL for (int i = 0; i < rows_per_tile; i++) store_wide(to + i * WIDE, line[i]);
+        UNROLL for (int i = 0; i < rows_per_tile; i++) store(to + i * WIDE, line[i]);
       } else {
         float values[4 * WIDE];
-        UNROLL for (int i = 0; i < rows_per_tile; i++) store_wide(values + i * WIDE, line[i]);
+        UNROLL for (int i = 0; i < rows_per_tile; i++) store(values + i * WIDE, line[i]);
         write_lines(out, plane, block, rows_per_tile, y, values);
       }
     }
   }
 }
 
-// Rows of tiles that one block takes, for a map so wide.
+// Rows of tiles that one block takes, for a map so vec.
 INLINE int rows_of_block(int width) {
   const int tiles = (width + 3) / 4;
   return tiles >= WIDE ? 1 : WIDE / tiles;
@@ -332,7 +330,7 @@ INLINE void convolve_rows(const Convolution *conv, Planes in, int row_mask, int 
     for (int channel = 0; channel < conv->out_channels; channel++) {
       const float *total = conv->sums + (size_t)channel * 2 * WIDE;
       sums[(size_t)row * conv->out_channels + channel] =
-          (Sums){sum_of(load_wide(total)), sum_of(load_wide(total + WIDE))};
+          (Sums){sum_of(load(total)), sum_of(load(total + WIDE))};
     }
   }
 }

@@ -404,73 +404,77 @@ static void convolve_task(void *work, int thread, int threads) {
 
 // `side` values of one channel of a token, one a branch, over and over: lanes of vector v.
 INLINE vec load_branches(const float *from, int side, int v) {
-#if LANES == 16
-  if (side == 4) return (vec)_mm512_broadcast_f32x4(_mm_loadu_ps(from));
-#elif LANES == 8
-  if (side == 4) return (vec)_mm256_broadcast_ps((const __m128 *)from);
-#else
-  if (side == 4) return load(from);
-#endif
+  if (side == 4) return load_four(from);
   vec values;
-  for (int lane = 0; lane < LANES; lane++) values[lane] = from[(v * LANES + lane) & (side - 1)];
+  for (int lane = 0; lane < WIDE; lane++) values[lane] = from[(v * WIDE + lane) & (side - 1)];
   return values;
 }
 
-// tokens (count, depth · side) by weights (depth, width) → out (count, width).
+// So many tokens and vectors of their outputs are summed up at once, in registers.
+#if LANES == 16
+enum { TOKENS_AT_ONCE = 4, VECTORS_AT_ONCE = 3, STATES_AT_ONCE = 16 };
+#elif LANES == 8
+enum { TOKENS_AT_ONCE = 2, VECTORS_AT_ONCE = 3, STATES_AT_ONCE = 8 };
+#else
+enum { TOKENS_AT_ONCE = 2, VECTORS_AT_ONCE = 1, STATES_AT_ONCE = 4 };
+#endif
+
 INLINE void multiply_block(const float *tokens, size_t in_width, int side, int depth,
                            const float *weights, size_t width, int v, int vectors, float *out,
                            size_t out_width) {
-  vec sums[4][3];
-  UNROLL for (int t = 0; t < 4; t++) {
+  vec sums[TOKENS_AT_ONCE][VECTORS_AT_ONCE];
+  UNROLL for (int t = 0; t < TOKENS_AT_ONCE; t++) {
     UNROLL for (int i = 0; i < vectors; i++) sums[t][i] = (vec){0};
   }
   for (int k = 0; k < depth; k++) {
-    vec w[3];
-    UNROLL for (int i = 0; i < vectors; i++) w[i] = load(weights + k * width + (v + i) * LANES);
-    UNROLL for (int t = 0; t < 4; t++) {
+    vec w[VECTORS_AT_ONCE];
+    UNROLL for (int i = 0; i < vectors; i++) w[i] = load(weights + k * width + (v + i) * WIDE);
+    UNROLL for (int t = 0; t < TOKENS_AT_ONCE; t++) {
       UNROLL for (int i = 0; i < vectors; i++) {
         sums[t][i] += load_branches(tokens + t * in_width + k * side, side, v + i) * w[i];
       }
     }
   }
-  UNROLL for (int t = 0; t < 4; t++) {
-    UNROLL for (int i = 0; i < vectors; i++) store(out + t * out_width + (v + i) * LANES, sums[t][i]);
+  UNROLL for (int t = 0; t < TOKENS_AT_ONCE; t++) {
+    UNROLL for (int i = 0; i < vectors; i++) store(out + t * out_width + (v + i) * WIDE, sums[t][i]);
   }
 }
 
-// Linear over tokens, four at a time. used: floats of a row of `out` that are wanted.
+// tokens (…, depth · side) by weights (depth, width) → out (…, out_width), from token `first` to
+// `last`, a multiple of 4. used: floats of a row of `out` that are wanted.
 INLINE void multiply_tokens(const float *tokens, size_t in_width, int side, int depth,
                             const float *weights, size_t width, int used, float *out,
                             size_t out_width, int first, int last) {
-  const int vectors = (used + LANES - 1) / LANES;
-  for (int t = first; t < last; t += 4) {
+  const int vectors = (used + WIDE - 1) / WIDE;
+  for (int t = first; t < last; t += TOKENS_AT_ONCE) {
     const float *in = tokens + t * in_width;
     float *to = out + t * out_width;
     int v = 0;
-    for (; v + 3 <= vectors; v += 3) {
-      multiply_block(in, in_width, side, depth, weights, width, v, 3, to, out_width);
+    for (; v + VECTORS_AT_ONCE <= vectors; v += VECTORS_AT_ONCE) {
+      multiply_block(in, in_width, side, depth, weights, width, v, VECTORS_AT_ONCE, to, out_width);
     }
-    if (vectors - v == 2) multiply_block(in, in_width, side, depth, weights, width, v, 2, to, out_width);
-    if (vectors - v == 1) multiply_block(in, in_width, side, depth, weights, width, v, 1, to, out_width);
+    for (; v < vectors; v++) {
+      multiply_block(in, in_width, side, depth, weights, width, v, 1, to, out_width);
+    }
   }
 }
 
 // LayerNorm of 16 tokens: their channels → normal values, both (in_channels, WIDE).
 INLINE void layer_norm(const PVM *p, float *channels) {
-  wide mean = {0}, variance = {0};
-  for (int c = 0; c < p->in_channels; c++) mean += load_wide(channels + c * WIDE);
+  vec mean = {0}, variance = {0};
+  for (int c = 0; c < p->in_channels; c++) mean += load(channels + c * WIDE);
   mean /= (float)p->in_channels;
   for (int c = 0; c < p->in_channels; c++) {
-    const wide d = load_wide(channels + c * WIDE) - mean;
+    const vec d = load(channels + c * WIDE) - mean;
     variance += d * d;
   }
   float factors[WIDE];
-  store_wide(factors, variance / (float)p->in_channels + EPSILON);
+  store(factors, variance / (float)p->in_channels + EPSILON);
   for (int lane = 0; lane < WIDE; lane++) factors[lane] = 1.0f / sqrtf(factors[lane]);
-  const wide factor = load_wide(factors);
+  const vec factor = load(factors);
   for (int c = 0; c < p->in_channels; c++) {
-    const wide normal = (load_wide(channels + c * WIDE) - mean) * factor;
-    store_wide(channels + c * WIDE, normal * p->norm_weight[c] + p->norm_bias[c]);
+    const vec normal = (load(channels + c * WIDE) - mean) * factor;
+    store(channels + c * WIDE, normal * p->norm_weight[c] + p->norm_bias[c]);
   }
 }
 
@@ -478,8 +482,8 @@ INLINE void layer_norm(const PVM *p, float *channels) {
 INLINE void to_tokens(const PVM *p, const float *channels, float *tokens) {
   for (int k = 0; k < p->group; k++) {
     if (p->side == 4 && p->branches == 4) {
-      wide b[4], even[2], odd[2], line[4];
-      for (int i = 0; i < 4; i++) b[i] = load_wide(channels + (i * p->group + k) * WIDE);
+      vec b[4], even[2], odd[2], line[4];
+      for (int i = 0; i < 4; i++) b[i] = load(channels + (i * p->group + k) * WIDE);
       zip(b[0], b[2], &even[0], &even[1]);
       zip(b[1], b[3], &odd[0], &odd[1]);
       zip(even[0], odd[0], &line[0], &line[1]);
@@ -502,7 +506,7 @@ INLINE void to_tokens(const PVM *p, const float *channels, float *tokens) {
 INLINE void from_tokens(const PVM *p, const float *tokens, float *channels) {
   for (int k = 0; k < p->group; k++) {
     if (p->side == 4 && p->branches == 4) {
-      wide line[4], even[2], odd[2], b[4];
+      vec line[4], even[2], odd[2], b[4];
       UNROLL for (int t = 0; t < WIDE; t++) {
         memcpy((float *)line + t * 4, tokens + t * p->group_width + k * 4, 4 * sizeof(float));
       }
@@ -510,7 +514,7 @@ INLINE void from_tokens(const PVM *p, const float *tokens, float *channels) {
       unzip(line[2], line[3], &even[1], &odd[1]);
       unzip(even[0], even[1], &b[0], &b[2]);
       unzip(odd[0], odd[1], &b[1], &b[3]);
-      for (int i = 0; i < 4; i++) store_wide(channels + (i * p->group + k) * WIDE, b[i]);
+      for (int i = 0; i < 4; i++) store(channels + (i * p->group + k) * WIDE, b[i]);
       continue;
     }
     for (int b = 0; b < p->branches; b++) {
@@ -529,7 +533,7 @@ INLINE void before_scan(Run *run, const PVM *p, int side, float *scratch, int fi
   for (int t = first; t < last; t += WIDE) {
     for (int c = 0; c < p->in_channels; c++) {
       const float *from = run->in.data + c * run->in.stride + run->first_token + t;
-      store_wide(scratch + c * WIDE, load_wide(from));
+      store(scratch + c * WIDE, load(from));
     }
     layer_norm(p, scratch);
     to_tokens(p, scratch, tokens->g + (size_t)t * p->group_width);
@@ -544,7 +548,7 @@ INLINE void before_scan_after_conv(Run *run, const PVM *p, int side, int first, 
   const Tokens *tokens = &run->tokens;
   const int inner = p->inner_width, d_conv = run->network->model.d_conv;
   for (int t = first; t < last; t++) {
-    for (int i = 0; i < inner; i += LANES) {
+    for (int i = 0; i < inner; i += WIDE) {
       vec sum = load(p->conv_bias + i);
       for (int k = 0; k < d_conv; k++) {  // causal: row t + k holds token t + k - (d_conv - 1)
         sum += load(tokens->x + (size_t)(t + k) * inner + i) * load(p->conv_weight + k * inner + i);
@@ -557,11 +561,11 @@ INLINE void before_scan_after_conv(Run *run, const PVM *p, int side, int first, 
   multiply_tokens(tokens->conv, inner, side, p->inner, p->x_proj, p->x_width,
                   (p->rank + 2 * p->states) * p->side, tokens->x_proj, p->x_width, first, last);
   for (int t = first; t < last; t++) {
-    for (int i = 0; i < inner; i += LANES) {
+    for (int i = 0; i < inner; i += WIDE) {
       vec sum = load(p->dt_bias + i);
       for (int k = 0; k < p->rank; k++) {
         const float *rank = tokens->x_proj + (size_t)t * p->x_width + k * side;
-        sum += load_branches(rank, side, i / LANES) * load(p->dt_weight + k * inner + i);
+        sum += load_branches(rank, side, i / WIDE) * load(p->dt_weight + k * inner + i);
       }
       store(tokens->dt + (size_t)t * inner + i, softplus(sum));
     }
@@ -588,8 +592,8 @@ INLINE void selective_scan(const Run *run, const PVM *p, int side, int i, int fi
     vec sums[2] = {first_state ? load(tokens->y + at) : D * x, {0}};
     UNROLL for (int n = 0; n < states; n++) {
       const vec decay = exp2_falling(dt, A[n]);
-      state[n] = decay * state[n] + dx * load_branches(B + n * side, side, i / LANES);
-      sums[n & 1] += load_branches(C + n * side, side, i / LANES) * state[n];
+      state[n] = decay * state[n] + dx * load_branches(B + n * side, side, i / WIDE);
+      sums[n & 1] += load_branches(C + n * side, side, i / WIDE) * state[n];
     }
     vec y = sums[0] + sums[1];
     if (first_state + states == p->states) y *= load(tokens->gate + at);
@@ -604,7 +608,7 @@ INLINE void after_scan(Run *run, const PVM *p, int side, float *scratch, int fir
   const Tokens *tokens = &run->tokens;
   multiply_tokens(tokens->y, p->inner_width, side, p->inner, p->out_proj, p->group_width,
                   p->group * p->side, tokens->out, p->group_width, first, last);
-  for (size_t i = (size_t)first * p->group_width; i < (size_t)last * p->group_width; i += LANES) {
+  for (size_t i = (size_t)first * p->group_width; i < (size_t)last * p->group_width; i += WIDE) {
     store(tokens->out + i, load(tokens->out + i) + p->skip_scale * load(tokens->g + i));
   }
   for (int t = first; t < last; t += WIDE) {
@@ -612,14 +616,14 @@ INLINE void after_scan(Run *run, const PVM *p, int side, float *scratch, int fir
     layer_norm(p, scratch);
     for (int out = 0; out < p->out_channels; out += 4) {
       const float *weights = p->project + (size_t)out * p->in_channels;
-      wide sums[4];
-      UNROLL for (int k = 0; k < 4; k++) sums[k] = splat_wide(p->project_bias[out + k]);
+      vec sums[4];
+      UNROLL for (int k = 0; k < 4; k++) sums[k] = splat(p->project_bias[out + k]);
       for (int c = 0; c < p->in_channels; c++, weights += 4) {
-        const wide value = load_wide(scratch + c * WIDE);
+        const vec value = load(scratch + c * WIDE);
         UNROLL for (int k = 0; k < 4; k++) sums[k] += value * weights[k];
       }
       UNROLL for (int k = 0; k < 4; k++) {
-        store_wide(run->out.data + (out + k) * run->out.stride + run->first_token + t, sums[k]);
+        store(run->out.data + (out + k) * run->out.stride + run->first_token + t, sums[k]);
       }
     }
   }
@@ -654,20 +658,12 @@ static void after_conv_task(void *work, int thread, int threads) {
                before_scan_after_conv(run, p, p->side, first, last))
 }
 
-#if LANES == 16
-enum { STATES_AT_ONCE = 16 };
-#elif LANES == 8 || defined(__ARM_NEON)
-enum { STATES_AT_ONCE = 8 };
-#else
-enum { STATES_AT_ONCE = 4 };
-#endif
-
 static void scan_task(void *work, int thread, int threads) {
   Run *run = work;
   const PVM *p = &run->stage->pvm;
   int first, last;
-  share(p->inner * p->side, LANES, thread, threads, &first, &last);
-  for (int i = first; i < last; i += LANES) {
+  share(p->inner * p->side, WIDE, thread, threads, &first, &last);
+  for (int i = first; i < last; i += WIDE) {
     int n = 0;
     for (; n + STATES_AT_ONCE <= p->states; n += STATES_AT_ONCE) {
       FOR_BRANCHES(selective_scan(run, p, 4, i, n, STATES_AT_ONCE),
@@ -745,10 +741,10 @@ static void sum_channels(Run *run, Planes planes) {
   const int pixels = planes.height * planes.width;
   for (int c = 0; c < planes.channels; c++) {
     const float *plane = planes.data + c * planes.stride;
-    wide sum = {0}, squares = {0};
+    vec sum = {0}, squares = {0};
     int i = 0;
     for (; i + WIDE <= pixels; i += WIDE) {
-      const wide value = load_wide(plane + i);
+      const vec value = load(plane + i);
       sum += value;
       squares += value * value;
     }
@@ -771,11 +767,11 @@ static void pool(Planes in, Planes out) {
       float *to = out.data + c * out.stride + (size_t)y * out.width;
       int x = 0;
       for (; x + WIDE <= out.width; x += WIDE) {
-        wide even, odd;
-        unzip(max_wide(load_wide(upper + 2 * x), load_wide(lower + 2 * x)),
-              max_wide(load_wide(upper + 2 * x + WIDE), load_wide(lower + 2 * x + WIDE)), &even,
+        vec even, odd;
+        unzip(max_of(load(upper + 2 * x), load(lower + 2 * x)),
+              max_of(load(upper + 2 * x + WIDE), load(lower + 2 * x + WIDE)), &even,
               &odd);
-        store_wide(to + x, max_wide(even, odd));
+        store(to + x, max_of(even, odd));
       }
       for (; x < out.width; x++) {
         const float left = upper[2 * x] > lower[2 * x] ? upper[2 * x] : lower[2 * x];
@@ -795,7 +791,7 @@ static void activate_task(void *work, int thread, int threads) {
   float *highest = run->depth < SKIPS ? run->highest[run->depth] : NULL;
   int first, last;
   share(planes.height * planes.width, WIDE, thread, threads, &first, &last);
-  for (int i = first; i < last; i += LANES) {
+  for (int i = first; i < last; i += WIDE) {
     vec sum = {0}, most = splat(-INFINITY);
     for (int c = 0; c < planes.channels; c++) {
       float *at = planes.data + c * planes.stride + i;
@@ -881,7 +877,7 @@ static void spatial_attention(Run *run, int skip, float *scratch, int thread, in
         for (int m = 0; m < 2; m++) memcpy(padded[m], maps[m] + (size_t)y * width, width * sizeof(float));
         float *rows_of_sums[7];
         for (int k = 0; k < 7; k++) rows_of_sums[k] = sums + (row + 10 - k) % 7 * stride;
-        for (int x = 0; x < width; x += LANES) {
+        for (int x = 0; x < width; x += WIDE) {
           vec total[7];
           UNROLL for (int k = 0; k < 7; k++) total[k] = load(rows_of_sums[k] + x);
           for (int m = 0; m < 2; m++) {
@@ -899,12 +895,8 @@ static void spatial_attention(Run *run, int skip, float *scratch, int thread, in
       float *done = sums + (row + 7 - 3) % 7 * stride;
       if (row >= 3) {
         float *to = run->spatial[skip] + (size_t)(part + 3 * (row - 3)) * width;
-        int x = 0;
-        for (; x + LANES <= width; x += LANES) store(to + x, sigmoid(load(done + x)));
-        if (x < width) {
-          float rest[LANES];
-          store(rest, sigmoid(load(done + x)));
-          memcpy(to + x, rest, (width - x) * sizeof(float));
+        for (int x = 0; x < width; x += WIDE) {
+          store_some(to + x, sigmoid(load(done + x)), width - x);
         }
       }
       for (int x = 0; x < stride; x++) done[x] = conv->bias[0];
@@ -933,12 +925,12 @@ static void channel_means_task(void *work, int thread, int threads) {
       double total = 0;
       int i = 0;
       for (int end; i + 4 * WIDE <= pixels;) {  // in parts, for float32 adds few numbers well
-        wide sums[4] = {{0}};
+        vec sums[4] = {{0}};
         end = i + 256 * WIDE < pixels ? i + 256 * WIDE : pixels;
         for (; i + 4 * WIDE <= end; i += 4 * WIDE) {
           UNROLL for (int k = 0; k < 4; k++) {
-            const wide value = load_wide(plane + i + k * WIDE);
-            sums[k] += spatial ? value * load_wide(map + i + k * WIDE) + value : value;
+            const vec value = load(plane + i + k * WIDE);
+            sums[k] += spatial ? value * load(map + i + k * WIDE) + value : value;
           }
         }
         total += (double)sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
@@ -996,15 +988,15 @@ INLINE void double_rows(const float *plane, int height, int width, int row, floa
   const float *upper = plane + (size_t)y * width;
   const float *lower = y + 1 < height ? upper + width : upper;
   for (int x = 0; x < width; x += WIDE) {
-    const wide above = load_wide(upper + x), below = load_wide(lower + x);
-    store_wide(line + x, (above + part * (below - above)) * factor + shift);
+    const vec above = load(upper + x), below = load(lower + x);
+    store(line + x, (above + part * (below - above)) * factor + shift);
   }
   line[-1] = 0;
   line[width] = 0;
 }
 
 // 16 values of the doubled row, from the 8 of the row that lie there and their neighbours.
-INLINE wide double_columns(const float *line, const float *even, const float *odd, int x) {
+INLINE vec double_columns(const float *line, const float *even, const float *odd, int x) {
   const half here = load_half(line + x / 2);
   const half first = here + load_half(even + x / 2) * (load_half(line + x / 2 - 1) - here);
   const half second = here + load_half(odd + x / 2) * (load_half(line + x / 2 + 1) - here);
@@ -1038,33 +1030,33 @@ static void merge_task(void *work, int thread, int threads) {
         double_rows(plane, in.height, in.width, y, run->factor[c], run->shift[c], line);
       } else {
         for (int x = 0; x < width; x += WIDE) {
-          store_wide(line + x, load_wide(plane + row + x) * run->factor[c] + run->shift[c]);
+          store(line + x, load(plane + row + x) * run->factor[c] + run->shift[c]);
         }
       }
     }
     for (int x = 0; x < width; x += WIDE) {
       const float *t = skip.data + row + x;
-      const wide map = load_wide(run->spatial[run->depth] + row + x);
+      const vec map = load(run->spatial[run->depth] + row + x);
       for (int c = 0; c < channels; c++, t += skip.stride) {
         const float *line = lines + (size_t)c * room;
-        const wide features =
-            run->doubled ? double_columns(line, even, odd, x) : load_wide(line + x);
-        const wide weight = alphas[c] + betas[c] * map;
-        store_wide(merged + c * WIDE, gelu_wide(features) + load_wide(t) * weight);
+        const vec features =
+            run->doubled ? double_columns(line, even, odd, x) : load(line + x);
+        const vec weight = alphas[c] + betas[c] * map;
+        store(merged + c * WIDE, gelu(features) + load(t) * weight);
       }
       if (run->is_last) {
         for (int k = 0; k < model->classes; k++) {
-          wide logits = splat_wide(model->head.bias[k]);
+          vec logits = splat(model->head.bias[k]);
           for (int c = 0; c < channels; c++) {
-            logits += model->head.weight[k * channels + c] * load_wide(merged + c * WIDE);
+            logits += model->head.weight[k * channels + c] * load(merged + c * WIDE);
           }
-          store_wide(run->logits + k * run->logits_stride + row + x, logits);
+          store(run->logits + k * run->logits_stride + row + x, logits);
         }
         continue;
       }
       for (int c = 0; c < channels; c++) {
         float *to = run->out.data + c * run->out.stride + row + x;
-        store_some(to, load_wide(merged + c * WIDE), width - x);
+        store_some(to, load(merged + c * WIDE), width - x);
       }
     }
   }
@@ -1112,16 +1104,13 @@ static void probability_task(void *work, int thread, int threads) {
       double_rows(run->logits + k * run->logits_stride, height, width, y, 1, 0, line);
       float *to = row + k * pixels;
       for (int x = 0; x < run->width; x += WIDE) {
-        Registers logits = {double_columns(line, even, odd, x)};
-        UNROLL for (int i = 0; i < WIDE / LANES; i++) {
-          check += logits.parts[i] * 0.0f;
-          if (classes == 1) logits.parts[i] = sigmoid(logits.parts[i]);
-        }
-        store_wide(to + x, logits.whole);
+        const vec logits = double_columns(line, even, odd, x);
+        check += logits * 0.0f;
+        store(to + x, classes == 1 ? sigmoid(logits) : logits);
       }
     }
     if (classes == 1) continue;
-    for (int x = 0; x < run->width; x += LANES) {  // softmax
+    for (int x = 0; x < run->width; x += WIDE) {  // softmax
       vec most = load(row + x), sum = {0};
       for (int k = 1; k < classes; k++) most = max_of(most, load(row + k * pixels + x));
       for (int k = 0; k < classes; k++) {
@@ -1134,7 +1123,7 @@ static void probability_task(void *work, int thread, int threads) {
       }
     }
   }
-  for (int lane = 0; lane < LANES; lane++) {
+  for (int lane = 0; lane < WIDE; lane++) {
     if (!(check[lane] == 0)) __atomic_store_n(&run->finite, false, __ATOMIC_RELAXED);
   }
 }

@@ -1,7 +1,7 @@
-// Vectors of the instruction set that network.c is compiled for, and the functions of numbers.
+// Vectors of 16 floats, in one register or several, and the functions of numbers.
 //
-// `vec` has as many floats as one register; `wide` always has 16, in one register or several, so
-// that weights lie alike in memory for every instruction set.
+// One width for every instruction set: weights lie alike in memory, and where a vector takes several
+// registers, they share each constant and each load.
 
 #ifndef ULVM_VECTOR_H
 #define ULVM_VECTOR_H
@@ -20,7 +20,7 @@
 #endif
 
 #if defined(__AVX512F__)
-#define LANES 16
+#define LANES 16  // floats in a register
 #elif defined(__AVX2__)
 #define LANES 8
 #else
@@ -31,87 +31,79 @@ enum { WIDE = 16 };
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 64")
 
-typedef float vec __attribute__((vector_size(LANES * 4)));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
-typedef float wide __attribute__((vector_size(WIDE * 4)));
-typedef int32_t iwide __attribute__((vector_size(WIDE * 4)));
-typedef float half __attribute__((vector_size(WIDE * 2)));  // of a wide one
+typedef float vec __attribute__((vector_size(WIDE * 4)));
+typedef int32_t ivec __attribute__((vector_size(WIDE * 4)));
+typedef float half __attribute__((vector_size(WIDE * 2)));
+typedef float quarter __attribute__((vector_size(WIDE)));
+typedef float reg __attribute__((vector_size(LANES * 4)));
 // The same in memory, at any address.
+typedef float vec_in_memory __attribute__((vector_size(WIDE * 4), aligned(4), may_alias));
 typedef float half_in_memory __attribute__((vector_size(WIDE * 2), aligned(4), may_alias));
-typedef float vec_in_memory __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef float wide_in_memory __attribute__((vector_size(WIDE * 4), aligned(4), may_alias));
+typedef float quarter_in_memory __attribute__((vector_size(WIDE), aligned(4), may_alias));
 
 INLINE vec load(const float *from) { return *(const vec_in_memory *)from; }
-INLINE void store(float *to, vec v) { *(vec_in_memory *)to = v; }
 INLINE half load_half(const float *from) { return *(const half_in_memory *)from; }
-INLINE wide load_wide(const float *from) { return *(const wide_in_memory *)from; }
-INLINE void store_wide(float *to, wide v) { *(wide_in_memory *)to = v; }
+INLINE void store(float *to, vec v) { *(vec_in_memory *)to = v; }
+INLINE vec splat(float value) { return value - (vec){0}; }
+
+// Four values, over and over.
+INLINE vec load_four(const float *from) {
+  const quarter q = *(const quarter_in_memory *)from;
+  return __builtin_shufflevector(q, q, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+}
+
 // The first `count` of the values, where there is no room for all.
-INLINE void store_some(float *to, wide v, int count) {
+INLINE void store_some(float *to, vec v, int count) {
   if (count >= WIDE) {
-    store_wide(to, v);
+    store(to, v);
     return;
   }
   float values[WIDE];
-  store_wide(values, v);
+  store(values, v);
   memcpy(to, values, (size_t)count * sizeof(float));
 }
-INLINE vec splat(float value) { return value - (vec){0}; }
-INLINE wide splat_wide(float value) { return value - (wide){0}; }
 
-// The larger of two, with the instruction that gives `b` where one is not a number.
-INLINE vec max_of(vec a, vec b) {
-#if defined(__AVX512F__)
-  return (vec)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-  return (vec)_mm256_max_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
-  return (vec)_mm_max_ps((__m128)a, (__m128)b);
-#elif defined(__wasm_simd128__)
-  return (vec)wasm_f32x4_pmax((v128_t)b, (v128_t)a);
-#elif defined(__ARM_NEON)
-  return (vec)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
-#else
-  const ivec larger = a > b;
-  return (vec)((larger & (ivec)a) | (~larger & (ivec)b));
-#endif
-}
-
-INLINE vec min_of(vec a, vec b) {
-#if defined(__AVX512F__)
-  return (vec)_mm512_min_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-  return (vec)_mm256_min_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
-  return (vec)_mm_min_ps((__m128)a, (__m128)b);
-#else
-  return -max_of(-a, -b);
-#endif
-}
-
-// A wide vector as the registers that hold it.
+// A vector as the registers that hold it.
 typedef union {
-  wide whole;
-  vec parts[WIDE / LANES];
+  vec whole;
+  reg parts[WIDE / LANES];
 } Registers;
 
-INLINE wide max_wide(wide a, wide b) {
+// The larger or smaller of two, by the instruction that gives `b` where one is not a number.
+#if defined(__AVX512F__)
+INLINE reg max_of_registers(reg a, reg b) { return (reg)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE reg min_of_registers(reg a, reg b) { return (reg)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+INLINE reg max_of_registers(reg a, reg b) { return (reg)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE reg min_of_registers(reg a, reg b) { return (reg)_mm256_min_ps((__m256)a, (__m256)b); }
+#elif defined(__SSE2__)
+INLINE reg max_of_registers(reg a, reg b) { return (reg)_mm_max_ps((__m128)a, (__m128)b); }
+INLINE reg min_of_registers(reg a, reg b) { return (reg)_mm_min_ps((__m128)a, (__m128)b); }
+#elif defined(__wasm_simd128__)
+INLINE reg max_of_registers(reg a, reg b) { return (reg)wasm_f32x4_pmax((v128_t)b, (v128_t)a); }
+INLINE reg min_of_registers(reg a, reg b) { return (reg)wasm_f32x4_pmin((v128_t)b, (v128_t)a); }
+#else
+typedef int32_t ireg __attribute__((vector_size(LANES * 4)));
+INLINE reg max_of_registers(reg a, reg b) {
+  const ireg larger = a > b;
+  return (reg)((larger & (ireg)a) | (~larger & (ireg)b));
+}
+INLINE reg min_of_registers(reg a, reg b) {
+  const ireg smaller = a < b;
+  return (reg)((smaller & (ireg)a) | (~smaller & (ireg)b));
+}
+#endif
+
+INLINE vec max_of(vec a, vec b) {
   Registers x = {a}, y = {b};
-  UNROLL for (int i = 0; i < WIDE / LANES; i++) x.parts[i] = max_of(x.parts[i], y.parts[i]);
+  UNROLL for (int i = 0; i < WIDE / LANES; i++) x.parts[i] = max_of_registers(x.parts[i], y.parts[i]);
   return x.whole;
 }
 
-// 1 / x for 1 ≤ x < 2^126.
-INLINE vec reciprocal(vec x) {
-#if defined(__AVX512F__)
-  const vec r = (vec)_mm512_rcp14_ps((__m512)x);
-  return r * (2.0f - x * r);
-#elif defined(__AVX2__)
-  const vec r = (vec)_mm256_rcp_ps((__m256)x);
-  return r * (2.0f - x * r);
-#else
-  return 1.0f / x;
-#endif
+INLINE vec min_of(vec a, vec b) {
+  Registers x = {a}, y = {b};
+  UNROLL for (int i = 0; i < WIDE / LANES; i++) x.parts[i] = min_of_registers(x.parts[i], y.parts[i]);
+  return x.whole;
 }
 
 // 2^f for |f| ≤ 1/2, relative error 3e-6; exactly 1 at 0.
@@ -124,7 +116,7 @@ INLINE vec exp2_fraction(vec f) {
 
 // 2^t; below -126 it is 2^-126 or less, above 126 it is 2^126. Exactly 1 at 0.
 INLINE vec exp2_of(vec t) {
-#if defined(__AVX512F__)
+#if LANES == 16
   const __m512 clipped = _mm512_min_ps((__m512)t, _mm512_set1_ps(126.0f));
   const __m512 whole = _mm512_roundscale_ps(clipped, 8);  // to nearest, quietly
   return (vec)_mm512_scalef_ps((__m512)exp2_fraction((vec)(clipped - whole)), whole);
@@ -153,21 +145,17 @@ INLINE vec exp2_falling(vec dt, vec A) {
 
 static const float LOG2_E = 1.44269504f;
 
-INLINE vec sigmoid(vec x) { return reciprocal(1.0f + exp2_of(-LOG2_E * x)); }
-INLINE vec silu(vec x) { return x * sigmoid(x); }
+// Divisions run beside products, quicker than an estimate and its correction.
+INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp2_of(-LOG2_E * x)); }
+INLINE vec silu(vec x) { return x / (1.0f + exp2_of(-LOG2_E * x)); }
 
-// log(1 + exp(x)) = max(x, 0) + log(1 + u), u = exp(-|x|); relative error 3e-8 of the logarithm.
+// log(1 + exp(x)) = max(x, 0) + log(1 + u), u = exp(-|x|); error 3e-8 of the logarithm.
 INLINE vec softplus(vec x) {
   const vec u = exp2_of(-LOG2_E * max_of(x, -x));
-  const vec s = u - 0.5f;
-  vec p = 0.0052326927f * s - 0.00857446171f;
-  p = p * s + 0.0115864768f;
-  p = p * s - 0.020228246f;
-  p = p * s + 0.0366338599f;
-  p = p * s - 0.067711447f;
-  p = p * s + 0.132609085f;
-  p = p * s - 0.288526665f;
-  p = p * s + 0.810930219f;
+  const vec s = u - 0.5f, s2 = s * s;
+  const vec low = (-0.067711447f * s + 0.132609085f) * s2 + (-0.288526665f * s + 0.810930219f);
+  const vec high = (-0.00857446171f * s + 0.0115864768f) * s2 + (-0.020228246f * s + 0.0366338599f);
+  const vec p = (0.0052326927f * (s2 * s2) + high) * (s2 * s2) + low;
   return max_of(x, splat(0)) + p * u;
 }
 
@@ -207,47 +195,37 @@ INLINE vec gelu(vec x) {
   return max_of(x, splat(0)) + tail;
 }
 #else
-// Phi(x) = 1/2 + x · p(x²) for |x| ≤ 5; error 3e-7.
+// Phi(x) = 1/2 + x · p(x²) for |x| ≤ 5; error 3e-7. In short chains, for each product waits for
+// the one before.
 INLINE vec gelu(vec x) {
   const vec inside = max_of(splat(-5.0f), min_of(splat(5.0f), x));
-  const vec s = inside * inside * 0.08f - 1.0f;  // p in -1..1, where its terms stay small
-  vec p = 0.000492970162f * s - 0.00151415456f;
-  p = p * s + 0.00200185872f;
-  p = p * s - 0.00291567127f;
-  p = p * s + 0.00616543182f;
-  p = p * s - 0.0109732333f;
-  p = p * s + 0.0164976558f;
-  p = p * s - 0.0233367304f;
-  p = p * s + 0.0314262296f;
-  p = p * s - 0.0404329496f;
-  p = p * s + 0.0515214209f;
-  p = p * s - 0.0702966524f;
-  p = p * s + 0.14136378f;
+  const vec s = inside * inside * 0.08f - 1.0f;  // in -1..1, where the terms of p stay small
+  const vec s2 = s * s, s4 = s2 * s2;
+  const vec low = (-0.0404329496f * s + 0.0515214209f) * s2 + (-0.0702966524f * s + 0.14136378f);
+  const vec middle =
+      (-0.0109732333f * s + 0.0164976558f) * s2 + (-0.0233367304f * s + 0.0314262296f);
+  const vec high = (-0.00151415456f * s + 0.00200185872f) * s2 +
+                   (-0.00291567127f * s + 0.00616543182f);
+  const vec p = ((0.000492970162f * s4 + high) * s4 + middle) * s4 + low;
   return x * (inside * p + 0.5f);
 }
 #endif
 
-INLINE wide gelu_wide(wide x) {
-  Registers r = {x};
-  UNROLL for (int i = 0; i < WIDE / LANES; i++) r.parts[i] = gelu(r.parts[i]);
-  return r.whole;
-}
-
-INLINE float sum_of(wide v) {
+INLINE float sum_of(vec v) {
   v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
   v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
   return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
 // a0 b0 a1 b1 …: the first and the second half.
-INLINE void zip(wide a, wide b, wide *first, wide *second) {
+INLINE void zip(vec a, vec b, vec *first, vec *second) {
   *first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   *second = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
                                     15, 31);
 }
 
 // The even and the odd of 32 values: the inverse.
-INLINE void unzip(wide a, wide b, wide *even, wide *odd) {
+INLINE void unzip(vec a, vec b, vec *even, vec *odd) {
   *even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   *odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
