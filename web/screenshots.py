@@ -24,7 +24,7 @@ def take(browser: Browser, address: str, name: str) -> None:
     page = browser.new_context(**SHOTS[name]).new_page()
     page.goto(address)
     page.set_input_files("#files", EXAMPLES / PICTURES[name])
-    expect(page.locator("#status")).to_contain_text("outlined in", timeout=60_000)
+    expect(page.locator("#status")).to_contain_text(f"{PICTURES[name]}: ")
     page.fill("#width-mm", "24")
     page.locator("#width-mm").blur()
     expect(page.locator("#area-mm2")).not_to_have_text("–")

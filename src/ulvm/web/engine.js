@@ -64,7 +64,7 @@ function reserve(purpose, bytes) {
   if (kept[purpose]?.bytes >= bytes) return kept[purpose].at;
   release(purpose);
   const at = wasm.malloc(bytes);
-  if (!at) throw new Error("there is not enough memory. Close other pages, or take a smaller picture");
+  if (!at) throw new Error("needs more memory than the browser gives. Close other pages, or take a smaller picture");
   kept[purpose] = { at, bytes };
   return at;
 }
@@ -78,11 +78,11 @@ const bytesAt = (at, bytes) => new Uint8Array(wasm.memory.buffer, at, bytes);
 
 function sentence() {
   const text = bytesAt(failure + 4, ERROR_BYTES - 4);
-  return new TextDecoder().decode(text.slice(0, text.indexOf(0)));
+  return new TextDecoder().decode(text.slice(0, text.indexOf(0))).replace(/\.$/, "");
 }
 
 function check(code) {
-  if (code) throw new Error(sentence());
+  if (code) throw new Error(`was refused: ${sentence()}`);
 }
 
 /**

@@ -119,7 +119,7 @@ async function outline(item) {
   if (!items.includes(item)) return;
   if (item === shown && item.problem) show(null);
   if (item === shown) {
-    stage.ariaBusy = "false";
+    if (!camera.isOn) stage.ariaBusy = "false";
     for (const id of ["save-mask", "save-overlay", "ruler", "width-mm"]) at(id).disabled = false;
     draw();
   }
@@ -197,9 +197,10 @@ function squareMillimetres({ widthMm, result: { height, width } }, fraction) {
 }
 
 function draw() {
-  if (!shown?.result) return;
+  if (!shown?.result || camera.isOn) return;
   const { canvas } = context;
   const { height, width, probability } = shown.result;
+  setRatio(width / height);
   const longer = Math.max(width, height);
   const scale = Math.min(Math.max(longer, OUTLINE_PIXELS[0]), OUTLINE_PIXELS[1]) / longer;
   clearCanvas(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
@@ -234,8 +235,13 @@ let counting = false;
 async function showFigures() {
   if (counting) return;
   counting = true;
-  while (shown?.result && shown.counted?.threshold !== look().threshold) await measure(shown);
-  counting = false;
+  try {
+    while (shown?.result && shown.counted?.threshold !== look().threshold) await measure(shown);
+  } catch (error) {
+    return showErrors(`The area could not be counted: ${error.message}.`);
+  } finally {
+    counting = false;
+  }
   if (!shown?.counted || camera.isOn) return;
   const { fraction } = shown.counted;
   showArea(fraction, squareMillimetres(shown, fraction));
@@ -252,11 +258,11 @@ let drawAsked = false;
 function redraw() {
   at("threshold-value").textContent = look().threshold.toFixed(2);
   at("opacity-value").textContent = `${at("opacity").value} %`;
-  if (drawAsked || camera.isOn) return;
+  if (drawAsked) return;
   drawAsked = true;
   requestAnimationFrame(() => {
     drawAsked = false;
-    if (!camera.isOn && stage.ariaBusy === "false") draw();
+    if (stage.ariaBusy === "false") draw();
   });
 }
 
@@ -342,8 +348,11 @@ function stopCamera() {
   at("choose").hidden = false;
   at("live-figures").textContent = "";
   say("ready", "Camera off");
-  if (shown) select(shown);
-  else show(null);
+  if (!shown) return show(null);
+  stage.dataset.shows = "picture";
+  stage.ariaBusy = String(!shown.result);
+  context.clearRect(0, 0, context.canvas.width, context.canvas.height);
+  draw();
 }
 
 // ---- downloads
@@ -431,7 +440,7 @@ at("compare").addEventListener("keydown", ({ key }) => bare(key === " " || key =
 
 document.addEventListener("paste", ({ target, clipboardData: { files } }) => {
   if (files.length) open([...files]);
-  else if (!target.matches("input")) showErrors("No picture was copied. Copy a picture, not its address, and paste it.");
+  else if (!target.closest?.("input")) showErrors("No picture was copied. Copy a picture, not its address, and paste it.");
 });
 document.addEventListener("keydown", (event) => event.key === "Escape" && stopCamera());
 document.addEventListener("dragover", (event) => {

@@ -146,6 +146,6 @@ function rowReader(source) {
 
 function contextOf(height, width, options) {
   const context = new OffscreenCanvas(width, height).getContext("2d", options);
-  if (!context) throw new Error(`of ${width} × ${height} pixels is too large for this browser`);
+  if (!context) throw new Error(`a picture of ${width} × ${height} pixels is too large for this browser`);
   return context;
 }
