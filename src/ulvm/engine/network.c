@@ -22,7 +22,9 @@
 #define TEXT_(level) #level
 #define TEXT(level) TEXT_(level)
 
-enum { TOKENS = 32 };  // that pass through a PVM layer together, a multiple of WIDE
+// Tokens that pass through a PVM layer together, a multiple of WIDE: few, to stay in a small cache;
+// more where threads wait for each other after each step.
+INLINE int chunk_of(int threads) { return threads > 1 ? 128 : 32; }
 static const float EPSILON = 1e-5f;  // torch's, of both norms
 
 // ---- weights as they are read
@@ -197,10 +199,10 @@ static void *pack(const Model *model) {
 // ---- a run: the working memory of one picture
 
 typedef struct {
-  float *x;                // (d_conv - 1 + TOKENS, inner_width), the first rows from the chunk before
-  float *g, *out;          // (TOKENS, group_width)
-  float *gate, *conv, *dt, *y;  // (TOKENS, inner_width)
-  float *x_proj;           // (TOKENS, x_width)
+  float *x;                // (d_conv - 1 + chunk, inner_width), the first rows from the chunk before
+  float *g, *out;          // (chunk, group_width)
+  float *gate, *conv, *dt, *y;  // (chunk, inner_width)
+  float *x_proj;           // (chunk, x_width)
   float *state;            // (states, inner_width)
 } Tokens;
 
@@ -312,14 +314,15 @@ static void lay_out(Run *run, Arena *arena) {
     x = larger(x, stage->pvm.x_width);
     states = larger(states, stage->pvm.states);
   }
-  tokens->x = take(arena, (model->d_conv - 1 + TOKENS) * inner);
-  tokens->g = take(arena, TOKENS * group);
-  tokens->out = take(arena, TOKENS * group);
-  tokens->gate = take(arena, TOKENS * inner);
-  tokens->conv = take(arena, TOKENS * inner);
-  tokens->dt = take(arena, TOKENS * inner);
-  tokens->y = take(arena, TOKENS * inner);
-  tokens->x_proj = take(arena, TOKENS * x);
+  const size_t chunk = chunk_of(run->threads);
+  tokens->x = take(arena, (model->d_conv - 1 + chunk) * inner);
+  tokens->g = take(arena, chunk * group);
+  tokens->out = take(arena, chunk * group);
+  tokens->gate = take(arena, chunk * inner);
+  tokens->conv = take(arena, chunk * inner);
+  tokens->dt = take(arena, chunk * inner);
+  tokens->y = take(arena, chunk * inner);
+  tokens->x_proj = take(arena, chunk * x);
   tokens->state = take(arena, states * inner);
   run->thread_floats = (count_scratch(run) + 15) / 16 * 16;
   run->scratch = take(arena, run->thread_floats * run->threads);
@@ -692,8 +695,9 @@ static void pvm_layer(Run *run) {
   memset(tokens->x, 0, (size_t)kept * p->inner_width * sizeof(float));
   memset(tokens->state, 0, (size_t)p->states * p->inner_width * sizeof(float));
   const int length = run->in.height * run->in.width;
-  for (run->first_token = 0; run->first_token < length; run->first_token += TOKENS) {
-    run->count = length - run->first_token < TOKENS ? length - run->first_token : TOKENS;
+  const int chunk = chunk_of(run->threads);
+  for (run->first_token = 0; run->first_token < length; run->first_token += chunk) {
+    run->count = length - run->first_token < chunk ? length - run->first_token : chunk;
     team_run(run->team, before_scan_task, run);
     team_run(run->team, after_conv_task, run);
     team_run(run->team, scan_task, run);

@@ -1,7 +1,8 @@
 // A team of threads that share one picture's work, task after task.
 //
-// The caller is thread 0. Workers wait for a task by looking for a while, for tasks follow each other
-// within microseconds, and then sleep, so that an idle or crowded machine is not kept busy.
+// A task has as many parts as the team has threads. Whoever is free takes the next part, so that a
+// thread that has lost its core to another program holds up nothing but a part it has begun. Workers
+// look for the next task for a while, for tasks follow each other within microseconds, then sleep.
 
 #include <stdlib.h>
 
@@ -52,6 +53,7 @@ static void signal_wait(Signal *signal, Lock *lock) {
 static void signal_all(Signal *signal) { WakeAllConditionVariable(signal); }
 #else
 #include <pthread.h>
+#include <sched.h>
 typedef pthread_t Thread;
 typedef pthread_mutex_t Lock;
 typedef pthread_cond_t Signal;
@@ -78,24 +80,27 @@ static void signal_all(Signal *signal) { pthread_cond_broadcast(signal); }
 
 enum { LOOKS = 20000 };  // before a waiting thread sleeps: some 100 µs
 
-typedef struct {
-  Team *team;
-  int number;
-  Thread thread;
-} Member;
-
 struct Team {
   int threads, started;
   Task *task;
   void *work;
-  atomic_uint round;      // counts tasks; a new number is a new task
-  atomic_int unfinished;  // workers that have not ended the round
+  atomic_uint round;  // counts tasks; a new number is a new task
+  atomic_uint next;   // the part that is taken next; task and work are set before it is 0 again
+  atomic_uint done;   // parts
   atomic_int asleep;
-  bool closing;
+  atomic_bool closing;
   Lock lock;
   Signal signal;
-  Member members[];
+  Thread workers[];
 };
+
+static void give_core(void) {
+#if defined(_WIN32)
+  SwitchToThread();
+#else
+  sched_yield();
+#endif
+}
 
 static void pause_briefly(void) {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -120,8 +125,7 @@ static unsigned wait_for_round(Team *team, unsigned seen) {
   return atomic_load_explicit(&team->round, memory_order_acquire);
 }
 
-static void start_round(Team *team) {
-  atomic_store(&team->unfinished, team->started);
+static void wake(Team *team) {
   atomic_fetch_add(&team->round, 1);
   if (!atomic_load(&team->asleep)) return;
   lock_take(&team->lock);
@@ -129,29 +133,20 @@ static void start_round(Team *team) {
   lock_give(&team->lock);
 }
 
-static void wait_for_workers(Team *team) {
-  // A worker may have lost its core to another program; let it have this one.
-  for (int look = 0; atomic_load_explicit(&team->unfinished, memory_order_acquire); look++) {
-    if (look < LOOKS) {
-      pause_briefly();
-    } else {
-#if defined(_WIN32)
-      SwitchToThread();
-#else
-      sched_yield();
-#endif
-    }
+static void take_parts(Team *team) {
+  unsigned part;
+  while ((part = atomic_fetch_add(&team->next, 1)) < (unsigned)team->threads) {
+    team->task(team->work, (int)part, team->threads);
+    atomic_fetch_add_explicit(&team->done, 1, memory_order_release);
   }
 }
 
-static THREAD_RESULT run_member(void *argument) {
-  const Member *member = argument;
-  Team *team = member->team;
+static THREAD_RESULT run_worker(void *argument) {
+  Team *team = argument;
   for (unsigned round = 0;;) {
     round = wait_for_round(team, round);
-    if (team->closing) break;
-    team->task(team->work, member->number, team->threads);
-    atomic_fetch_sub_explicit(&team->unfinished, 1, memory_order_release);
+    if (atomic_load(&team->closing)) break;
+    take_parts(team);
   }
   return 0;
 }
@@ -163,22 +158,31 @@ void team_run(Team *team, Task *task, void *work) {
   }
   team->task = task;
   team->work = work;
-  start_round(team);
-  task(work, 0, team->threads);
-  wait_for_workers(team);
+  atomic_store(&team->done, 0);
+  atomic_store(&team->next, 0);
+  wake(team);
+  take_parts(team);
+  for (int look = 0; atomic_load_explicit(&team->done, memory_order_acquire) < (unsigned)team->threads;
+       look++) {
+    if (look < LOOKS) {
+      pause_briefly();
+    } else {
+      give_core();
+    }
+  }
 }
 
 Team *team_open(int threads, ulvm_error *error) {
-  Team *team = calloc(1, sizeof(Team) + (size_t)(threads - 1) * sizeof(Member));
+  Team *team = calloc(1, sizeof(Team) + (size_t)(threads - 1) * sizeof(Thread));
   if (!team || !lock_new(&team->lock, &team->signal)) {
     free(team);
     fail(error, ULVM_NO_MEMORY, "There is no memory for %d threads. Use 1.", threads);
     return NULL;
   }
   team->threads = threads;
+  atomic_store(&team->next, (unsigned)threads);  // nothing to take yet
   for (int i = 0; i < threads - 1; i++) {
-    team->members[i] = (Member){.team = team, .number = i + 1};
-    if (!thread_start(&team->members[i].thread, run_member, &team->members[i])) {
+    if (!thread_start(&team->workers[i], run_worker, team)) {
       team_close(team);
       fail(error, ULVM_NO_THREAD, "The system gave no thread %d of %d. Use fewer.", i + 2, threads);
       return NULL;
@@ -189,9 +193,9 @@ Team *team_open(int threads, ulvm_error *error) {
 }
 
 void team_close(Team *team) {
-  team->closing = true;
-  start_round(team);
-  for (int i = 0; i < team->started; i++) thread_join(team->members[i].thread);
+  atomic_store(&team->closing, true);
+  wake(team);
+  for (int i = 0; i < team->started; i++) thread_join(team->workers[i]);
   lock_free(&team->lock, &team->signal);
   free(team);
 }
