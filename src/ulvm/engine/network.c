@@ -249,6 +249,13 @@ static Planes take_planes(Arena *arena, int channels, int height, int width) {
   return planes;
 }
 
+// Of a skip, among those of all.
+INLINE int first_channel(const Run *run, int skip) {
+  int first = 0;
+  for (int i = 0; i < skip; i++) first += run->skips[i].channels;
+  return first;
+}
+
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static size_t count_scratch(const Run *run) {
@@ -264,9 +271,11 @@ static size_t count_scratch(const Run *run) {
   }
   // The first stage's rows, of which some are kept; or a row that is doubled, and its weights.
   const size_t picture = (size_t)network->model.in_channels * (16 * run->width + WIDE) + 6 * WIDE;
-  int channels = 16;
-  for (int i = 0; i < SKIPS; i++) channels = (int)larger(channels, network->model.widths[i] + 8);
-  const size_t row = (size_t)channels * (run->width + 4 * WIDE);
+  size_t row = (size_t)16 * (run->width + 4 * WIDE);
+  for (int i = 0; i < SKIPS; i++) {
+    const size_t width = (size_t)(run->width >> (i + 1)) + 4 * WIDE;
+    row = larger(row, (2 * network->model.widths[i] + 4) * width);
+  }
   return floats + larger(picture, row);
 }
 
@@ -837,33 +846,14 @@ static int run_block(Run *run, const Stage *stage, Planes in, bool pooled, Plane
   return 1;
 }
 
-static void encode(Run *run) {
-  const Network *network = run->network;
-  const Model *model = &network->model;
-  Planes features = {NULL, model->in_channels, run->height, run->width, 0};  // the picture
-  for (int i = 0; i < SKIPS; i++) {
-    const int rows = run_block(run, &network->encoder[i], features, true, run->skips[i]);
-    group_norm(run, &model->encoder_norms[i], i ? 1.0f : run->scale, rows,
-               features.height * features.width);
-    run->depth = i;
-    team_run(run->team, activate_task, run);
-    features = run->skips[i];
-  }
-  const Stage *last = &network->encoder[STAGES - 1];
-  run_block(run, last, features, false, run->bottom);
-  for (int c = 0; c < last->out_channels; c++) {
-    run->factor[c] = 1;
-    run->shift[c] = last->is_pvm ? 0 : last->bias[c];
-  }
-  run->depth = SKIPS;
-  team_run(run->team, activate_task, run);
-}
-
 // ---- the skip bridge
 
 // 7×7 convolution, dilation 3, of mean and maximum, then sigmoid. A row of the maps adds to seven
 // rows of the output, three apart; so rows of one remainder by three go together.
-static void spatial_attention(Run *run, int skip, float *scratch, int thread, int threads) {
+static void spatial_attention_task(void *work, int thread, int threads) {
+  Run *run = work;
+  const int skip = run->depth;
+  float *scratch = run->scratch + thread * run->thread_floats;
   const Affine *conv = &run->network->model.bridge_spatial;
   const int height = run->skips[skip].height, width = run->skips[skip].width;
   const float *maps[2] = {run->mean[skip], run->highest[skip]};
@@ -908,68 +898,96 @@ static void spatial_attention(Run *run, int skip, float *scratch, int thread, in
   }
 }
 
-static void spatial_attention_task(void *work, int thread, int threads) {
-  Run *run = work;
-  float *scratch = run->scratch + thread * run->thread_floats;
-  for (int skip = 0; skip < SKIPS; skip++) {
-    spatial_attention(run, skip, scratch, thread, threads);
-  }
-}
-
-// The mean of each channel of each skip, after spatial attention and its residual.
+// The mean of each channel of a skip, after spatial attention and its residual.
 static void channel_means_task(void *work, int thread, int threads) {
   Run *run = work;
   const bool spatial = run->network->model.spatial;
-  for (int skip = 0, at = 0; skip < SKIPS; at += run->skips[skip++].channels) {
-    const Planes planes = run->skips[skip];
-    const int pixels = planes.height * planes.width;
-    for (int c = thread; c < planes.channels; c += threads) {
-      const float *plane = planes.data + c * planes.stride;
-      const float *map = run->spatial[skip];
-      double total = 0;
-      int i = 0;
-      for (int end; i + 4 * WIDE <= pixels;) {  // in parts, for float32 adds few numbers well
-        vec sums[4] = {{0}};
-        end = i + 256 * WIDE < pixels ? i + 256 * WIDE : pixels;
-        for (; i + 4 * WIDE <= end; i += 4 * WIDE) {
-          UNROLL for (int k = 0; k < 4; k++) {
-            const vec value = load(plane + i + k * WIDE);
-            sums[k] += spatial ? value * load(map + i + k * WIDE) + value : value;
-          }
+  const Planes skip = run->skips[run->depth];
+  const int pixels = skip.height * skip.width;
+  float *means = run->channel_means + first_channel(run, run->depth);
+  for (int c = thread; c < skip.channels; c += threads) {
+    const float *plane = skip.data + c * skip.stride, *map = run->spatial[run->depth];
+    double total = 0;
+    int i = 0;
+    for (int end; i + 4 * WIDE <= pixels;) {  // in parts, for float32 adds few numbers well
+      vec sums[4] = {{0}};
+      end = i + 256 * WIDE < pixels ? i + 256 * WIDE : pixels;
+      for (; i + 4 * WIDE <= end; i += 4 * WIDE) {
+        UNROLL for (int k = 0; k < 4; k++) {
+          const vec value = load(plane + i + k * WIDE);
+          sums[k] += spatial ? value * load(map + i + k * WIDE) + value : value;
         }
-        total += (double)sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
       }
-      for (; i < pixels; i++) total += (double)(spatial ? plane[i] * map[i] + plane[i] : plane[i]);
-      run->channel_means[at + c] = (float)(total / pixels);
+      total += (double)sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+    for (; i < pixels; i++) total += (double)(spatial ? plane[i] * map[i] + plane[i] : plane[i]);
+    means[c] = (float)(total / pixels);
+  }
+}
+
+// What channel attention gives each channel of all skips, 0..1, from the means of all.
+static void channel_attention(Run *run, float *weights) {
+  const Model *model = &run->network->model;
+  const int total = first_channel(run, SKIPS);
+  const float *k = model->bridge_channel;
+  float before = 0, *means = run->channel_means;
+  for (int i = 0; i < total; i++) {  // the 1-D convolution, in place
+    const float here = means[i], after = i + 1 < total ? means[i + 1] : 0;
+    means[i] = k[0] * before + k[1] * here + k[2] * after;
+    before = here;
+  }
+  for (int skip = 0; skip < SKIPS; skip++) {
+    const Affine *head = &model->bridge_heads[skip];
+    for (int c = 0; c < run->skips[skip].channels; c++) {
+      const float *row = head->weight + (size_t)c * total;
+      vec sums = {0};
+      int i = 0;
+      for (; i + WIDE <= total; i += WIDE) sums += load(row + i) * load(means + i);
+      float sum = sum_of(sums) + head->bias[c];
+      for (; i < total; i++) sum += row[i] * means[i];
+      *weights++ = 1 / (1 + expf(-sum));
     }
   }
 }
 
+// With attended = skip · s and residual = skip · (1 + s), s the spatial attention, the bridged skip
+// is w · residual + attended, w the channel attention: skip · (w + (1 + w) · s). Without channel
+// attention it is the residual, without spatial attention both are the skip itself.
 static void skip_bridge(Run *run) {
   const Model *model = &run->network->model;
-  int total = 0;
-  for (int skip = 0; skip < SKIPS; skip++) total += run->skips[skip].channels;
-  if (model->spatial) team_run(run->team, spatial_attention_task, run);
-  if (model->channel) team_run(run->team, channel_means_task, run);
-  for (int skip = 0, at = 0; skip < SKIPS; at += run->skips[skip++].channels) {
-    for (int c = 0; c < run->skips[skip].channels; c++) {
-      float w = 0;
-      if (model->channel) {
-        const float *weights = model->bridge_heads[skip].weight + (size_t)c * total;
-        const float *k = model->bridge_channel, *means = run->channel_means;
-        double sum = (double)model->bridge_heads[skip].bias[c];
-        for (int i = 0; i < total; i++) {  // the 1-D convolution of the means, then the head
-          const float before = i ? means[i - 1] : 0, after = i + 1 < total ? means[i + 1] : 0;
-          sum += (double)(weights[i] * (k[0] * before + k[1] * means[i] + k[2] * after));
-        }
-        w = (float)(1 / (1 + exp(-sum)));
-      }
-      // residual = skip · (1 + s), attended = skip · s; bridged = w · residual + attended, or the
-      // residual alone where there is no channel attention, and without spatial both are the skip.
-      run->alpha[at + c] = model->spatial ? (model->channel ? w : 1) : (model->channel ? w + 1 : 1);
-      run->beta[at + c] = model->spatial ? (model->channel ? w + 1 : 1) : 0;
-    }
+  float *w = run->alpha;
+  if (model->channel) channel_attention(run, w);
+  for (int i = 0; i < first_channel(run, SKIPS); i++) {
+    run->beta[i] = !model->spatial ? 0 : model->channel ? w[i] + 1 : 1;
+    run->alpha[i] = !model->channel ? 1 : model->spatial ? w[i] : w[i] + 1;
   }
+}
+
+// ---- down and up
+
+static void encode(Run *run) {
+  const Network *network = run->network;
+  const Model *model = &network->model;
+  Planes features = {NULL, model->in_channels, run->height, run->width, 0};  // the picture
+  for (int i = 0; i < SKIPS; i++) {
+    const int rows = run_block(run, &network->encoder[i], features, true, run->skips[i]);
+    group_norm(run, &model->encoder_norms[i], i ? 1.0f : run->scale, rows,
+               features.height * features.width);
+    run->depth = i;
+    team_run(run->team, activate_task, run);
+    // Its part of the bridge, while it is in the cache.
+    if (model->spatial) team_run(run->team, spatial_attention_task, run);
+    if (model->channel) team_run(run->team, channel_means_task, run);
+    features = run->skips[i];
+  }
+  const Stage *last = &network->encoder[STAGES - 1];
+  run_block(run, last, features, false, run->bottom);
+  for (int c = 0; c < last->out_channels; c++) {
+    run->factor[c] = 1;
+    run->shift[c] = last->is_pvm ? 0 : last->bias[c];
+  }
+  run->depth = SKIPS;
+  team_run(run->team, activate_task, run);
 }
 
 // ---- steps up
@@ -999,12 +1017,17 @@ INLINE void double_rows(const float *plane, int height, int width, int row, floa
   line[width] = 0;
 }
 
-// 16 values of the doubled row, from the 8 of the row that lie there and their neighbours.
-INLINE vec double_columns(const float *line, const float *even, const float *odd, int x) {
-  const half here = load_half(line + x / 2);
-  const half first = here + load_half(even + x / 2) * (load_half(line + x / 2 - 1) - here);
-  const half second = here + load_half(odd + x / 2) * (load_half(line + x / 2 + 1) - here);
-  return __builtin_shufflevector(first, second, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+// A row of `width` → the doubled row; `line` has a 0 on either side.
+INLINE void double_columns(const float *line, int width, const float *even, const float *odd,
+                           float *doubled) {
+  for (int x = 0; x < width; x += WIDE) {
+    const vec here = load(line + x);
+    vec first, second;
+    zip(here + load(even + x) * (load(line + x - 1) - here),
+        here + load(odd + x) * (load(line + x + 1) - here), &first, &second);
+    store(doubled + 2 * x, first);
+    store(doubled + 2 * x + WIDE, second);
+  }
 }
 
 // GELU of the normal features, at twice the size if `doubled`, plus the bridged skip; the last step
@@ -1016,12 +1039,12 @@ static void merge_task(void *work, int thread, int threads) {
   const int height = skip.height, width = skip.width, channels = skip.channels;
   const int room = up_to(width, WIDE) + 2 * WIDE;
   float *even = run->scratch + thread * run->thread_floats, *odd = even + room;
-  float *lines = odd + room + WIDE;            // (channels, room): a row of normal features
-  float *merged = lines + (size_t)channels * room;  // (channels, WIDE)
+  float *lines = odd + room + WIDE;                 // (channels, room): a row of normal features,
+  float *rows = lines + (size_t)channels * room;    // and doubled
+  float *merged = rows + (size_t)channels * room;   // (channels, WIDE)
   memset(even, 0, (size_t)(2 + channels) * room * sizeof(float));
   doubling_shares(in.width, even, odd);
-  int at = 0;
-  for (int i = 0; i < run->depth; i++) at += run->skips[i].channels;
+  const int at = first_channel(run, run->depth);
   const float *alphas = run->alpha + at, *betas = run->beta + at;
   int first, last;
   share(height, 1, thread, threads, &first, &last);
@@ -1038,15 +1061,16 @@ static void merge_task(void *work, int thread, int threads) {
         }
       }
     }
+    for (int c = 0; c < channels && run->doubled; c++) {
+      double_columns(lines + (size_t)c * room, in.width, even, odd, rows + (size_t)c * room);
+    }
+    const float *features = run->doubled ? rows : lines;
     for (int x = 0; x < width; x += WIDE) {
       const float *t = skip.data + row + x;
       const vec map = load(run->spatial[run->depth] + row + x);
       for (int c = 0; c < channels; c++, t += skip.stride) {
-        const float *line = lines + (size_t)c * room;
-        const vec features =
-            run->doubled ? double_columns(line, even, odd, x) : load(line + x);
         const vec weight = alphas[c] + betas[c] * map;
-        store(merged + c * WIDE, gelu(features) + load(t) * weight);
+        store(merged + c * WIDE, gelu(load(features + (size_t)c * room + x)) + load(t) * weight);
       }
       if (run->is_last) {
         for (int k = 0; k < model->classes; k++) {
@@ -1096,7 +1120,8 @@ static void probability_task(void *work, int thread, int threads) {
   float *scratch = run->scratch + thread * run->thread_floats;
   const int room = up_to(run->width, WIDE) + 2 * WIDE;
   float *even = scratch, *odd = scratch + room, *line = scratch + 2 * room + WIDE;
-  memset(scratch, 0, (size_t)4 * room * sizeof(float));
+  float *doubled = scratch + 3 * room;
+  memset(scratch, 0, (size_t)3 * room * sizeof(float));
   doubling_shares(width, even, odd);
   const size_t pixels = (size_t)run->height * run->width;
   vec check = {0};  // stays 0 if all logits are finite
@@ -1107,8 +1132,9 @@ static void probability_task(void *work, int thread, int threads) {
     for (int k = 0; k < classes; k++) {
       double_rows(run->logits + k * run->logits_stride, height, width, y, 1, 0, line);
       float *to = row + k * pixels;
+      double_columns(line, width, even, odd, doubled);
       for (int x = 0; x < run->width; x += WIDE) {
-        const vec logits = double_columns(line, even, odd, x);
+        const vec logits = load(doubled + x);
         check += logits * 0.0f;
         store(to + x, classes == 1 ? sigmoid(logits) : logits);
       }
