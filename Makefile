@@ -77,7 +77,7 @@ docs: .venv-test/ready
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python $(CONSTRAINED) torch
 	.venv-test/bin/python $(CONSTRAINED) --editable '.[train,tensorboard,ncnn]' pytest pytest-xdist playwright ruff mypy \
-		ziglang 'triton; platform_system == "Linux"'
+		hatchling ziglang 'triton; platform_system == "Linux"'
 	touch $@
 
 .venv-build/ready: pyproject.toml
