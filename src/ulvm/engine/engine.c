@@ -93,7 +93,11 @@ ulvm_engine *ulvm_open(const void *file, size_t bytes, int threads, ulvm_error *
     fail(error, ULVM_BAD_ARGUMENT, "threads=%d is out of range. Use 1 to 16.", threads);
     return NULL;
   }
+#if defined(__wasm__)  // a page has no environment
+  const char *name = NULL;
+#else
   const char *name = getenv("ULVM_LEVEL");
+#endif
   const Level *level = choose_level(name);
   if (!level) {
     fail(error, ULVM_BAD_ARGUMENT,
