@@ -1,0 +1,313 @@
+// The PVM layer: LayerNorm, one Mamba for all branches side by side, LayerNorm, Linear.
+//
+// A chunk of tokens passes through together: what is done token by token, the scan along the tokens,
+// and again what is done token by token. See nn/model.py PVMLayer, Mamba, SelectiveScan.
+
+#ifndef ULVM_PVM_H
+#define ULVM_PVM_H
+
+#include "run.h"
+
+// `side` values of one channel of a token, one a branch, over and over: lanes of vector v.
+INLINE vec load_branches(const float *from, int side, int v) {
+  if (side == 4) return load_four(from);
+  vec values;
+  for (int lane = 0; lane < WIDE; lane++) values[lane] = from[(v * WIDE + lane) & (side - 1)];
+  return values;
+}
+
+// So many tokens and vectors of their outputs are summed up at once, in registers.
+#if LANES == 16
+enum { TOKENS_AT_ONCE = 4, VECTORS_AT_ONCE = 3, STATES_AT_ONCE = 16 };
+#elif LANES == 8
+enum { TOKENS_AT_ONCE = 2, VECTORS_AT_ONCE = 3, STATES_AT_ONCE = 8 };
+#else
+enum { TOKENS_AT_ONCE = 2, VECTORS_AT_ONCE = 1, STATES_AT_ONCE = 4 };
+#endif
+
+INLINE void multiply_block(const float *tokens, size_t in_width, int side, int depth,
+                           const float *weights, size_t width, int v, int vectors, float *out,
+                           size_t out_width) {
+  vec sums[TOKENS_AT_ONCE][VECTORS_AT_ONCE];
+  UNROLL for (int t = 0; t < TOKENS_AT_ONCE; t++) {
+    UNROLL for (int i = 0; i < vectors; i++) sums[t][i] = (vec){0};
+  }
+  for (int k = 0; k < depth; k++) {
+    vec w[VECTORS_AT_ONCE];
+    UNROLL for (int i = 0; i < vectors; i++) w[i] = load(weights + k * width + (v + i) * WIDE);
+    UNROLL for (int t = 0; t < TOKENS_AT_ONCE; t++) {
+      UNROLL for (int i = 0; i < vectors; i++) {
+        sums[t][i] += load_branches(tokens + t * in_width + k * side, side, v + i) * w[i];
+      }
+    }
+  }
+  UNROLL for (int t = 0; t < TOKENS_AT_ONCE; t++) {
+    UNROLL for (int i = 0; i < vectors; i++) store(out + t * out_width + (v + i) * WIDE, sums[t][i]);
+  }
+}
+
+// tokens (…, depth · side) by weights (depth, width) → out (…, out_width), from token `first` to
+// `last`, a multiple of 4. used: floats of a row of `out` that are wanted.
+INLINE void multiply_tokens(const float *tokens, size_t in_width, int side, int depth,
+                            const float *weights, size_t width, int used, float *out,
+                            size_t out_width, int first, int last) {
+  const int vectors = (used + WIDE - 1) / WIDE;
+  for (int t = first; t < last; t += TOKENS_AT_ONCE) {
+    const float *in = tokens + t * in_width;
+    float *to = out + t * out_width;
+    int v = 0;
+    for (; v + VECTORS_AT_ONCE <= vectors; v += VECTORS_AT_ONCE) {
+      multiply_block(in, in_width, side, depth, weights, width, v, VECTORS_AT_ONCE, to, out_width);
+    }
+    for (; v < vectors; v++) {
+      multiply_block(in, in_width, side, depth, weights, width, v, 1, to, out_width);
+    }
+  }
+}
+
+// LayerNorm of 16 tokens: their channels → normal values, both (in_channels, WIDE).
+INLINE void layer_norm(const PVM *p, float *channels) {
+  vec mean = {0}, variance = {0};
+  for (int c = 0; c < p->in_channels; c++) mean += load(channels + c * WIDE);
+  mean /= (float)p->in_channels;
+  for (int c = 0; c < p->in_channels; c++) {
+    const vec d = load(channels + c * WIDE) - mean;
+    variance += d * d;
+  }
+  float factors[WIDE];
+  store(factors, variance / (float)p->in_channels + EPSILON);
+  for (int lane = 0; lane < WIDE; lane++) factors[lane] = 1.0f / sqrtf(factors[lane]);
+  const vec factor = load(factors);
+  for (int c = 0; c < p->in_channels; c++) {
+    const vec normal = (load(channels + c * WIDE) - mean) * factor;
+    store(channels + c * WIDE, normal * p->norm_weight[c] + p->norm_bias[c]);
+  }
+}
+
+// (in_channels, WIDE) → (WIDE, group_width), by channel of the group and branch.
+INLINE void to_tokens(const PVM *p, const float *channels, float *tokens) {
+  for (int k = 0; k < p->group; k++) {
+    if (p->side == 4 && p->branches == 4) {
+      vec b[4], even[2], odd[2], line[4];
+      for (int i = 0; i < 4; i++) b[i] = load(channels + (i * p->group + k) * WIDE);
+      zip(b[0], b[2], &even[0], &even[1]);
+      zip(b[1], b[3], &odd[0], &odd[1]);
+      zip(even[0], odd[0], &line[0], &line[1]);
+      zip(even[1], odd[1], &line[2], &line[3]);
+      const float *values = (const float *)line;
+      UNROLL for (int t = 0; t < WIDE; t++) {
+        memcpy(tokens + t * p->group_width + k * 4, values + t * 4, 4 * sizeof(float));
+      }
+      continue;
+    }
+    for (int b = 0; b < p->branches; b++) {
+      for (int t = 0; t < WIDE; t++) {
+        tokens[t * p->group_width + k * p->side + b] = channels[(b * p->group + k) * WIDE + t];
+      }
+    }
+  }
+}
+
+// The inverse.
+INLINE void from_tokens(const PVM *p, const float *tokens, float *channels) {
+  for (int k = 0; k < p->group; k++) {
+    if (p->side == 4 && p->branches == 4) {
+      vec line[4], even[2], odd[2], b[4];
+      UNROLL for (int t = 0; t < WIDE; t++) {
+        memcpy((float *)line + t * 4, tokens + t * p->group_width + k * 4, 4 * sizeof(float));
+      }
+      unzip(line[0], line[1], &even[0], &odd[0]);
+      unzip(line[2], line[3], &even[1], &odd[1]);
+      unzip(even[0], even[1], &b[0], &b[2]);
+      unzip(odd[0], odd[1], &b[1], &b[3]);
+      for (int i = 0; i < 4; i++) store(channels + (i * p->group + k) * WIDE, b[i]);
+      continue;
+    }
+    for (int b = 0; b < p->branches; b++) {
+      for (int t = 0; t < WIDE; t++) {
+        channels[(b * p->group + k) * WIDE + t] = tokens[t * p->group_width + k * p->side + b];
+      }
+    }
+  }
+}
+
+// All of a chunk that is done token by token before the scan.
+INLINE void before_scan(Run *run, const PVM *p, int side, float *scratch, int first, int last) {
+  const Tokens *tokens = &run->tokens;
+  const int inner = p->inner_width, d_conv = run->network->model.d_conv;
+  float *x = tokens->x + (size_t)(d_conv - 1) * inner;
+  for (int t = first; t < last; t += WIDE) {
+    for (int c = 0; c < p->in_channels; c++) {
+      const float *from = run->in.data + c * run->in.stride + run->first_token + t;
+      store(scratch + c * WIDE, load(from));
+    }
+    layer_norm(p, scratch);
+    to_tokens(p, scratch, tokens->g + (size_t)t * p->group_width);
+  }
+  multiply_tokens(tokens->g, p->group_width, side, p->group, p->in_proj, 2 * inner,
+                  p->inner * p->side, x, inner, first, last);
+  multiply_tokens(tokens->g, p->group_width, side, p->group, p->in_proj + inner, 2 * inner,
+                  p->inner * p->side, tokens->gate, inner, first, last);
+}
+
+INLINE void before_scan_after_conv(Run *run, const PVM *p, int side, int first, int last) {
+  const Tokens *tokens = &run->tokens;
+  const int inner = p->inner_width, d_conv = run->network->model.d_conv;
+  for (int t = first; t < last; t++) {
+    for (int i = 0; i < inner; i += WIDE) {
+      vec sum = load(p->conv_bias + i);
+      for (int k = 0; k < d_conv; k++) {  // causal: row t + k holds token t + k - (d_conv - 1)
+        sum += load(tokens->x + (size_t)(t + k) * inner + i) * load(p->conv_weight + k * inner + i);
+      }
+      store(tokens->conv + (size_t)t * inner + i, silu(sum));
+      float *gate = tokens->gate + (size_t)t * inner + i;
+      store(gate, silu(load(gate)));
+    }
+  }
+  multiply_tokens(tokens->conv, inner, side, p->inner, p->x_proj, p->x_width,
+                  (p->rank + 2 * p->states) * p->side, tokens->x_proj, p->x_width, first, last);
+  for (int t = first; t < last; t++) {
+    for (int i = 0; i < inner; i += WIDE) {
+      vec sum = load(p->dt_bias + i);
+      for (int k = 0; k < p->rank; k++) {
+        const float *rank = tokens->x_proj + (size_t)t * p->x_width + k * side;
+        sum += load_branches(rank, side, i / WIDE) * load(p->dt_weight + k * inner + i);
+      }
+      store(tokens->dt + (size_t)t * inner + i, softplus(sum));
+    }
+  }
+}
+
+// state = exp(dt · A) · state + dt · B · x, y = C · state + D · x, then the gate; for some states
+// of one vector of (channel, branch), along the chunk.
+INLINE void selective_scan(const Run *run, const PVM *p, int side, int i, int first_state,
+                           int states) {
+  const Tokens *tokens = &run->tokens;
+  const int inner = p->inner_width;
+  vec state[16], A[16];
+  UNROLL for (int n = 0; n < states; n++) {
+    state[n] = load(tokens->state + (size_t)(first_state + n) * inner + i);
+    A[n] = load(p->A + (size_t)(first_state + n) * inner + i);
+  }
+  const vec D = load(p->D + i);
+  for (int t = 0; t < run->count; t++) {
+    const size_t at = (size_t)t * inner + i;
+    const float *B = tokens->x_proj + (size_t)t * p->x_width + (p->rank + first_state) * side;
+    const float *C = B + p->states * side;
+    const vec dt = load(tokens->dt + at), x = load(tokens->conv + at), dx = dt * x;
+    vec sums[2] = {first_state ? load(tokens->y + at) : D * x, {0}};
+    UNROLL for (int n = 0; n < states; n++) {
+      const vec decay = exp2_falling(dt, A[n]);
+      state[n] = decay * state[n] + dx * load_branches(B + n * side, side, i / WIDE);
+      sums[n & 1] += load_branches(C + n * side, side, i / WIDE) * state[n];
+    }
+    vec y = sums[0] + sums[1];
+    if (first_state + states == p->states) y *= load(tokens->gate + at);
+    store(tokens->y + at, y);
+  }
+  UNROLL for (int n = 0; n < states; n++) {
+    store(tokens->state + (size_t)(first_state + n) * inner + i, state[n]);
+  }
+}
+
+INLINE void after_scan(Run *run, const PVM *p, int side, float *scratch, int first, int last) {
+  const Tokens *tokens = &run->tokens;
+  multiply_tokens(tokens->y, p->inner_width, side, p->inner, p->out_proj, p->group_width,
+                  p->group * p->side, tokens->out, p->group_width, first, last);
+  for (size_t i = (size_t)first * p->group_width; i < (size_t)last * p->group_width; i += WIDE) {
+    store(tokens->out + i, load(tokens->out + i) + p->skip_scale * load(tokens->g + i));
+  }
+  for (int t = first; t < last; t += WIDE) {
+    from_tokens(p, tokens->out + (size_t)t * p->group_width, scratch);
+    layer_norm(p, scratch);
+    for (int out = 0; out < p->out_channels; out += 4) {
+      const float *weights = p->project + (size_t)out * p->in_channels;
+      vec sums[4];
+      UNROLL for (int k = 0; k < 4; k++) sums[k] = splat(p->project_bias[out + k]);
+      for (int c = 0; c < p->in_channels; c++, weights += 4) {
+        const vec value = load(scratch + c * WIDE);
+        UNROLL for (int k = 0; k < 4; k++) sums[k] += value * weights[k];
+      }
+      UNROLL for (int k = 0; k < 4; k++) {
+        store(run->out.data + (out + k) * run->out.stride + run->first_token + t, sums[k]);
+      }
+    }
+  }
+}
+
+// The tasks below share a chunk's tokens, or in the scan its channels.
+#define FOR_BRANCHES(call4, call) \
+  if (p->side == 4) {             \
+    call4;                        \
+  } else {                        \
+    call;                         \
+  }
+
+static void before_scan_task(void *work, int thread, int threads) {
+  Run *run = work;
+  const PVM *p = &run->stage->pvm;
+  float *scratch = run->scratch + thread * run->thread_floats;
+  int first, last;
+  share(run->count, WIDE, thread, threads, &first, &last);
+  last = up_to(last, 4);
+  FOR_BRANCHES(before_scan(run, p, 4, scratch, first, last),
+               before_scan(run, p, p->side, scratch, first, last))
+}
+
+static void after_conv_task(void *work, int thread, int threads) {
+  Run *run = work;
+  const PVM *p = &run->stage->pvm;
+  int first, last;
+  share(run->count, WIDE, thread, threads, &first, &last);
+  last = up_to(last, 4);
+  FOR_BRANCHES(before_scan_after_conv(run, p, 4, first, last),
+               before_scan_after_conv(run, p, p->side, first, last))
+}
+
+static void scan_task(void *work, int thread, int threads) {
+  Run *run = work;
+  const PVM *p = &run->stage->pvm;
+  int first, last;
+  share(p->inner * p->side, WIDE, thread, threads, &first, &last);
+  for (int i = first; i < last; i += WIDE) {
+    int n = 0;
+    for (; n + STATES_AT_ONCE <= p->states; n += STATES_AT_ONCE) {
+      FOR_BRANCHES(selective_scan(run, p, 4, i, n, STATES_AT_ONCE),
+                   selective_scan(run, p, p->side, i, n, STATES_AT_ONCE))
+    }
+    for (; n < p->states; n += 4) selective_scan(run, p, p->side, i, n, 4);
+  }
+}
+
+static void after_scan_task(void *work, int thread, int threads) {
+  Run *run = work;
+  const PVM *p = &run->stage->pvm;
+  float *scratch = run->scratch + thread * run->thread_floats;
+  int first, last;
+  share(run->count, WIDE, thread, threads, &first, &last);
+  last = up_to(last, 4);
+  FOR_BRANCHES(after_scan(run, p, 4, scratch, first, last),
+               after_scan(run, p, p->side, scratch, first, last))
+}
+
+// (in_channels, height, width) → (out_channels, height, width), chunk by chunk of tokens.
+static void pvm_layer(Run *run) {
+  const PVM *p = &run->stage->pvm;
+  const Tokens *tokens = &run->tokens;
+  const int kept = run->network->model.d_conv - 1;
+  memset(tokens->x, 0, (size_t)kept * p->inner_width * sizeof(float));
+  memset(tokens->state, 0, (size_t)p->states * p->inner_width * sizeof(float));
+  const int length = run->in.height * run->in.width;
+  const int chunk = chunk_of(run->threads);
+  for (run->first_token = 0; run->first_token < length; run->first_token += chunk) {
+    run->count = length - run->first_token < chunk ? length - run->first_token : chunk;
+    team_run(run->team, before_scan_task, run);
+    team_run(run->team, after_conv_task, run);
+    team_run(run->team, scan_task, run);
+    team_run(run->team, after_scan_task, run);
+    memmove(tokens->x, tokens->x + (size_t)run->count * p->inner_width,
+            (size_t)kept * p->inner_width * sizeof(float));
+  }
+}
+
+#endif
