@@ -170,6 +170,19 @@ def test_several_pictures_become_a_zip_and_every_broken_one_is_named(
     expect(page.locator("#width-mm")).to_have_value("20")
 
 
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_picture_that_is_shown_is_upright(page: Any, path: Path) -> None:
+    choose(page, path)
+    image_rgb = ulvm.read_image(path)
+    hide = "#canvas, #compare { visibility: hidden !important }"
+    shown = np.array(
+        Image.open(io.BytesIO(page.locator("#frame").screenshot(style=hide))).convert("RGB")
+    )
+    height, width, _ = shown.shape
+    assert width / height == pytest.approx(image_rgb.shape[1] / image_rgb.shape[0], rel=0.02)
+    assert np.abs(resize(shown, (40, 40)).astype(int) - resize(image_rgb, (40, 40))).mean() < 4
+
+
 WATCH = """() => {
   globalThis.seen = [];
   const stage = document.getElementById("stage");

@@ -26,13 +26,20 @@ async function answer({ id, kind, ...rest }) {
 async function outline({ file }, show) {
   const bitmap = await decode(file);
   const { height, width } = bitmap;
-  const scale = Math.min(1, SHOWN_PIXELS / Math.max(height, width));
-  const side = (pixels) => Math.max(1, Math.round(pixels * scale));
-  const small = { resizeHeight: side(height), resizeWidth: side(width), resizeQuality: "medium" };
-  show({ bitmap: await createImageBitmap(bitmap, scale < 1 ? small : {}), height, width });
+  show({ bitmap: shrink(bitmap), height, width });
   await takePicture(height, width, rowReader(bitmap));
   bitmap.close();
   return { height, width, ...timed(infer) };
+}
+
+/** The picture at the screen's size. By a canvas: a bitmap of a bitmap may be turned once more. */
+function shrink(bitmap) {
+  const scale = Math.min(1, SHOWN_PIXELS / Math.max(bitmap.height, bitmap.width));
+  const side = (pixels) => Math.max(1, Math.round(pixels * scale));
+  const context = contextOf(side(bitmap.height), side(bitmap.width));
+  context.imageSmoothingQuality = "medium";
+  context.drawImage(bitmap, 0, 0, context.canvas.width, context.canvas.height);
+  return context.canvas.transferToImageBitmap();
 }
 
 /**
