@@ -321,7 +321,9 @@ def _read_bundled(name: str) -> tuple[bytes, str]:
         raise InputError(
             f"the bundled model {name} is missing from this installation of ulvm",
             "accepted is a model file",
-            "name one that `ulvm train` wrote, or install ulvm again",
+            "name one that `ulvm export` wrote; ulvm's own is in its clone only"
+            if name == BUNDLED_ONNX
+            else "name one that `ulvm train` wrote, or install ulvm again",
         )
     content = bundled.read_bytes()
     if hashlib.sha256(content).hexdigest() != BUNDLED_SHA256[name]:

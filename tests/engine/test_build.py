@@ -199,5 +199,5 @@ def test_wheel_holds_what_runs_and_is_the_same_twice(name: str, tmp_path: Path) 
         "ulvm/web/engine.wasm",
         "ulvm/web/engine-relaxed.wasm",
     } <= set(names)
-    unwanted = (".pyc", ".o", ".a", ".dll", ".dylib")
+    unwanted = (".onnx", ".pyc", ".o", ".a", ".dll", ".dylib")
     assert [each for each in names if each.endswith(unwanted) or "/test" in each] == []

@@ -77,6 +77,7 @@ import sys, numpy as np
 from pathlib import Path
 from ulvm.engine import Engine
 for path in sorted(Path(sys.argv[1]).glob("*.safetensors")):
+    print(path.stem, file=sys.stderr, flush=True)  # the last one is to blame for a crash
     pictures = np.load(path.with_suffix(".npz"))
     for threads in (1, 2):
         engine = Engine(path.read_bytes(), threads=threads)
@@ -122,6 +123,8 @@ class Cases:
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     """Networks, pictures and what torch makes of them."""
     folder = tmp_path_factory.mktemp("cases")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small work, which threads slow down on a busy machine
     random = np.random.default_rng(0)
     wanted: dict[str, np.ndarray] = {}
     for seed, (name, spec) in enumerate(SPECS.items()):
@@ -140,6 +143,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     probes = {f"probe{i}": batch for i, batch in enumerate(probe_images(256, 3))}
     np.savez(folder / "bundled.npz", **probes)
     wanted |= {f"bundled-{name}": expected(network, batch) for name, batch in probes.items()}
+    torch.set_num_threads(threads)
     return Cases(folder, wanted)
 
 
