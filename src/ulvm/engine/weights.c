@@ -275,7 +275,9 @@ static int read_widths(Json *json, Model *model, ulvm_error *error) {
   int64_t values[STAGES];
   if (read_list(json, NULL, values, STAGES) != STAGES) return fail_field(error, "widths", accepted);
   for (int i = 0; i < STAGES; i++) {
-    if (values[i] < 4 || values[i] % 4) return fail_field(error, "widths", accepted);
+    if (values[i] <= LARGEST_WIDTH && (values[i] < 4 || values[i] % 4)) {
+      return fail_field(error, "widths", accepted);
+    }
     const int code = check_number(values[i], "widths", LARGEST_WIDTH, error);
     if (code) return code;
     model->widths[i] = (int)values[i];
