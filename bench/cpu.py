@@ -1,8 +1,9 @@
 """Times our model and its peers on this machine's CPU, interleaved in one run.
 
-All run in ONNX Runtime with one picture of 256×256. Peers have random weights, since time does
-not depend on them, and take float32 planes; our model also does its own conversion from uint8 and
-its min–max. Writes ``bench/results/cpu.json`` and prints it as a table. Run it on an idle machine.
+Our model runs in the engine, at each instruction set that this processor has, and as a graph in ONNX
+Runtime, as the peers do; one picture of 256×256 each. Peers have random weights, since time does not
+depend on them, and take float32 planes; our model also does its own conversion from uint8 and its
+min–max. Writes ``bench/results/cpu.json`` and prints it as a table. Run it on an idle machine.
 
 With ``--presets``, times the networks of the tables of REPRODUCE.md instead, on one thread, with
 fresh weights and as ``ulvm export`` writes it; writes ``results/cpu_times.json``, which the tables'
@@ -15,11 +16,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import math
 import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ import torch
 import tables
 from gpu import time_block, today, write_result
 from ulvm import segmenter
+from ulvm.engine import Engine
 from ulvm.errors import InputError
+from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.export import build_onnx
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
 from ulvm.nn.networks import build_network
@@ -42,10 +45,21 @@ from ulvm.nn.peers.graph import ImageToProbability, build_graph
 from ulvm.nn.run_folder import machine, versions
 from ulvm.onnx import onnxruntime
 from ulvm.presets import find_preset
+from ulvm.spec import ModelSpec, RunSpec
 from ulvm.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLED = ROOT / "src" / "ulvm" / "weights" / segmenter.BUNDLED_ONNX
+WEIGHTS = ROOT / "src" / "ulvm" / "weights"
+BUNDLED = WEIGHTS / segmenter.BUNDLED_ONNX
+BUNDLED_WEIGHTS = WEIGHTS / segmenter.BUNDLED_MODEL
+LEVELS = ("avx512", "avx2", "sse2", "neon")
+# Convolutions in the shallow stages, which are quicker, and no bridge.
+DEEP_PVM = ModelSpec(
+    widths=(8, 16, 24, 32, 40, 48),
+    encoder=("conv",) * 5 + ("pvm",),
+    decoder=("pvm", "pvm", "conv", "conv", "conv"),
+    bridge="none",
+)
 RESULT = ROOT / "bench" / "results" / "cpu.json"
 PRESETS_RESULT = ROOT / "results" / "cpu_times.json"
 TIMED_PEERS = ("unext-s", "lb-unet", "malunet", "ege-unet", "unext", "unet")
@@ -57,19 +71,21 @@ WARM_UP = 5  # untimed runs before each block, so that the threads of the block 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A graph to time.
+    """A network to time.
 
     Args:
         name: Its row in the table.
         parameters: Count.
-        content: The ONNX file.
+        content: The ONNX file, or for the engine the safetensors file.
         feed: Its input.
+        level: The engine's instruction set; None for ONNX Runtime.
     """
 
     name: str
     parameters: int
     content: bytes
     feed: dict[str, np.ndarray[Any, Any]]
+    level: str | None = None
 
 
 def our_entry(path: Path, random: np.random.Generator) -> Entry:
@@ -82,11 +98,49 @@ def our_entry(path: Path, random: np.random.Generator) -> Entry:
         sys.exit(f"{path} takes pictures of {loaded.size_hw}, the peers are timed at {SIZE}")
     image_rgb = random.integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
     return Entry(
-        name="UltraLight VM-UNet",
+        name="UltraLight VM-UNet, ONNX Runtime",
         parameters=count_parameters(UltraLightVMUNet(loaded.spec.model)),
         content=path.read_bytes(),
         feed={"image_rgb": image_rgb},
     )
+
+
+def engine_entries(name: str, spec: ModelSpec, content: bytes, feed: dict[str, Any]) -> list[Entry]:
+    """These weights in the engine, at each instruction set that this processor has."""
+    parameters = count_parameters(UltraLightVMUNet(spec))
+    entries = []
+    for level in LEVELS:
+        entry = Entry(
+            name=f"{name}, engine, {level}",
+            parameters=parameters,
+            content=content,
+            feed=feed,
+            level=level,
+        )
+        try:
+            open_engine(entry, 1)
+        except InputError:
+            continue
+        entries.append(entry)
+    return entries
+
+
+def random_weights(spec: ModelSpec) -> bytes:
+    """A safetensors file with fresh weights."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_weights(path, UltraLightVMUNet(spec), RunSpec(model=spec), {})
+        return path.read_bytes()
+
+
+def open_engine(entry: Entry, threads: int) -> Engine:
+    """The engine at the entry's instruction set."""
+    os.environ["ULVM_LEVEL"] = entry.level or ""
+    try:
+        return Engine(entry.content, threads=threads)
+    finally:
+        del os.environ["ULVM_LEVEL"]
 
 
 def peer_entry(name: str, random: np.random.Generator) -> Entry:
@@ -143,7 +197,19 @@ def settle(network: torch.nn.Module, image: torch.Tensor) -> None:
 def build_peers(model: Path) -> list[Entry]:
     """Our model and the peers it is timed beside."""
     random = np.random.default_rng(0)
-    entries = [our_entry(model, random)]
+    graph = our_entry(model, random)
+    entries = [
+        *engine_entries(
+            "UltraLight VM-UNet",
+            segmenter.load().spec.model,
+            BUNDLED_WEIGHTS.read_bytes(),
+            graph.feed,
+        ),
+        *engine_entries(
+            "PVM layers at the bottom only", DEEP_PVM, random_weights(DEEP_PVM), graph.feed
+        ),
+        graph,
+    ]
     for name in TIMED_PEERS:
         print(f"building {name}", file=sys.stderr)
         entries.append(peer_entry(name, random))
@@ -178,11 +244,12 @@ def time_interleaved(
 
 
 def summarise(blocks: list[list[float]]) -> dict[str, float | int]:
-    """Median of all, and the range of the medians of the rounds."""
+    """Least and median of all, and the range of the medians of the rounds."""
     medians = [statistics.median(block) for block in blocks]
     everything = [duration for block in blocks for duration in block]
     return {
         "n": len(everything),
+        "minimum_ms": round(min(everything), 3),
         "median_ms": round(statistics.median(everything), 3),
         "lowest_round_ms": round(min(medians), 3),
         "highest_round_ms": round(max(medians), 3),
@@ -199,7 +266,8 @@ def measure(
             "parameters": entry.parameters,
             "bytes": len(entry.content),
             "sha256": hashlib.sha256(entry.content).hexdigest(),
-            "nodes": len(onnx.load_from_string(entry.content).graph.node),
+            "level": entry.level,
+            "nodes": entry.level is None and len(onnx.load_from_string(entry.content).graph.node),
             "threads": {},
         }
         for entry in entries
@@ -213,7 +281,10 @@ def measure(
 
 
 def runner(entry: Entry, threads: int) -> Callable[[], object]:
-    """A call that runs the entry's graph once on so many threads."""
+    """A call that runs the entry's network once on so many threads."""
+    if entry.level:
+        engine, (image_rgb,) = open_engine(entry, threads), entry.feed.values()
+        return lambda: engine(image_rgb)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
@@ -228,17 +299,18 @@ def main() -> None:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("model", nargs="?", type=Path, default=BUNDLED, help="our ONNX file")
     chosen.add_argument("--presets", nargs="*", help="time these presets; if none, all")
-    parser.add_argument("--rounds", type=int, help="5; with --presets 40")
+    parser.add_argument("--rounds", type=int, help="default 40")
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of a model a round")
-    parser.add_argument("--seconds", type=float, help="a round of a model at most; --presets: 0.7")
+    parser.add_argument(
+        "--seconds", type=float, help="a round of a model at most; 0.1, --presets: 0.7"
+    )
     parser.add_argument("--threads", type=int, nargs="+", help="1 and 2; with --presets 1")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     presets = options.presets
     threads = options.threads or ([1, 2] if presets is None else [1])
-    rounds = options.rounds or (5 if presets is None else 40)
-    seconds = options.seconds or (math.inf if presets is None else 0.7)
-    limit = "" if seconds == math.inf else f" or {seconds:g} s"
+    rounds = options.rounds or 40
+    seconds = options.seconds or (0.1 if presets is None else 0.7)
     out = options.out or (RESULT if presets is None else PRESETS_RESULT)
     cores = len(os.sched_getaffinity(0))
     if max(threads) > cores:
@@ -250,8 +322,8 @@ def main() -> None:
     entries = build_peers(options.model) if presets is None else build_presets(presets)
     described = machine(torch.device("cpu"))
     result = {
-        "what": f"ONNX Runtime, CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
-        f"{options.repeats} runs{limit}",
+        "what": f"CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
+        f"{options.repeats} runs or {seconds:g} s",
         "date": today(),
         "machine": {
             "platform": described["platform"],

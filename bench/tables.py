@@ -114,7 +114,7 @@ MEMORY_GOAL_GIB = 2
 
 
 def cpu(path: Path = CPU_RESULT) -> str:
-    """Times of the model and its peers, the spread of the rounds' medians, multiples of ours."""
+    """Times of the model and its peers, the least and the median, multiples of ours."""
     result = json.loads(path.read_text())
     columns = [f"{count} thread{'s' * (count > 1)}, ms" for count in result["threads"]]
     rows = [
@@ -126,13 +126,14 @@ def cpu(path: Path = CPU_RESULT) -> str:
         cells = [row["name"], f"{row['parameters']:,}"]
         for count, at in row["threads"].items():
             multiple = at["median_ms"] / ours[count]["median_ms"]
-            spread = f"{at['lowest_round_ms']:.2f}–{at['highest_round_ms']:.2f}"
-            cells.append(f"{at['median_ms']:.2f} ({spread}), {multiple:.2f} × ours")
+            cells.append(
+                f"{at['minimum_ms']:.2f} / {at['median_ms']:.2f}, {multiple:.2f} × the first"
+            )
         rows.append("| " + " | ".join(cells) + " |")
     versions, where = result["versions"], result["machine"]
     rows += [
         "",
-        f"{result['what']}; spread is the range of the medians of the rounds; "
+        f"{result['what']}; minimum / median; multiples are of the median; "
         f"{where['processor']}, {where['cores']} cores, ONNX Runtime {versions['onnxruntime']}, "
         f"{result['date']}.",
     ]

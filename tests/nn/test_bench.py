@@ -77,6 +77,7 @@ def test_rounds_take_turns_on_a_cpu_too() -> None:
 def test_the_fastest_round_is_told_from_all() -> None:
     assert cpu.summarise([[5.0, 9.0, 7.0], [1.0, 4.0]]) == {
         "n": 5,
+        "minimum_ms": 1.0,
         "median_ms": 5.0,
         "lowest_round_ms": 2.5,
         "highest_round_ms": 7.0,
