@@ -178,10 +178,17 @@ INLINE void before_scan_after_conv(Run *run, const PVM *p, int side, int first, 
   }
 }
 
-// state = exp(dt · A) · state + dt · B · x, y = C · state + D · x, then the gate; for some states
-// of one vector of (channel, branch), along the chunk.
-INLINE void selective_scan(const Run *run, const PVM *p, int side, int i, int first_state,
-                           int states) {
+// How many states of one vector of (channel, branch) are scanned together: as many as registers hold
+// and all have; where threads share them, at most 8, for then the parts are of one size.
+INLINE int states_at_once(const Run *run, const PVM *p) {
+  if (STATES_AT_ONCE == 16 && run->threads == 1 && p->states == 16) return 16;
+  return STATES_AT_ONCE >= 8 && p->states % 8 == 0 ? 8 : 4;
+}
+
+// state = exp(dt · A) · state + dt · B · x, y = C · state, along the chunk, for some states of one
+// vector of (channel, branch); the first of them add D · x.
+INLINE void selective_scan(const Run *run, const PVM *p, int side, int i, int first_state, int states,
+                           float *y) {
   const Tokens *tokens = &run->tokens;
   const int inner = p->inner_width;
   vec state[16], A[16];
@@ -189,21 +196,19 @@ INLINE void selective_scan(const Run *run, const PVM *p, int side, int i, int fi
     state[n] = load(tokens->state + (size_t)(first_state + n) * inner + i);
     A[n] = load(p->A + (size_t)(first_state + n) * inner + i);
   }
-  const vec D = load(p->D + i);
+  const vec D = first_state ? splat(0) : load(p->D + i);
   for (int t = 0; t < run->count; t++) {
     const size_t at = (size_t)t * inner + i;
     const float *B = tokens->x_proj + (size_t)t * p->x_width + (p->rank + first_state) * side;
     const float *C = B + p->states * side;
     const vec dt = load(tokens->dt + at), x = load(tokens->conv + at), dx = dt * x;
-    vec sums[2] = {first_state ? load(tokens->y + at) : D * x, {0}};
+    vec sums[2] = {D * x, {0}};
     UNROLL for (int n = 0; n < states; n++) {
       const vec decay = exp2_falling(dt, A[n]);
       state[n] = decay * state[n] + dx * load_branches(B + n * side, side, i / WIDE);
-      sums[n & 1] += load_branches(C + n * side, side, i / WIDE) * state[n];
+      sums[n / 8] += load_branches(C + n * side, side, i / WIDE) * state[n];
     }
-    vec y = sums[0] + sums[1];
-    if (first_state + states == p->states) y *= load(tokens->gate + at);
-    store(tokens->y + at, y);
+    store(y + at, states > 8 ? sums[0] + sums[1] : sums[0]);
   }
   UNROLL for (int n = 0; n < states; n++) {
     store(tokens->state + (size_t)(first_state + n) * inner + i, state[n]);
@@ -212,6 +217,13 @@ INLINE void selective_scan(const Run *run, const PVM *p, int side, int i, int fi
 
 INLINE void after_scan(Run *run, const PVM *p, int side, float *scratch, int first, int last) {
   const Tokens *tokens = &run->tokens;
+  const size_t part = (size_t)chunk_of(run->threads) * p->inner_width;
+  const int parts = p->states / states_at_once(run, p);
+  for (size_t i = (size_t)first * p->inner_width; i < (size_t)last * p->inner_width; i += WIDE) {
+    vec y = load(tokens->y + i);
+    for (int k = 1; k < parts; k++) y += load(tokens->y + k * part + i);
+    store(tokens->y + i, y * load(tokens->gate + i));
+  }
   multiply_tokens(tokens->y, p->inner_width, side, p->inner, p->out_proj, p->group_width,
                   p->group * p->side, tokens->out, p->group_width, first, last);
   for (size_t i = (size_t)first * p->group_width; i < (size_t)last * p->group_width; i += WIDE) {
@@ -267,15 +279,20 @@ static void after_conv_task(void *work, int thread, int threads) {
 static void scan_task(void *work, int thread, int threads) {
   Run *run = work;
   const PVM *p = &run->stage->pvm;
+  const int at_once = states_at_once(run, p), parts = p->states / at_once;
+  const int vectors = (p->inner * p->side + WIDE - 1) / WIDE;
   int first, last;
-  share(p->inner * p->side, WIDE, thread, threads, &first, &last);
-  for (int i = first; i < last; i += WIDE) {
-    int n = 0;
-    for (; n + STATES_AT_ONCE <= p->states; n += STATES_AT_ONCE) {
-      FOR_BRANCHES(selective_scan(run, p, 4, i, n, STATES_AT_ONCE),
-                   selective_scan(run, p, p->side, i, n, STATES_AT_ONCE))
+  share(vectors * parts, 1, thread, threads, &first, &last);
+  for (int item = first; item < last; item++) {
+    const int i = item / parts * WIDE, part = item % parts, n = part * at_once;
+    float *y = run->tokens.y + (size_t)part * chunk_of(run->threads) * p->inner_width;
+    if (at_once == 16) {
+      FOR_BRANCHES(selective_scan(run, p, 4, i, n, 16, y), selective_scan(run, p, p->side, i, n, 16, y))
+    } else if (at_once == 8) {
+      FOR_BRANCHES(selective_scan(run, p, 4, i, n, 8, y), selective_scan(run, p, p->side, i, n, 8, y))
+    } else {
+      FOR_BRANCHES(selective_scan(run, p, 4, i, n, 4, y), selective_scan(run, p, p->side, i, n, 4, y))
     }
-    for (; n < p->states; n += 4) selective_scan(run, p, p->side, i, n, 4);
   }
 }
 

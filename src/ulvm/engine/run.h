@@ -13,7 +13,8 @@ static const float EPSILON = 1e-5f;  // torch's, of both norms
 typedef struct {
   float *x;                // (d_conv - 1 + chunk, inner_width), the first rows from the chunk before
   float *g, *out;          // (chunk, group_width)
-  float *gate, *conv, *dt, *y;  // (chunk, inner_width)
+  float *gate, *conv, *dt;      // (chunk, inner_width)
+  float *y;                     // (states scanned apart from each other, chunk, inner_width)
   float *x_proj;           // (chunk, x_width)
   float *state;            // (states, inner_width)
 } Tokens;
@@ -142,7 +143,7 @@ static void lay_out(Run *run, Arena *arena) {
   tokens->gate = take(arena, chunk * inner);
   tokens->conv = take(arena, chunk * inner);
   tokens->dt = take(arena, chunk * inner);
-  tokens->y = take(arena, chunk * inner);
+  tokens->y = take(arena, (states + 3) / 4 * chunk * inner);
   tokens->x_proj = take(arena, chunk * x);
   tokens->state = take(arena, states * inner);
   run->thread_floats = (count_scratch(run) + 15) / 16 * 16;
