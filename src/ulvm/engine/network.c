@@ -49,6 +49,16 @@ INLINE void read_row(const uint8_t *restrict pixels, int width, int channels, fl
   }
 }
 
+// The whole picture, 0..255, for a first stage that is no convolution.
+static void read_picture(const Run *run, Planes picture) {
+  const int width = run->width, channels = picture.channels;
+  for (int y = 0; y < run->height; y++) {
+    read_row(run->image + (size_t)y * width * channels, width, channels, run->low,
+             picture.data + (size_t)y * width, picture.stride);
+  }
+  for (size_t i = 0; i < picture.stride * channels; i++) picture.data[i] *= run->scale;
+}
+
 static void convolve_picture(Run *run, Convolution *conv, float *kept, int first, int last) {
   const int height = run->height, width = run->width, channels = conv->in_channels;
   const int step = rows_of_block(width), mask = step == 1 ? 7 : 15;
@@ -220,10 +230,12 @@ static int run_block(Run *run, const Stage *stage, Planes in, bool pooled, Plane
 static void encode(Run *run) {
   const Network *network = run->network;
   const Model *model = &network->model;
-  Planes features = {NULL, model->in_channels, run->height, run->width, 0};  // the picture
+  Planes features = run->picture;  // without data where it is read row by row
+  if (features.data) read_picture(run, features);
+  const float scale = features.data ? 1 : run->scale;
   for (int i = 0; i < SKIPS; i++) {
     const int rows = run_block(run, &network->encoder[i], features, true, run->skips[i]);
-    group_norm(run, &model->encoder_norms[i], i ? 1.0f : run->scale, rows,
+    group_norm(run, &model->encoder_norms[i], i ? 1 : scale, rows,
                features.height * features.width);
     run->depth = i;
     team_run(run->team, activate_task, run);

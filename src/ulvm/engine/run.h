@@ -27,6 +27,7 @@ typedef struct {
   const uint8_t *image;
   float *probability;
 
+  Planes picture;          // data only where the first stage is a PVM layer
   Planes skips[SKIPS];     // after GroupNorm, pooling and GELU
   float *mean[SKIPS], *highest[SKIPS];  // over their channels: (height, width)
   float *spatial[SKIPS];   // spatial attention, (height, width)
@@ -97,6 +98,10 @@ static void lay_out(Run *run, Arena *arena) {
   const Network *network = run->network;
   const Model *model = &network->model;
   int height = run->height, width = run->width, total = 0, highest = 1, raw = 0;
+  run->picture = (Planes){NULL, model->in_channels, height, width, 0};
+  if (network->encoder[0].is_pvm) {
+    run->picture = take_planes(arena, model->in_channels, height, width);
+  }
   for (int i = 0; i < SKIPS; i++) {
     const int h = height >> (i + 1), w = width >> (i + 1), channels = model->widths[i];
     run->skips[i] = take_planes(arena, channels, h, w);
