@@ -7,7 +7,6 @@ code, ``mixer="mamba"`` is the plain one-direction Mamba. The drawn one is ``mix
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -75,21 +74,8 @@ class SelectiveScan(nn.Module):
         """(batch, length, inner) → (batch, length, inner)."""
         x = x.contiguous()  # once, not in each operation that reads it
         rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = _softplus(_project(self.dt_proj, rank))  # (batch, length, inner)
+        delta = F.softplus(self.dt_proj(rank))  # (batch, length, inner)
         return selective_scan(x, delta, -torch.exp(self.A_log), B, C, self.D)
-
-
-def _project(linear: nn.Linear, tokens: Tensor) -> Tensor:
-    """``linear(tokens)``; as a product of two matrices, runtimes add the bias in it."""
-    projected: Tensor = linear(tokens.flatten(0, 1))
-    return projected.unflatten(0, tokens.shape[:2])
-
-
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) from operators that ONNX Runtime vectorises; its own Softplus is not."""
-    if not torch.compiler.is_exporting():
-        return F.softplus(x)
-    return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
 
 
 class CausalConv(nn.Conv1d):
@@ -291,7 +277,7 @@ class PVMLayer(nn.Module):
         groups = groups.transpose(1, 2)
         groups = self.mixer(groups, size_hw) + self.skip_scale * groups
         groups = groups.transpose(1, 2).reshape(batch, channels, length)
-        return _project(self.project, self.norm(groups.transpose(1, 2)))
+        return self.project(self.norm(groups.transpose(1, 2)))
 
 
 class FourGroupNorm(nn.GroupNorm):
@@ -314,35 +300,6 @@ class FourGroupNorm(nn.GroupNorm):
         normal = (rows / torch.sqrt(variance + self.eps)).view_as(features)
         return normal * self.weight[:, None, None] + self.bias[:, None, None]
 
-    @property
-    def falling(self) -> Tensor:
-        """-1 for each channel with a negative weight, 1 for the others: (channels, 1, 1)."""
-        return torch.where(self.weight < 0, -1.0, 1.0)[:, None, None]
-
-    def highest(self, features: Tensor) -> Tensor:
-        """The 2×2 maximum of the normalised features, at half the height and width, for export.
-
-        Differs: only in the order of the work. All that follows the statistics is done on the
-        maxima, a quarter of the pixels.
-
-        Args:
-            features: (batch, channels, height, width), times ``falling``, for what falls with a
-                feature is highest at its minimum.
-        """
-        falling = self.falling
-        rows = features.mean(3, keepdim=True).mean(2, keepdim=True)  # (batch, channels, 1, 1)
-        mean = falling * self._spread(rows * falling)
-        width = features.shape[3]
-        deviation = torch.linalg.vector_norm(features - mean, dim=3, keepdim=True)
-        variance = self._spread((deviation * deviation / width).mean(2, keepdim=True))
-        scale = self.weight.abs()[:, None, None] / torch.sqrt(variance + self.eps)
-        return (F.max_pool2d(features, 2) - mean) * scale + self.bias[:, None, None]
-
-    def _spread(self, channels: Tensor) -> Tensor:
-        """(batch, channels, 1, 1) numbers → each channel's group's mean, in the same shape."""
-        groups = channels.unflatten(1, (self.num_groups, -1))
-        return groups.mean(2, keepdim=True).expand_as(groups).flatten(1, 2)
-
 
 class SpatialAttention(nn.Module):
     """Where to look: a map from each position's mean and maximum over the channels.
@@ -356,25 +313,8 @@ class SpatialAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, channels, height, width) → (batch, 1, height, width), 0..1."""
-        highest = features.amax(dim=1, keepdim=True)
-        if not torch.compiler.is_exporting():
-            mean = features.mean(dim=1, keepdim=True)
-            return torch.sigmoid(self.conv(torch.cat([mean, highest], dim=1)))
-        share = features.new_full((1, features.shape[1]), 1 / features.shape[1])
-        mean = (share @ features.flatten(2)).view_as(highest)
-        return torch.sigmoid(self._convolve_rows(torch.cat([mean, highest], dim=1)))
-
-    def _convolve_rows(self, maps: Tensor) -> Tensor:
-        """The convolution as one along the rows for each row of its kernel, then their sum.
-
-        Differs: only in the order of the sums. ONNX Runtime gathers 14 values a pixel, not 98.
-        """
-        kernel = self.conv.weight[0].transpose(0, 1)[:, :, None]  # (7, 2, 1, 7)
-        rows = F.conv2d(maps, kernel, padding=(0, 9), dilation=(1, 3))  # (batch, 7, height, width)
-        rows = F.pad(rows, (0, 0, 9, 9))
-        height = maps.shape[2]
-        shifted = [rows[:, row : row + 1, 3 * row : 3 * row + height] for row in range(7)]
-        return functools.reduce(torch.add, shifted) + self.conv.bias[:, None, None]  # type: ignore[index]
+        maps = [features.mean(dim=1, keepdim=True), features.amax(dim=1, keepdim=True)]
+        return torch.sigmoid(self.conv(torch.cat(maps, dim=1)))
 
 
 class ChannelAttention(nn.Module):
@@ -491,12 +431,6 @@ class UltraLightVMUNet(nn.Module):
             features = merge(block, norm, features, bridged[depth], doubled=depth > 0)
         if kernels := kernels_for(features):
             return kernels.double_head(self.head, features)
-        if torch.compiler.is_exporting():
-            # As a product of matrices: ONNX Runtime pads the channels of a convolution to 16.
-            weights = self.head.weight.flatten(1)  # (classes, widths[0])
-            logits = weights @ features.flatten(2)  # (batch, classes, height · width / 4)
-            logits = logits + self.head.bias[:, None]  # type: ignore[index]
-            return double(logits.unflatten(2, features.shape[2:]))
         return double(self.head(features))
 
     def _check(self, images: Tensor) -> None:
@@ -546,12 +480,6 @@ def halve(block: nn.Module, norm: FourGroupNorm, features: Tensor) -> Tensor:
         if isinstance(block, nn.Conv2d):
             return kernels.halve_conv(block, norm, features)
         return kernels.halve_norm(norm, block(features))
-    if torch.compiler.is_exporting():
-        if isinstance(block, nn.Conv2d):  # the sign costs nothing in the weights
-            weight, bias = block.weight * norm.falling[..., None], block.bias
-            bias = bias if bias is None else bias * norm.falling[:, 0, 0]
-            return F.gelu(norm.highest(F.conv2d(features, weight, bias, padding=block.padding)))
-        return F.gelu(norm.highest(block(features) * norm.falling))
     return F.gelu(F.max_pool2d(norm(block(features)), 2))
 
 
