@@ -32,7 +32,7 @@ def test_nothing_is_reported(level: str, engine: tuple[str, Path], tmp_path: Pat
 
 
 def test_misuse_is_reported(engine: tuple[str, Path]) -> None:
-    """A result a byte short is seen by one sanitizer, an engine used by two at once by the other."""
+    """A result a byte short is seen by one of them, an engine used by two at once by the other."""
     sanitizers, program = engine
     misuse = "short" if sanitizers == sanitize.ADDRESS else "race"
     code, printed = sanitize.run_engine(program, [misuse, sanitize.BUNDLED])
