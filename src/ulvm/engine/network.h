@@ -30,4 +30,7 @@ typedef struct {
 
 extern const Level level_avx512, level_avx2, level_sse2, level_neon, level_wasm, level_plain;
 
+// The best that this processor has, or the one that ULVM_LEVEL names; NULL for an error.
+const Level *choose_level(ulvm_error *error);
+
 #endif

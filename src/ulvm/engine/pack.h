@@ -153,27 +153,28 @@ static void pack_stage(const Model *model, const StageWeights *from, int in_chan
   memcpy(stage->bias, from->conv.bias, out_channels * sizeof(float));
 }
 
+// All weights into the arena; counts them where it has no memory, and gives NULL.
+static Network *pack_network(const Model *model, Arena *arena) {
+  Network counted, *network = (Network *)take(arena, (sizeof(Network) + 3) / 4);
+  if (!network) network = &counted;
+  network->model = *model;
+  const int *widths = model->widths;
+  for (int i = 0; i < STAGES; i++) {
+    pack_stage(model, &model->encoder[i], i ? widths[i - 1] : model->in_channels, widths[i],
+               i < SKIPS ? model->encoder_norms[i].weight : NULL, arena, &network->encoder[i]);
+  }
+  for (int i = 0; i < SKIPS; i++) {
+    pack_stage(model, &model->decoder[i], widths[STAGES - 1 - i], widths[STAGES - 2 - i], NULL,
+               arena, &network->decoder[i]);
+  }
+  return arena->memory ? network : NULL;
+}
+
 static void *pack(const Model *model) {
   Arena arena = {NULL, 0};
-  for (;;) {  // counts, then fills
-    Network *network = (Network *)take(&arena, (sizeof(Network) + 3) / 4);
-    Network counted;
-    if (!network) network = &counted;
-    network->model = *model;
-    const int *widths = model->widths;
-    for (int i = 0; i < STAGES; i++) {
-      pack_stage(model, &model->encoder[i], i ? widths[i - 1] : model->in_channels, widths[i],
-                 i < SKIPS ? model->encoder_norms[i].weight : NULL, &arena, &network->encoder[i]);
-    }
-    for (int i = 0; i < SKIPS; i++) {
-      pack_stage(model, &model->decoder[i], widths[STAGES - 1 - i], widths[STAGES - 2 - i], NULL,
-                 &arena, &network->decoder[i]);
-    }
-    if (arena.memory) return network;
-    arena.memory = aligned_new(arena.used);
-    arena.used = 0;
-    if (!arena.memory) return NULL;
-  }
+  pack_network(model, &arena);
+  arena = (Arena){aligned_new(arena.used), 0};
+  return arena.memory ? pack_network(model, &arena) : NULL;
 }
 
 #endif

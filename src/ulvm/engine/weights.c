@@ -61,14 +61,14 @@ static char peek(Json *json) {
   return json->broken || json->at == json->end ? 0 : *json->at;
 }
 
-static bool take(Json *json, char wanted) {
+static bool accept(Json *json, char wanted) {
   if (peek(json) != wanted) return false;
   json->at++;
   return true;
 }
 
 static void need(Json *json, char wanted) {
-  if (!take(json, wanted)) json->broken = true;
+  if (!accept(json, wanted)) json->broken = true;
 }
 
 static void enter(Json *json, char opening) {
@@ -78,7 +78,7 @@ static void enter(Json *json, char opening) {
 
 // Whether the object or list has another item; they are counted.
 static bool next_item(Json *json, int *count, char closing) {
-  if (take(json, closing)) {
+  if (accept(json, closing)) {
     json->depth--;
     return false;
   }
@@ -141,7 +141,7 @@ static int64_t read_digits(Json *json) {
 
 // A whole number from 0 on; -1 for other numbers.
 static int64_t read_number(Json *json) {
-  bool is_whole = !take(json, '-');
+  bool is_whole = !accept(json, '-');
   const char *start = json->at;
   const int64_t value = read_digits(json);
   if (json->at - start > 1 && *start == '0') json->broken = true;
