@@ -24,7 +24,7 @@ from ulvm.spec import ModelSpec, RunSpec
 
 RESULTS = Path(__file__).parents[2] / "results" / "weights"
 READER, DRIVER = build.ENGINE / "weights.c", Path(__file__).with_name("driver_weights.c")
-OK, BAD_FILE, BAD_TENSOR, UNSUPPORTED = 0, 2, 3, 4
+OK, BAD_FILE, BAD_TENSOR, UNSUPPORTED, NO_MEMORY = 0, 2, 3, 4, 5
 SPECS = {
     "paper": ModelSpec(),
     "four-wide": ModelSpec(widths=(4,) * 6),
@@ -477,6 +477,28 @@ def test_the_length_in_front_is_not_believed(driver: Path) -> None:
         assert is_a_sentence(sentence)
 
 
+def change_reader(old: str, new: str, folder: Path) -> Path:
+    """The driver with a reader in which something else is written."""
+    source = READER.read_text()
+    assert source.count(old) == 1
+    (folder / "weights.c").write_text(source.replace(old, new))
+    return sanitize.compile_program(
+        [DRIVER, folder / "weights.c"], folder / "changed", sanitize.ADDRESS
+    )
+
+
+@pytest.mark.parametrize(
+    "allocation", ["calloc(1, sizeof *all)", "malloc((size_t)length + 1)", "malloc(bytes)"]
+)
+def test_without_memory_there_is_a_sentence(
+    allocation: str, driver: Path, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    changed = change_reader(allocation, "NULL", tmp_path)
+    for code, sentence, _ in read(changed, [files["paper"]] * 2):
+        assert code == NO_MEMORY
+        assert is_a_sentence(sentence)
+
+
 # That these tests would fail
 
 
@@ -500,14 +522,9 @@ def test_without_a_check_the_sanitizers_report(
     name: str, driver: Path, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     old, new, make = MUTANTS[name]
-    source = READER.read_text()
-    assert source.count(old) == 1
-    (tmp_path / "weights.c").write_text(source.replace(old, new))
     file = make(*split(files["paper"]))
     read(driver, [file])  # the true one has nothing to report
-    mutant = sanitize.compile_program(
-        [DRIVER, tmp_path / "weights.c"], tmp_path / "mutant", sanitize.ADDRESS
-    )
+    mutant = change_reader(old, new, tmp_path)
     with pytest.raises(AssertionError, match=r"Sanitizer|runtime error"):
         read(mutant, [file])
 
