@@ -153,8 +153,8 @@ static void pack_stage(const Model *model, const StageWeights *from, int in_chan
   memcpy(stage->bias, from->conv.bias, out_channels * sizeof(float));
 }
 
-// All weights into the arena; counts them where it has no memory, and gives NULL.
-static Network *pack_network(const Model *model, Arena *arena) {
+// The network and all its weights into the arena; counts them where it has no memory.
+static void pack_network(const Model *model, Arena *arena) {
   Network counted, *network = (Network *)take(arena, (sizeof(Network) + 3) / 4);
   if (!network) network = &counted;
   network->model = *model;
@@ -167,14 +167,14 @@ static Network *pack_network(const Model *model, Arena *arena) {
     pack_stage(model, &model->decoder[i], widths[STAGES - 1 - i], widths[STAGES - 2 - i], NULL,
                arena, &network->decoder[i]);
   }
-  return arena->memory ? network : NULL;
 }
 
 static void *pack(const Model *model) {
   Arena arena = {NULL, 0};
   pack_network(model, &arena);
   arena = (Arena){aligned_new(arena.used), 0};
-  return arena.memory ? pack_network(model, &arena) : NULL;
+  if (arena.memory) pack_network(model, &arena);
+  return arena.memory;
 }
 
 #endif
