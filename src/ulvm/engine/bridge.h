@@ -7,6 +7,22 @@
 
 #include "run.h"
 
+// Seven rows of sums take what a row of the maps from `first` to `last` adds to them.
+INLINE void add_row(float *const maps[2], const float *weights, float *const sums[7], int width,
+                    int first, int last) {
+  for (int x = 0; x < width; x += WIDE) {
+    vec total[7];
+    UNROLL for (int k = 0; k < 7; k++) total[k] = load(sums[k] + x);
+    for (int m = first; m < last; m++) {
+      UNROLL for (int j = 0; j < 7; j++) {
+        const vec value = load(maps[m] + x + 3 * j - 9);
+        UNROLL for (int k = 0; k < 7; k++) total[k] += value * weights[m * 49 + k * 7 + j];
+      }
+    }
+    UNROLL for (int k = 0; k < 7; k++) store(sums[k] + x, total[k]);
+  }
+}
+
 // 7×7 convolution, dilation 3, of mean and maximum, then sigmoid. A row of the maps adds to seven
 // rows of the output, three apart; so rows of one remainder by three go together.
 static void spatial_attention_task(void *work, int thread, int threads) {
@@ -30,18 +46,11 @@ static void spatial_attention_task(void *work, int thread, int threads) {
         for (int m = 0; m < 2; m++) memcpy(padded[m], maps[m] + (size_t)y * width, width * sizeof(float));
         float *rows_of_sums[7];
         for (int k = 0; k < 7; k++) rows_of_sums[k] = sums + (row + 10 - k) % 7 * stride;
-        for (int x = 0; x < width; x += WIDE) {
-          vec total[7];
-          UNROLL for (int k = 0; k < 7; k++) total[k] = load(rows_of_sums[k] + x);
-          for (int m = 0; m < 2; m++) {
-            UNROLL for (int j = 0; j < 7; j++) {
-              const vec value = load(padded[m] + x + 3 * j - 9);
-              UNROLL for (int k = 0; k < 7; k++) {
-                total[k] += value * conv->weight[m * 49 + k * 7 + j];
-              }
-            }
-          }
-          UNROLL for (int k = 0; k < 7; k++) store(rows_of_sums[k] + x, total[k]);
+        if (LANES == 16) {
+          add_row(padded, conv->weight, rows_of_sums, width, 0, 2);
+        } else {  // too few registers for both
+          add_row(padded, conv->weight, rows_of_sums, width, 0, 1);
+          add_row(padded, conv->weight, rows_of_sums, width, 1, 2);
         }
       }
       // Output row - 3 has all its seven rows now.

@@ -2,7 +2,8 @@
 //
 // Source: Lavin & Gray 2016, arXiv 1509.09308, section 4.3.
 // A block is 16 tiles of 4×4 outputs, one tile a lane: side by side in a row of tiles, or, where a
-// map is narrow, several whole rows of tiles.
+// map is narrow, several whole rows of tiles. Lane 4q + j holds tile q + 4j of the block, for so
+// four tiles' columns become four vectors within the quarters of registers.
 
 #ifndef ULVM_CONVOLUTION_H
 #define ULVM_CONVOLUTION_H
@@ -84,6 +85,15 @@ INLINE void transform_output(const vec m[6], vec out[4]) {
   out[3] = d1 + 8.0f * d2 + m[5];
 }
 
+// The same, with as many products as sums, for where nothing else is multiplied.
+INLINE void transform_output_balanced(const vec m[6], vec out[4]) {
+  const vec s1 = m[1] + m[2], d1 = s1 - 2.0f * m[2], s2 = m[3] + m[4], d2 = s2 - 2.0f * m[4];
+  out[0] = m[0] + s1 + s2;
+  out[1] = d1 + 2.0f * d2;
+  out[2] = s1 + 4.0f * s2;
+  out[3] = d1 + 8.0f * d2 + m[5];
+}
+
 // Which tiles a block holds: `rows` rows of tiles from `row`, each with `columns` tiles from `column`.
 typedef struct {
   int row, column, rows, columns;
@@ -130,6 +140,8 @@ static void gather_lines(Planes in, const float *plane, int row_mask, Block bloc
   }
 }
 
+INLINE int tile_of(int lane) { return lane / 4 + lane % 4 * 4; }
+
 // Reads the block's tiles, 6×6 inputs each, and transforms them: columns first, in the map's own
 // order, then, with every fourth value in one vector, rows.
 // row_mask: rows are found at (y & row_mask), for maps of which only some rows are kept.
@@ -140,7 +152,7 @@ INLINE void read_tiles(const Convolution *conv, Planes in, int row_mask, Block b
   // A lane's left or right neighbour may lie outside the map or belong to another row of tiles.
   ivec has_left, has_right;
   for (int lane = 0; lane < WIDE; lane++) {
-    const int column = block.column + (narrow ? lane % block.columns : lane);
+    const int tile = tile_of(lane), column = block.column + (narrow ? tile % block.columns : tile);
     has_left[lane] = column > 0 ? -1 : 0;
     has_right[lane] = column + 1 < all_columns ? -1 : 0;
   }
@@ -166,16 +178,14 @@ INLINE void read_tiles(const Convolution *conv, Planes in, int row_mask, Block b
       transform_input(d, columns[part]);
     }
     UNROLL for (int i = 0; i < 6; i++) {
-      vec even0, odd0, even1, odd1, d[6];
-      unzip(columns[0][i], columns[1][i], &even0, &odd0);
-      unzip(columns[2][i], columns[3][i], &even1, &odd1);
-      unzip(even0, even1, &d[1], &d[3]);
-      unzip(odd0, odd1, &d[2], &d[4]);
+      const vec line[4] = {columns[0][i], columns[1][i], columns[2][i], columns[3][i]};
       const vec sides = columns[4][i];
-      d[0] = (vec)(has_left & (ivec)__builtin_shufflevector(sides, d[4], 0, 16, 17, 18, 19, 20, 21,
-                                                              22, 23, 24, 25, 26, 27, 28, 29, 30));
-      d[5] = (vec)(has_right & (ivec)__builtin_shufflevector(d[1], sides, 1, 2, 3, 4, 5, 6, 7, 8,
-                                                               9, 10, 11, 12, 13, 14, 15, 17));
+      vec d[6];
+      transpose_quarters(line, d + 1);
+      d[0] = (vec)(has_left & (ivec)__builtin_shufflevector(d[4], sides, 16, 12, 13, 14, 0, 1, 2, 3, 4,
+                                                            5, 6, 7, 8, 9, 10, 11));
+      d[5] = (vec)(has_right & (ivec)__builtin_shufflevector(d[1], sides, 4, 5, 6, 7, 8, 9, 10, 11, 12,
+                                                             13, 14, 15, 1, 2, 3, 17));
       vec t[6];
       transform_input(d, t);
       UNROLL for (int j = 0; j < 6; j++) {
@@ -234,11 +244,13 @@ static void write_lines(Planes out, float *plane, Block block, int rows_per_tile
 
 // All ones where output (y, x) of a lane's tile is inside the map and the lane is used.
 static ivec inside_map(Planes in, Block block, int y, int x) {
-  ivec inside = {0};
-  for (int lane = 0; lane < block.rows * block.columns; lane++) {
-    const int row = 4 * (block.row + lane / block.columns) + y;
-    const int column = 4 * (block.column + lane % block.columns) + x;
-    inside[lane] = row < in.height && column < in.width ? -1 : 0;
+  ivec inside;
+  for (int lane = 0; lane < WIDE; lane++) {
+    const int tile = tile_of(lane);
+    const int row = 4 * (block.row + tile / block.columns) + y;
+    const int column = 4 * (block.column + tile % block.columns) + x;
+    const bool used = tile < block.rows * block.columns;
+    inside[lane] = used && row < in.height && column < in.width ? -1 : 0;
   }
   return inside;
 }
@@ -262,7 +274,7 @@ INLINE void convolve_block(const Convolution *conv, Planes in, int row_mask, Blo
     UNROLL for (int x = 0; x < 4; x++) {
       vec m[6];
       UNROLL for (int i = 0; i < 6; i++) m[i] = load(products + (i * 4 + x) * WIDE);
-      transform_output(m, o[x]);
+      transform_output_balanced(m, o[x]);
       if (!whole) {
         UNROLL for (int y = 0; y < 4; y++) {
           o[x][y] = (vec)((ivec)o[x][y] & inside_map(in, block, y, x));
@@ -287,13 +299,14 @@ INLINE void convolve_block(const Convolution *conv, Planes in, int row_mask, Blo
     UNROLL for (int y = 0; y < rows_per_tile; y++) {
       vec line[4];
       if (pooled) {
-        zip(pairs[y][0], pairs[y][1], &line[0], &line[1]);
+        const vec left = pairs[y][0], right = pairs[y][1];
+        line[0] = __builtin_shufflevector(left, right, 0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25,
+                                          13, 29);
+        line[1] = __builtin_shufflevector(left, right, 2, 18, 6, 22, 10, 26, 14, 30, 3, 19, 7, 23, 11,
+                                          27, 15, 31);
       } else {
-        vec even[2], odd[2];
-        zip(o[0][y], o[2][y], &even[0], &even[1]);
-        zip(o[1][y], o[3][y], &odd[0], &odd[1]);
-        zip(even[0], odd[0], &line[0], &line[1]);
-        zip(even[1], odd[1], &line[2], &line[3]);
+        const vec row[4] = {o[0][y], o[1][y], o[2][y], o[3][y]};
+        transpose_quarters(row, line);
       }
       if (in_one_piece) {
         float *to = plane + (size_t)(rows_per_tile * block.row + y) * out.width +

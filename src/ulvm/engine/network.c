@@ -308,6 +308,7 @@ static void merge_task(void *work, int thread, int threads) {
   float *merged = rows + (size_t)channels * room;   // (channels, WIDE)
   memset(even, 0, (size_t)(2 + channels) * room * sizeof(float));
   doubling_shares(in.width, even, odd);
+  const bool is_single = run->is_last && model->classes == 1;
   const int at = first_channel(run, run->depth);
   const float *alphas = run->alpha + at, *betas = run->beta + at;
   int first, last;
@@ -332,13 +333,17 @@ static void merge_task(void *work, int thread, int threads) {
     for (int x = 0; x < width; x += WIDE) {
       const float *t = skip.data + row + x;
       const vec map = load(run->spatial[run->depth] + row + x);
+      vec logits = splat(model->head.bias[0]);
       for (int c = 0; c < channels; c++, t += skip.stride) {
         const vec weight = alphas[c] + betas[c] * map;
-        store(merged + c * WIDE, gelu(load(features + (size_t)c * room + x)) + load(t) * weight);
+        const vec value = gelu(load(features + (size_t)c * room + x)) + load(t) * weight;
+        if (run->is_last) logits += model->head.weight[c] * value;
+        if (!is_single) store(merged + c * WIDE, value);
       }
       if (run->is_last) {
-        for (int k = 0; k < model->classes; k++) {
-          vec logits = splat(model->head.bias[k]);
+        store(run->logits + row + x, logits);
+        for (int k = 1; k < model->classes; k++) {
+          logits = splat(model->head.bias[k]);
           for (int c = 0; c < channels; c++) {
             logits += model->head.weight[k * channels + c] * load(merged + c * WIDE);
           }

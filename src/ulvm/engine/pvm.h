@@ -88,15 +88,12 @@ INLINE void layer_norm(const PVM *p, float *channels) {
 INLINE void to_tokens(const PVM *p, const float *channels, float *tokens) {
   for (int k = 0; k < p->group; k++) {
     if (p->side == 4 && p->branches == 4) {
-      vec b[4], even[2], odd[2], line[4];
-      for (int i = 0; i < 4; i++) b[i] = load(channels + (i * p->group + k) * WIDE);
-      zip(b[0], b[2], &even[0], &even[1]);
-      zip(b[1], b[3], &odd[0], &odd[1]);
-      zip(even[0], odd[0], &line[0], &line[1]);
-      zip(even[1], odd[1], &line[2], &line[3]);
-      const float *values = (const float *)line;
+      vec branches[4], quarters[4];
+      for (int b = 0; b < 4; b++) branches[b] = load(channels + (b * p->group + k) * WIDE);
+      transpose_quarters(branches, quarters);
       UNROLL for (int t = 0; t < WIDE; t++) {
-        memcpy(tokens + t * p->group_width + k * 4, values + t * 4, 4 * sizeof(float));
+        const float *values = (const float *)&quarters[t % 4] + t / 4 * 4;
+        memcpy(tokens + t * p->group_width + k * 4, values, 4 * sizeof(float));
       }
       continue;
     }
@@ -112,15 +109,13 @@ INLINE void to_tokens(const PVM *p, const float *channels, float *tokens) {
 INLINE void from_tokens(const PVM *p, const float *tokens, float *channels) {
   for (int k = 0; k < p->group; k++) {
     if (p->side == 4 && p->branches == 4) {
-      vec line[4], even[2], odd[2], b[4];
+      vec quarters[4], branches[4];
       UNROLL for (int t = 0; t < WIDE; t++) {
-        memcpy((float *)line + t * 4, tokens + t * p->group_width + k * 4, 4 * sizeof(float));
+        float *values = (float *)&quarters[t % 4] + t / 4 * 4;
+        memcpy(values, tokens + t * p->group_width + k * 4, 4 * sizeof(float));
       }
-      unzip(line[0], line[1], &even[0], &odd[0]);
-      unzip(line[2], line[3], &even[1], &odd[1]);
-      unzip(even[0], even[1], &b[0], &b[2]);
-      unzip(odd[0], odd[1], &b[1], &b[3]);
-      for (int i = 0; i < 4; i++) store(channels + (i * p->group + k) * WIDE, b[i]);
+      transpose_quarters(quarters, branches);
+      for (int b = 0; b < 4; b++) store(channels + (b * p->group + k) * WIDE, branches[b]);
       continue;
     }
     for (int b = 0; b < p->branches; b++) {

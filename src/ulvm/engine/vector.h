@@ -227,6 +227,25 @@ INLINE float sum_of(vec v) {
   return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
+// Of four vectors the 4×4 matrix in each quarter, transposed: value 4q + i of vector j becomes value
+// 4q + j of vector i. Its own inverse.
+INLINE void transpose_quarters(const vec in[4], vec out[4]) {
+  vec halves[4];
+  UNROLL for (int i = 0; i < 2; i++) {
+    const vec a = in[2 * i], b = in[2 * i + 1];
+    halves[i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    halves[2 + i] =
+        __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  }
+  UNROLL for (int i = 0; i < 2; i++) {
+    const vec a = halves[2 * i], b = halves[2 * i + 1];
+    out[2 * i] =
+        __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    out[2 * i + 1] =
+        __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+}
+
 // a0 b0 a1 b1 …: the first and the second half.
 INLINE void zip(vec a, vec b, vec *first, vec *second) {
   *first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
