@@ -3,6 +3,8 @@
 # make check  lint, types, and the plain package without torch
 # make engine compile the engine for this machine and for the page, where a source is newer
 # make wheels the wheels of all platforms, in dist/
+# make sanitize   run the engine under the address, undefined-behaviour and thread sanitizers (clang)
+# make fuzz   feed its reader of weights a million damaged files (clang)
 # make web-test   run the page in Chromium against the Python side
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
@@ -18,7 +20,7 @@ CONSTRAINED = $(PIP) --constraint constraints.txt
 TARGETS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl \
 	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
 
-.PHONY: demo test check plain engine wheels web-test site screenshots bench docs clean
+.PHONY: demo test check plain engine wheels sanitize fuzz web-test site screenshots bench docs clean
 
 demo: .venv/ready
 	.venv/bin/ulvm demo
@@ -44,6 +46,12 @@ wheels: .venv-build/ready
 	for target in $(TARGETS); do \
 		ULVM_TARGET=$$target .venv-build/bin/python -m build --wheel --no-isolation || exit 1; \
 	done
+
+sanitize: .venv-test/ready
+	.venv-test/bin/python tests/engine/sanitize.py
+
+fuzz: .venv-test/ready
+	.venv-test/bin/python tests/engine/sanitize.py --fuzz 1000000
 
 # Skipped with a reason where chromium is not installed. Alone, for it measures frames.
 web-test: engine
