@@ -1,14 +1,15 @@
 """Times our model and its peers on this machine's CPU, interleaved in one run.
 
-Our model runs in the engine, at each instruction set that this processor has, and as a graph in ONNX
-Runtime, as the peers do; one picture of 256×256 each. Peers have random weights, since time does not
-depend on them, and take float32 planes; our model also does its own conversion from uint8 and its
-min–max. Writes ``bench/results/cpu.json`` and prints it as a table. Run it on an idle machine.
+Our model runs in the engine, at each instruction set that this processor has, and as a graph in
+ONNX Runtime, as the peers do; one picture of 256×256 each. Peers have random weights, since time
+does not depend on them, and take float32 planes; our model also does its own conversion from uint8
+and its min–max. Writes ``bench/results/cpu.json`` and prints it as a table. Run it on an idle
+machine.
 
 With ``--presets``, times the networks of the tables of REPRODUCE.md instead, on one thread, with
-fresh weights and as ``ulvm export`` writes it; writes ``results/cpu_times.json``, which the tables'
-column of times reads. Rounds are many and short then: where neighbours share the cores, the fastest
-is what the network takes, if it has one that nobody disturbed.
+fresh weights, in the engine or, where it doesn't run them, in ONNX Runtime; writes
+``results/cpu_times.json``, which the tables' column of times reads. Rounds are many and short, for
+where neighbours share the cores, the fastest is what the network takes.
 """
 
 from __future__ import annotations
@@ -160,18 +161,27 @@ def peer_entry(name: str, random: np.random.Generator) -> Entry:
 
 
 def preset_entry(name: str, image_rgb: np.ndarray[Any, Any]) -> Entry:
-    """A preset with fresh weights, as the package exports it, compared with torch.
+    """A preset with fresh weights: in the engine, or as the package exports it for ONNX Runtime.
 
-    On this picture only: ``ulvm export`` asks for agreement on extreme ones too, where some peers'
-    norms lose digits in ONNX Runtime.
+    The graph is compared with torch on this picture only: ``ulvm export`` asks for agreement on
+    extreme ones too, where some peers' norms lose digits in ONNX Runtime.
     """
     preset = find_preset(name)
+    spec, feed = preset.run.model, {"image_rgb": image_rgb}
+    if spec.network == ModelSpec.network and spec.mixer == ModelSpec.mixer:
+        content = random_weights(spec)
+        return Entry(
+            name=name,
+            parameters=preset.parameters,
+            content=content,
+            feed=feed,
+            level=Engine(content).level,
+        )
     torch.manual_seed(0)
     network = build_network(preset.run.model)
     settle(network, torch.from_numpy(image_rgb).permute(0, 3, 1, 2).float())
     module = PictureToProbability(network).eval()
     content = build_onnx(module, preset.run, {})
-    feed = {"image_rgb": image_rgb}
     return check(Entry(name=name, parameters=preset.parameters, content=content, feed=feed), module)
 
 
@@ -311,6 +321,7 @@ def main() -> None:
     threads = options.threads or ([1, 2] if presets is None else [1])
     rounds = options.rounds or 40
     seconds = options.seconds or (0.1 if presets is None else 0.7)
+    runtimes = "" if presets is None else "engine, other networks and mixers in ONNX Runtime; "
     out = options.out or (RESULT if presets is None else PRESETS_RESULT)
     cores = len(os.sched_getaffinity(0))
     if max(threads) > cores:
@@ -322,7 +333,7 @@ def main() -> None:
     entries = build_peers(options.model) if presets is None else build_presets(presets)
     described = machine(torch.device("cpu"))
     result = {
-        "what": f"CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
+        "what": f"{runtimes}CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
         f"{options.repeats} runs or {seconds:g} s",
         "date": today(),
         "machine": {
