@@ -34,6 +34,7 @@ enum { WIDE = 16 };
 typedef float vec __attribute__((vector_size(WIDE * 4)));
 typedef int32_t ivec __attribute__((vector_size(WIDE * 4)));
 typedef float half __attribute__((vector_size(WIDE * 2)));
+typedef double pairs __attribute__((vector_size(WIDE * 4)));
 typedef float quarter __attribute__((vector_size(WIDE)));
 typedef float reg __attribute__((vector_size(LANES * 4)));
 // The same in memory, at any address.
@@ -237,12 +238,10 @@ INLINE void transpose_quarters(const vec in[4], vec out[4]) {
     halves[2 + i] =
         __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
   }
-  UNROLL for (int i = 0; i < 2; i++) {
-    const vec a = halves[2 * i], b = halves[2 * i + 1];
-    out[2 * i] =
-        __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-    out[2 * i + 1] =
-        __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  UNROLL for (int i = 0; i < 2; i++) {  // pairs of floats as one value each
+    const pairs a = (pairs)halves[2 * i], b = (pairs)halves[2 * i + 1];
+    out[2 * i] = (vec)__builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+    out[2 * i + 1] = (vec)__builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   }
 }
 
