@@ -7,6 +7,7 @@ platforms agree but for a rare last bit that the final rounding hides.
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image, ImageDraw
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.image import resize
 
 FloatArray = npt.NDArray[np.float32]
 PointArray = npt.NDArray[np.float64]
@@ -278,6 +280,31 @@ def draw_batch(
     """
     lesions = [draw_lesion(one, size_hw) for one in _spawn_seeds(count, seed)]
     return np.stack([one.image_rgb for one in lesions]), np.stack([one.mask for one in lesions])
+
+
+def probe_images(size: int, channels: int) -> Iterator[ImageArray]:
+    """Batches uint8 (batch, size, size, channels) of several lengths: random, drawn, extreme."""
+    random = np.random.default_rng(0)
+    yield random.integers(0, 256, (3, size, size, channels), dtype=np.uint8)
+    drawn = np.stack([draw_lesion(seed, (size, size)).image_rgb for seed in range(4)])
+    yield np.ascontiguousarray(
+        np.resize(drawn, (4, size, size, channels)) if channels != 3 else drawn
+    )
+    black_but_one = np.zeros((1, size, size, channels), np.uint8)
+    black_but_one[0, size // 2, size // 2] = 255
+    checkers = ((np.indices((size, size)).sum(0) % 2) * 255).astype(np.uint8)
+    halves = np.where(np.arange(size) < size // 2, 0, 255).astype(np.uint8)
+    for extreme in (
+        np.zeros_like(black_but_one),
+        np.full_like(black_but_one, 255),
+        black_but_one,
+        np.broadcast_to(checkers[None, :, :, None], black_but_one.shape),
+        np.broadcast_to(halves[None, None, :, None], black_but_one.shape),
+        np.broadcast_to(
+            resize(checkers[:4, :4], (size, size))[None, :, :, None], black_but_one.shape
+        ),
+    ):
+        yield np.ascontiguousarray(extreme)
 
 
 def write_dataset(

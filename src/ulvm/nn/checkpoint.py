@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
+from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
 from ulvm.nn.networks import build_network
 from ulvm.spec import FORMAT, METADATA_KEY, ModelSpec, RunSpec
 
@@ -93,13 +93,14 @@ def load_weights(
 
 
 def load_probability(
-    path: str | Path, device: str = "cpu"
+    path: str | Path, device: str = "cpu", *, double: bool = False
 ) -> tuple[Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]], RunSpec]:
     """A weights file as a function of pictures, like ``Segmenter.probability``.
 
     Args:
         path: A run folder of ``ulvm train``, or its weights file.
         device: Where it runs.
+        double: Computes in float64, for others to be compared with.
 
     Returns:
         The function, uint8 (batch, size, size, channels) → float32 (batch, classes, size,
@@ -109,11 +110,14 @@ def load_probability(
         InputError: As ``load_weights``.
     """
     network, run, _ = load_weights(path, device)
-    module = PictureToProbability(network).eval()
+    dtype = torch.float64 if double else torch.float32
+    network.to(dtype)
 
     def probability_of(images_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        planes = torch.from_numpy(images_rgb).to(device).permute(0, 3, 1, 2)
         with torch.no_grad():
-            return module(torch.from_numpy(images_rgb).to(device)).cpu().numpy()
+            logits = network(normalise(planes).to(dtype))
+            return probability_of_logits(logits).float().cpu().numpy()
 
     return probability_of, run
 

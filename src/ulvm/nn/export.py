@@ -14,21 +14,19 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnxscript import rewriter
 from torch import Tensor, nn
 
-from ulvm import synthetic
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-from ulvm.image import resize
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.model import PictureToProbability
 from ulvm.nn.run_folder import versions
 from ulvm.onnx import onnxruntime
 from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
+from ulvm.synthetic import probe_images
 
 OPSET = 20  # the first in which GELU is one operator; torch's exporter writes 18 and later
 TOLERANCE = 1e-4
@@ -149,31 +147,6 @@ def largest_difference(
         (found,) = session.run(["probability"], {"image_rgb": batch})
         worst = float(np.maximum(worst, np.abs(expected - found).max()))  # keeps a nan
     return worst
-
-
-def probe_images(size: int, channels: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Batches uint8 (batch, size, size, channels) of several lengths: random, drawn, extreme."""
-    random = np.random.default_rng(0)
-    yield random.integers(0, 256, (3, size, size, channels), dtype=np.uint8)
-    drawn = np.stack([synthetic.draw_lesion(seed, (size, size)).image_rgb for seed in range(4)])
-    yield np.ascontiguousarray(
-        np.resize(drawn, (4, size, size, channels)) if channels != 3 else drawn
-    )
-    black_but_one = np.zeros((1, size, size, channels), np.uint8)
-    black_but_one[0, size // 2, size // 2] = 255
-    checkers = ((np.indices((size, size)).sum(0) % 2) * 255).astype(np.uint8)
-    halves = np.where(np.arange(size) < size // 2, 0, 255).astype(np.uint8)
-    for extreme in (
-        np.zeros_like(black_but_one),
-        np.full_like(black_but_one, 255),
-        black_but_one,
-        np.broadcast_to(checkers[None, :, :, None], black_but_one.shape),
-        np.broadcast_to(halves[None, None, :, None], black_but_one.shape),
-        np.broadcast_to(
-            resize(checkers[:4, :4], (size, size))[None, :, :, None], black_but_one.shape
-        ),
-    ):
-        yield np.ascontiguousarray(extreme)
 
 
 def _without_slow_rule() -> contextlib.AbstractContextManager[object]:
