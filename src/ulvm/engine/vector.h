@@ -29,7 +29,11 @@
 enum { WIDE = 16 };
 
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__SSE2__) || defined(__wasm_simd128__) || defined(__ARM_NEON)
 #define UNROLL _Pragma("GCC unroll 64")
+#else
+#define UNROLL  // of single floats the code would be large
+#endif
 
 typedef float vec __attribute__((vector_size(WIDE * 4)));
 typedef int32_t ivec __attribute__((vector_size(WIDE * 4)));
