@@ -478,10 +478,11 @@ def test_the_length_in_front_is_not_believed(driver: Path) -> None:
 
 
 def change_reader(old: str, new: str, folder: Path) -> Path:
-    """The driver with a reader in which something else is written."""
-    source = READER.read_text()
-    assert source.count(old) == 1
-    (folder / "weights.c").write_text(source.replace(old, new))
+    """The driver with a reader in which, or in whose JSON, something else is written."""
+    sources = {path.name: path.read_text() for path in (READER, READER.with_name("json.h"))}
+    assert sum(source.count(old) for source in sources.values()) == 1
+    for name, source in sources.items():
+        (folder / name).write_text(source.replace(old, new))
     return sanitize.compile_program(
         [DRIVER, folder / "weights.c"], folder / "changed", sanitize.ADDRESS
     )
