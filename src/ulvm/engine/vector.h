@@ -37,17 +37,14 @@ enum { WIDE = 16 };
 
 typedef float vec __attribute__((vector_size(WIDE * 4)));
 typedef int32_t ivec __attribute__((vector_size(WIDE * 4)));
-typedef float half __attribute__((vector_size(WIDE * 2)));
 typedef double pairs __attribute__((vector_size(WIDE * 4)));
 typedef float quarter __attribute__((vector_size(WIDE)));
 typedef float reg __attribute__((vector_size(LANES * 4)));
 // The same in memory, at any address.
 typedef float vec_in_memory __attribute__((vector_size(WIDE * 4), aligned(4), may_alias));
-typedef float half_in_memory __attribute__((vector_size(WIDE * 2), aligned(4), may_alias));
 typedef float quarter_in_memory __attribute__((vector_size(WIDE), aligned(4), may_alias));
 
 INLINE vec load(const float *from) { return *(const vec_in_memory *)from; }
-INLINE half load_half(const float *from) { return *(const half_in_memory *)from; }
 INLINE void store(float *to, vec v) { *(vec_in_memory *)to = v; }
 INLINE vec splat(float value) { return value - (vec){0}; }
 
