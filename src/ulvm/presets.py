@@ -46,6 +46,35 @@ BUNDLED_TRAIN = TrainSpec(
     average_decay=0.998,
 )
 
+# What learns from several kinds of pictures.
+PLUS_TRAIN = dataclasses.replace(
+    BEST_TRAIN, epochs=480, augmentation="stronger", teacher_share=0.5
+)
+SKIN_TRAIN = dataclasses.replace(PLUS_TRAIN, epochs=264, augmentation="wide", lesion_free=0.2)
+TEACHER_TRAIN = dataclasses.replace(
+    SKIN_TRAIN,
+    epochs=24,
+    lesion_free=0.1,
+    learning_rate=1e-3,
+    warmup_epochs=2,
+    average_decay=0.995,
+    precision="bfloat16",
+    teacher_share=0.0,
+)
+# PVM layers where tokens are few; convolutions, which are faster, above; no bridge.
+PLUS_MODEL = ModelSpec(
+    widths=(8, 16, 24, 32, 40, 48),
+    encoder=("conv", "conv", "conv", "conv", "conv", "pvm"),
+    decoder=("pvm", "pvm", "conv", "conv", "conv"),
+    bridge="none",
+    init="mamba",
+)
+SMALL_MODEL = dataclasses.replace(
+    PLUS_MODEL,
+    widths=(4, 8, 12, 16, 20, 24),
+    encoder=("conv", "conv", "conv", "conv", "pvm", "pvm"),
+)
+
 _CONV_ENCODER: tuple[Stage, ...] = ("conv",) * 6
 _CONV_DECODER: tuple[Stage, ...] = ("conv",) * 5
 
@@ -66,6 +95,12 @@ PRESETS: dict[str, Preset] = {
     "paper": _row("the paper's model and recipe", ModelSpec(), 49_457, 0.9091),
     "best": _row(
         "the same network, a stronger recipe", ModelSpec(init="mamba"), 49_457, train=BEST_TRAIN
+    ),
+    "plus": _row("fewer PVM layers, no bridge, a teacher", PLUS_MODEL, 46_644, train=PLUS_TRAIN),
+    "skin": _row("plus on photos too", PLUS_MODEL, 46_644, train=SKIN_TRAIN),
+    "small": _row("plus, half the widths", SMALL_MODEL, 10_913, train=PLUS_TRAIN),
+    "teacher": _row(
+        "teaches the others", ModelSpec(network="lite-unet"), 3_825_121, train=TEACHER_TRAIN
     ),
     "bundled": _row("the shipped weights", ModelSpec(init="mamba"), 49_457, train=BUNDLED_TRAIN),
     "branches-1": _row("one Mamba over all channels", ModelSpec(branches=1), 136_269, 0.9069),
