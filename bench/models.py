@@ -77,9 +77,7 @@ def make_split(
     pack: Path, name: str, leave: list[int], path: Path, only: str | None = None
 ) -> None:
     """The split of a data set that leaves folds out; the first of them is its test part."""
-    from ulvm.splits import Split
-
-    from ulvm.splits import load_split
+    from ulvm.splits import Split, load_split
 
     index = json.loads((pack / f"{name}.json").read_text())
     known = set(load_split(name, only).ids("train")) if only else set(index["ids"])
@@ -207,7 +205,7 @@ def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Sc
         gather_teacher(job, given, decoded, teacher)
     train(
         run,
-        {name: given.pack for name in job["data"]},
+        dict.fromkeys(job["data"], given.pack),
         folder,
         teacher_dir=teacher,
         start_from=given.pack / "lite0.pth" if run.model.network == "lite-unet" else None,
@@ -316,7 +314,7 @@ def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: 
             for i, p in zip(index["ids"], index["parts"], strict=True)
         ]
         decoded[name] = datasets.DecodedDataset(name, pairs, images, masks, given.pack)
-    parts.datasets.decode = lambda dataset, _folder, size: decoded[dataset]  # type: ignore
+    parts.datasets.decode = lambda dataset, _folder, **_: decoded[dataset]  # type: ignore
     scorer = Scorer(decoded, given.size)
     waiting: list[dict[str, Any]] = []
     while time.time() < end:
@@ -380,7 +378,8 @@ def summarise(plan: dict[str, Any], results: list[Any], size: int) -> list[str]:
         line = f"{group:14s} {len(good)} x {sum(r[2] for r in good) / len(good):4.0f} s"
         for name in good[0][1]["counts"]:
             together: dict[str, list[int]] = {
-                key: sum((r[1]["counts"][name][key] for r in good), []) for key in ("tp", "fp", "fn")
+                key: [count for r in good for count in r[1]["counts"][name][key]]
+                for key in ("tp", "fp", "fn")
             }
             pooled, each, low = dice(together)
             small, count = small_dice(together, size)
@@ -454,14 +453,16 @@ def main() -> None:
     for worker in workers:
         worker.start()
     results: list[Any] = []
-    while len(results) < len(plan["jobs"]) and time.time() < end and (
-        any(worker.is_alive() for worker in workers) or not done.empty()
+    while (
+        len(results) < len(plan["jobs"])
+        and time.time() < end
+        and (any(worker.is_alive() for worker in workers) or not done.empty())
     ):
         try:
             results.append(done.get(timeout=2))
         except queue.Empty:
             continue
-        name, scored, took, problem = results[-1]
+        name, _, took, problem = results[-1]
         print(f"{time.time() - began:4.0f} s: {name} took {took:.0f} s", problem or "", flush=True)
         (back / "results.json").write_text(json.dumps(results))
     print(f"{len(results)} of {len(plan['jobs'])} jobs in {time.time() - began:.0f} s")

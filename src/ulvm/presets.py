@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ulvm.errors import unknown_name
-from ulvm.spec import DataSpec, ModelSpec, RunSpec, Stage, TrainSpec
+from ulvm.spec import DataSpec, ModelSpec, RunSpec, SourceSpec, Stage, TrainSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,19 @@ BUNDLED_TRAIN = TrainSpec(
 )
 
 # What learns from several kinds of pictures.
-PLUS_TRAIN = dataclasses.replace(
-    BEST_TRAIN, epochs=480, augmentation="stronger", teacher_share=0.5
+PLUS_TRAIN = dataclasses.replace(BEST_TRAIN, epochs=456, augmentation="stronger", teacher_share=0.5)
+SKIN_TRAIN = dataclasses.replace(PLUS_TRAIN, epochs=250, augmentation="wide", lesion_free=0.2)
+# The permutation's training and validation parts and the official validation part of ISIC 2017.
+_PHOTOS = SourceSpec(dataset="pad-ufes", split="skin", weight=2.0)
+SKIN_DATA = DataSpec(split="skin", more=(_PHOTOS,))
+RESEARCH_DATA = DataSpec(
+    split="skin",
+    more=(
+        SourceSpec(dataset="pad-ufes", split="skin", weight=3.0),
+        SourceSpec(dataset="ham10000", split="research", weight=0.5),
+    ),
 )
-SKIN_TRAIN = dataclasses.replace(PLUS_TRAIN, epochs=264, augmentation="wide", lesion_free=0.2)
+RESEARCH_TRAIN = dataclasses.replace(SKIN_TRAIN, epochs=108, lesion_free=0.1, teacher_share=0.0)
 TEACHER_TRAIN = dataclasses.replace(
     SKIN_TRAIN,
     epochs=24,
@@ -85,8 +94,9 @@ def _row(
     parameters: int,
     published_dsc: float | None = None,
     train: TrainSpec = PAPER_TRAIN,
+    data: DataSpec | None = None,
 ) -> Preset:
-    run = RunSpec(model=model, data=DataSpec(), train=train)
+    run = RunSpec(model=model, data=data or DataSpec(), train=train)
     return Preset(run=run, parameters=parameters, published_dsc=published_dsc, note=note)
 
 
@@ -97,10 +107,17 @@ PRESETS: dict[str, Preset] = {
         "the same network, a stronger recipe", ModelSpec(init="mamba"), 49_457, train=BEST_TRAIN
     ),
     "plus": _row("fewer PVM layers, no bridge, a teacher", PLUS_MODEL, 46_644, train=PLUS_TRAIN),
-    "skin": _row("plus on photos too", PLUS_MODEL, 46_644, train=SKIN_TRAIN),
+    "skin": _row("plus on photos too", PLUS_MODEL, 46_644, train=SKIN_TRAIN, data=SKIN_DATA),
+    "research": _row(
+        "plus on every data set", PLUS_MODEL, 46_644, train=RESEARCH_TRAIN, data=RESEARCH_DATA
+    ),
     "small": _row("plus, half the widths", SMALL_MODEL, 10_913, train=PLUS_TRAIN),
     "teacher": _row(
-        "teaches the others", ModelSpec(network="lite-unet"), 3_825_121, train=TEACHER_TRAIN
+        "teaches the others",
+        ModelSpec(network="lite-unet"),
+        3_825_121,
+        train=TEACHER_TRAIN,
+        data=SKIN_DATA,
     ),
     "bundled": _row("the shipped weights", ModelSpec(init="mamba"), 49_457, train=BUNDLED_TRAIN),
     "branches-1": _row("one Mamba over all channels", ModelSpec(branches=1), 136_269, 0.9069),

@@ -237,6 +237,28 @@ class DataSpec(_Spec):
                 "put the pictures of both into one folder and one split",
             )
 
+    def choose(self, names: Sequence[str], splits: Mapping[str, str]) -> DataSpec:
+        """The same with these data sets, in this order, and these splits.
+
+        Raises:
+            InputError: A data set that is new here has no split.
+        """
+        known = {source.dataset: source for source in self.sources}
+        chosen = []
+        for name in names:
+            if name not in splits and name not in known:
+                raise InputError(
+                    f"{name} without a split",
+                    f"this preset has splits of {', '.join(known)}",
+                    f"write --split {name}=NAME, or name a split file",
+                )
+            weight = known[name].weight if name in known else 1.0
+            split = splits[name] if name in splits else known[name].split
+            values = {"dataset": name, "split": split, "weight": weight}
+            chosen.append(SourceSpec.from_dict(values))
+        first, *more = chosen
+        return dataclasses.replace(self, dataset=first.dataset, split=first.split, more=tuple(more))
+
     @property
     def sources(self) -> tuple[SourceSpec, ...]:
         """Every data set of the run, the first one with weight 1."""

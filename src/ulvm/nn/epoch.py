@@ -72,7 +72,7 @@ def draw_epoch(
 
 
 def draw_rows(pools: Sequence[Pool], generator: torch.Generator) -> Tensor:
-    """int64 rows of an epoch in random order; a pool's pictures come equally often, or once more."""
+    """int64 rows in random order; each picture of a pool comes equally often, or once more."""
     rows = []
     for pool in pools:
         whole, rest = divmod(pool.drawn, pool.count)

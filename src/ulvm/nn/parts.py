@@ -25,7 +25,12 @@ Folders = str | Path | Mapping[str, str | Path]
 
 
 def load_parts(
-    run: RunSpec, data_dir: Folders, device: torch.device, teacher_dir: Path | None = None
+    run: RunSpec,
+    data_dir: Folders,
+    device: torch.device,
+    teacher_dir: Path | None = None,
+    *,
+    threshold_masks: bool = False,
 ) -> tuple[tuple[splits.Split, ...], Part, Part]:
     """The resolved splits and their training and validation pictures on the device.
 
@@ -34,6 +39,7 @@ def load_parts(
         data_dir: Where they lie.
         device: Where the pictures go.
         teacher_dir: What ``read_teacher`` reads, if the recipe has a teacher.
+        threshold_masks: See ``datasets.decode``.
 
     Returns:
         A split for each data set, in the order of ``run.data.sources``, and both parts.
@@ -43,7 +49,10 @@ def load_parts(
     held_images, held_masks = [], []
     for source in run.data.sources:
         decoded = datasets.decode(
-            source.dataset, folders[source.dataset], size=run.data.image_size
+            source.dataset,
+            folders[source.dataset],
+            size=run.data.image_size,
+            threshold_masks=threshold_masks,
         )
         split = splits.load_split(source.dataset, source.split).resolve(decoded.pairs)
         rows = decoded.indices(split.ids("train"))
@@ -86,9 +95,7 @@ def load_parts(
     return tuple(used), training, validation
 
 
-def folder_of_each(
-    sources: Sequence[SourceSpec], data_dir: Folders
-) -> Mapping[str, str | Path]:
+def folder_of_each(sources: Sequence[SourceSpec], data_dir: Folders) -> Mapping[str, str | Path]:
     """The folder of each data set by its name.
 
     Raises:
@@ -120,9 +127,7 @@ def share_out(pools: Sequence[tuple[int, float]], total: int) -> list[int]:
     return drawn
 
 
-def draw_lesion_free(
-    images: Sequence[Pixels], masks: Sequence[Pixels], size: int
-) -> list[Pixels]:
+def draw_lesion_free(images: Sequence[Pixels], masks: Sequence[Pixels], size: int) -> list[Pixels]:
     """Pictures without a lesion, by kind: crops of each data set's, and drawn ones."""
     kinds = [lesion_free.draw_pictures(DRAWN_PICTURES, _SEED, size)]
     for some, truth in zip(images, masks, strict=True):

@@ -232,15 +232,11 @@ class Steps:
         self._counter += 1
 
 
-def draw_epoch_of(
-    part: Part, recipe: TrainSpec, epoch: int, generator: torch.Generator
-) -> Epoch:
+def draw_epoch_of(part: Part, recipe: TrainSpec, epoch: int, generator: torch.Generator) -> Epoch:
     """``draw_epoch`` for the pictures and marks of a part."""
     marks = 0 if part.marks is None else len(part.marks)
     channels = part.images.shape[1]
-    return draw_epoch(
-        recipe, epoch, part.drawn, channels, generator, pools=part.pools, marks=marks
-    )
+    return draw_epoch(recipe, epoch, part.drawn, channels, generator, pools=part.pools, marks=marks)
 
 
 def _random_of(device: torch.device) -> Any:

@@ -48,6 +48,7 @@ def train(
     *,
     teacher_dir: Path | None = None,
     start_from: Path | None = None,
+    threshold_masks: bool = False,
     device: str = "auto",
     resume: bool = False,
     tensorboard: bool = False,
@@ -69,6 +70,7 @@ def train(
         data_dir: Folder of the data set as downloaded; of several, each one's by its name.
         out_dir: The run's folder; made if missing.
         start_from: Tensors as ``torch.save`` writes them, for a network that can start from some.
+        threshold_masks: See ``datasets.decode``.
         teacher_dir: A teacher's masks, for a recipe that has one; see ``parts.write_teacher``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         resume: Continue ``out_dir`` after its last checkpoint, bit for bit; with another number
@@ -95,6 +97,7 @@ def train(
             processes,
             teacher_dir,
             start_from,
+            threshold_masks=threshold_masks,
             resume=resume,
             tensorboard=tensorboard,
             progress=progress,
@@ -111,13 +114,16 @@ def _train(
     teacher_dir: Path | None,
     start_from: Path | None,
     *,
+    threshold_masks: bool,
     resume: bool,
     tensorboard: bool,
     progress: bool,
 ) -> None:
     """This process's part of ``train``."""
     with processes.first_alone():
-        used, training, validation = load_parts(run, data_dir, device, teacher_dir)
+        used, training, validation = load_parts(
+            run, data_dir, device, teacher_dir, threshold_masks=threshold_masks
+        )
     state = _State(run, device, processes, used)
     if start_from:
         state.learner.start_from(torch.load(start_from, map_location=device, weights_only=True))

@@ -87,9 +87,7 @@ class _Block(nn.Module):
             self._expand_conv = nn.Conv2d(width, inner, 1, bias=False)
             self._bn0 = _norm(inner)
         self.expands = expansion > 1
-        self._depthwise_conv = _Same(
-            inner, inner, kernel, stride=stride, groups=inner, bias=False
-        )
+        self._depthwise_conv = _Same(inner, inner, kernel, stride=stride, groups=inner, bias=False)
         self._bn1 = _norm(inner)
         self._project_conv = nn.Conv2d(inner, channels, 1, bias=False)
         self._bn2 = _norm(channels)
