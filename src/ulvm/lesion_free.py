@@ -105,7 +105,8 @@ def _pattern(rng: np.random.Generator, size: int) -> Pixels:
     first, second = rng.uniform(0, 255, (2, 3))
     share = (wave[..., None] + 1) / 2
     picture = first * share + second * (1 - share) + rng.normal(0, 5, (size, size, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(picture, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _text(rng: np.random.Generator, size: int) -> Pixels:

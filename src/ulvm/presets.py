@@ -112,7 +112,7 @@ PRESETS: dict[str, Preset] = {
         "plus on every data set", PLUS_MODEL, 46_644, train=RESEARCH_TRAIN, data=RESEARCH_DATA
     ),
     "small": _row("plus, half the widths", SMALL_MODEL, 10_913, train=PLUS_TRAIN),
-    "teacher": _row(
+    "lite-unet": _row(
         "teaches the others",
         ModelSpec(network="lite-unet"),
         3_825_121,

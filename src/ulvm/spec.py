@@ -243,7 +243,7 @@ class DataSpec(_Spec):
         Raises:
             InputError: A data set that is new here has no split.
         """
-        known = {source.dataset: source for source in self.sources}
+        known: dict[str, SourceSpec] = {source.dataset: source for source in self.sources}
         chosen = []
         for name in names:
             if name not in splits and name not in known:

@@ -27,12 +27,12 @@ class Pool(NamedTuple):
 
     Args:
         first: Row of the first.
-        count: How many there are.
+        size: How many there are.
         drawn: How many an epoch takes.
     """
 
     first: int
-    count: int
+    size: int
     drawn: int
 
 

@@ -75,10 +75,10 @@ def draw_rows(pools: Sequence[Pool], generator: torch.Generator) -> Tensor:
     """int64 rows in random order; each picture of a pool comes equally often, or once more."""
     rows = []
     for pool in pools:
-        whole, rest = divmod(pool.drawn, pool.count)
-        rows += [torch.arange(pool.count) + pool.first] * whole
+        whole, rest = divmod(pool.drawn, pool.size)
+        rows += [torch.arange(pool.size) + pool.first] * whole
         if rest:
-            rows.append(torch.randperm(pool.count, generator=generator)[:rest] + pool.first)
+            rows.append(torch.randperm(pool.size, generator=generator)[:rest] + pool.first)
     every = torch.cat(rows)
     return every[torch.randperm(len(every), generator=generator)]
 

@@ -12,7 +12,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class Learner:
                 "leave them out",
             )
         for network in (self.model, self.averaged):
-            network.start_from(state)
+            cast(LiteUNet, network).start_from(state)
 
     def loss(self, images: Tensor, masks: Tensor) -> Tensor:
         """The loss of a batch: only the network runs in the recipe's precision."""
