@@ -440,3 +440,51 @@ def test_real_data(tmp_path: Path):
     assert report.problems == []
     decoded = decode("ph2", data, size=64, cache_dir=tmp_path)
     assert decoded.lesion_areas.mean() == pytest.approx(report.lesion_area["all"], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images", "masks"),
+    [
+        ("folder", ["Images"], "Masks"),
+        ("ham10000", ["images"], "masks"),
+        (
+            "ham10000",
+            ["HAM10000_images_part_1", "HAM10000_images_part_2"],
+            "HAM10000_segmentations_lesion_tschandl",
+        ),
+        ("pad-ufes", ["images/imgs_part_1", "images/imgs_part_2"], "masks"),
+        ("isic2016", ["ISBI2016_ISIC_Part1_Test_Data"], "ISBI2016_ISIC_Part1_Test_GroundTruth"),
+    ],
+)
+def test_other_public_layouts(tmp_path: Path, dataset: str, images: list[str], masks: str):
+    for index, folder in enumerate(images):
+        picture, mask = draw(index, 30, 40)
+        save(picture, tmp_path / folder / f"A_{index}.png")
+        save(mask, tmp_path / masks / f"A_{index}_segmentation.png")
+    found = datasets.find_pairs(dataset, tmp_path)
+    assert [pair.id for pair in found] == [f"A_{index}" for index in range(len(images))]
+
+
+@pytest.mark.parametrize("validation", ["val", "validation", "valid"])
+def test_folders_of_parts(tmp_path: Path, validation: str):
+    for index, part in enumerate(["train", validation, "test"]):
+        picture, mask = draw(index, 30, 40)
+        save(picture, tmp_path / part / "images" / f"{index}.png")
+        save(mask, tmp_path / part / "masks" / f"{index}.png")
+    found = datasets.find_pairs("folder", tmp_path)
+    assert [pair.part for pair in found] == ["train", "validation", "test"]
+
+
+def test_grey_masks_are_thresholded_on_request(tmp_path: Path):
+    picture, mask = draw(0, 30, 40)
+    save(picture, tmp_path / "images" / "a.png")
+    save(mask.convert("L").point(lambda value: 30 + value // 2), tmp_path / "masks" / "a.png")
+    save(picture, tmp_path / "images" / "b.png")
+    grey = Image.linear_gradient("L").resize((40, 30))
+    save(grey, tmp_path / "masks" / "b.png")
+    assert datasets.check("folder", tmp_path).problems
+    assert not datasets.check("folder", tmp_path, threshold_masks=True).problems
+    decoded = datasets.decode(
+        "folder", tmp_path, size=32, cache_dir=tmp_path / "cache", threshold_masks=True
+    )
+    assert 0.4 < decoded.lesion_areas[1] < 0.6

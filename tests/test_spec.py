@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ulvm.errors import InputError
-from ulvm.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, require_divisible
+from ulvm.spec import DataSpec, ModelSpec, RunSpec, SourceSpec, TrainSpec, require_divisible
 
 # A value other than the default for every field of every spec.
 OTHER_MODEL = ModelSpec(
@@ -25,7 +25,12 @@ OTHER_MODEL = ModelSpec(
     bridge="channel",
     init="mamba",
 )
-OTHER_DATA = DataSpec(dataset="ph2", split="splits/mine.json", image_size=128)
+OTHER_DATA = DataSpec(
+    dataset="ph2",
+    split="splits/mine.json",
+    image_size=128,
+    more=(SourceSpec(dataset="pad-ufes", split="skin", weight=2.0),),
+)
 OTHER_TRAIN = TrainSpec(
     epochs=3,
     batch_size=2,
@@ -36,6 +41,8 @@ OTHER_TRAIN = TrainSpec(
     period_epochs=7,
     warmup_epochs=1,
     augmentation="strong",
+    lesion_free=0.1,
+    teacher_share=0.5,
     average_decay=0.9,
     precision="bfloat16",
     seed=1,

@@ -22,7 +22,7 @@ from ulvm.splits import (
 
 COMMITTED = [
     (dataset, name)
-    for dataset in ("isic2017", "isic2018", "ph2")
+    for dataset in ("isic2017", "isic2018", "ph2", "pad-ufes", "ham10000")
     for name in available_splits(dataset)
 ]
 # A published score names the split by this hash; it must never change.
@@ -34,6 +34,19 @@ HASHES = {
     ("isic2018", "paper-permutation"): "413abc73b751",
     ("isic2018", "sorted"): "268945149fd9",
     ("ph2", "all"): "a20674658c59",
+    ("isic2017", "skin-fold1"): "0d5f49d1baf4",
+    ("isic2017", "skin-fold2"): "552ea6fb6055",
+    ("isic2017", "skin-fold3"): "e13d4067c9f7",
+    ("isic2017", "skin-fold4"): "14f39da26808",
+    ("isic2017", "skin-fold5"): "1309bb8dd585",
+    ("isic2017", "skin"): "3381c9e8c806",
+    ("pad-ufes", "fold1"): "c4fad71bbb92",
+    ("pad-ufes", "fold2"): "e6f2a9f60755",
+    ("pad-ufes", "fold3"): "4401b5abd9e8",
+    ("pad-ufes", "fold4"): "d86e90e3f125",
+    ("pad-ufes", "fold5"): "6d47d149a2b2",
+    ("pad-ufes", "skin"): "e011574fe6f5",
+    ("ham10000", "research"): "093869ab6497",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -49,6 +50,9 @@ def _data_options(command: Callable[..., None]) -> Callable[..., None]:
     )
 
 
+_threshold_option = click.option(
+    "--threshold-masks", is_flag=True, help="Accept grey masks: lesion from half their range on."
+)
 _engine_option = click.option(
     "--engine",
     type=click.Choice(get_args(EngineName)),
@@ -195,15 +199,22 @@ def data() -> None:
 
 @data.command("check")
 @_data_options
+@_threshold_option
 @click.option("--resize-masks", is_flag=True, help="Accept masks of another size than pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def data_check(dataset: str, data_dir: Path, resize_masks: bool, as_json: bool) -> None:
+def data_check(
+    dataset: str, data_dir: Path, threshold_masks: bool, resize_masks: bool, as_json: bool
+) -> None:
     """Read every file and report what is there, what is wrong and what repeats."""
     from ulvm import datasets
 
     with _progress("checked") as progress:
         report = datasets.check(
-            dataset, data_dir, allow_mask_resize=resize_masks, progress=progress
+            dataset,
+            data_dir,
+            allow_mask_resize=resize_masks,
+            threshold_masks=threshold_masks,
+            progress=progress,
         )
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
     if report.problems:
@@ -212,15 +223,23 @@ def data_check(dataset: str, data_dir: Path, resize_masks: bool, as_json: bool) 
 
 @data.command("prepare")
 @_data_options
+@_threshold_option
 @click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
 @click.option("--resize-masks", is_flag=True, help="Accept masks of another size than pictures.")
-def data_prepare(dataset: str, data_dir: Path, size: int, resize_masks: bool) -> None:
+def data_prepare(
+    dataset: str, data_dir: Path, threshold_masks: bool, size: int, resize_masks: bool
+) -> None:
     """Decode a data set once, into a cache that training and evaluation map into memory."""
     from ulvm import datasets
 
     with _progress("decoded") as progress:
         decoded = datasets.decode(
-            dataset, data_dir, size=size, allow_mask_resize=resize_masks, progress=progress
+            dataset,
+            data_dir,
+            size=size,
+            allow_mask_resize=resize_masks,
+            threshold_masks=threshold_masks,
+            progress=progress,
         )
     click.echo(decoded.describe())
 
@@ -285,8 +304,29 @@ def data_draw(out_dir: Path, count: int, seed: int, size: int, layout: str) -> N
 
 @main.command()
 @click.argument("preset")
-@_data_options
-@click.option("--split", "split_name", help="Split name or file; else the preset's.")
+@click.option(
+    "--data",
+    "folders",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]DIR",
+    help="Folder of the data as downloaded; NAME=DIR for each of several data sets.",
+)
+@click.option("--dataset", type=_DATASETS, help="Which data set it is, if --data has no NAME.")
+@click.option(
+    "--split",
+    "split_names",
+    multiple=True,
+    metavar="[NAME=]SPLIT",
+    help="Split name or file; else the preset's. NAME=SPLIT for one of several data sets.",
+)
+@_threshold_option
+@click.option(
+    "--teacher",
+    "teacher_dir",
+    type=_FOLDER,
+    help="Folder of a teacher's masks, for a preset with train.teacher_share.",
+)
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="The run's folder.")
 @_set_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
@@ -294,9 +334,11 @@ def data_draw(out_dir: Path, count: int, seed: int, size: int, layout: str) -> N
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files as well.")
 def train(
     preset: str,
-    dataset: str,
-    data_dir: Path,
-    split_name: str | None,
+    folders: tuple[str, ...],
+    dataset: str | None,
+    split_names: tuple[str, ...],
+    threshold_masks: bool,
+    teacher_dir: Path | None,
     out_dir: Path,
     assignments: tuple[str, ...],
     device: str,
@@ -311,11 +353,20 @@ def train(
     from ulvm.nn.train import train as run_training
     from ulvm.presets import find_preset
 
-    split = [f"data.split={split_name}"] if split_name else []
-    run = find_preset(preset).run.override([f"data.dataset={dataset}", *split, *assignments])
+    run = find_preset(preset).run
+    where = _by_name(folders, dataset, "--data")
+    chosen = run.data.choose(list(where), _by_name(split_names, next(iter(where)), "--split"))
+    run = dataclasses.replace(run, data=chosen).override(assignments)
     try:
         weights = run_training(
-            run, data_dir, out_dir, device=device, resume=resume, tensorboard=tensorboard
+            run,
+            where,
+            out_dir,
+            teacher_dir=teacher_dir,
+            threshold_masks=threshold_masks,
+            device=device,
+            resume=resume,
+            tensorboard=tensorboard,
         )
     except KeyboardInterrupt:
         again = " ".join(["ulvm", *(word for word in sys.argv[1:] if word != "--resume")])
@@ -326,12 +377,28 @@ def train(
     if launched().rank > 0:  # rank 0 says it
         return
     click.echo(f"best weights: {weights}")
-    click.echo(f"next: ulvm eval {out_dir} --dataset {dataset} --data {data_dir} --part test")
+    for name, folder in where.items():
+        click.echo(f"next: ulvm eval {out_dir} --dataset {name} --data {folder} --part test")
+
+
+def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str, str]:
+    """``NAME=VALUE`` words as a table; a single word without a name belongs to ``name``."""
+    named = [value.partition("=") for value in values]
+    if any(not equals for _, equals, _ in named):
+        if name is None or values[1:]:
+            raise InputError(
+                f"{option} {values[0]} without a data set's name",
+                f"accepted is {option} NAME=…, or one of them with --dataset",
+                "name the data set of each",
+            )
+        return {name: values[0]}
+    return {first: last for first, _, last in named}
 
 
 @main.command("eval")
 @click.argument("model")
 @_data_options
+@_threshold_option
 @click.option("--split", "split_name", help="Split name or file; else the model's own, PH2: all.")
 @click.option("--part", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
@@ -345,6 +412,7 @@ def evaluate(
     model: str,
     dataset: str,
     data_dir: Path,
+    threshold_masks: bool,
     split_name: str | None,
     part: str,
     threshold: float | None,
@@ -357,17 +425,21 @@ def evaluate(
     from ulvm import datasets, evaluate, splits
 
     probability_of, run = _load_model(model, device, engine)
+    own = {source.dataset: source.split for source in run.data.sources}
     elsewhere = "all" if dataset == "ph2" else run.data.split
-    split_name = split_name or (run.data.split if dataset == run.data.dataset else elsewhere)
+    split_name = split_name or own.get(dataset, elsewhere)
     pairs = datasets.find_pairs(dataset, data_dir)
     split = splits.load_split(dataset, split_name).resolve(pairs)
     ids = list(split.ids(part))
-    trained_on = splits.load_split(run.data.dataset, run.data.split)
-    if dataset == run.data.dataset:
-        trained_on = trained_on.resolve(pairs)
-    if part == "test" or split != trained_on:  # else its own training part, asked for by name
-        ids = splits.exclude_seen(ids, trained_on, drop=exclude_seen)
-    decoded = datasets.decode(dataset, data_dir, size=run.data.image_size)
+    for source in run.data.sources:
+        trained_on = splits.load_split(source.dataset, source.split)
+        if dataset == source.dataset:
+            trained_on = trained_on.resolve(pairs)
+        if part == "test" or split != trained_on:  # else its own training part, asked for by name
+            ids = splits.exclude_seen(ids, trained_on, drop=exclude_seen)
+    decoded = datasets.decode(
+        dataset, data_dir, size=run.data.image_size, threshold_masks=threshold_masks
+    )
     with _progress("scored") as progress:
         evaluation = evaluate.evaluate(
             probability_of,

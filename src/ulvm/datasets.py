@@ -1,7 +1,8 @@
 """Data sets as downloaded: find the pairs, check them all, decode them once.
 
 `isic2017`, `isic2018` and `ph2` are read from the official folders or zip files as they are;
-`folder` is `images/` and `masks/` with the same file names.
+`isic2016`, `ham10000` and `pad-ufes` too; `folder` is `images/` and `masks/` with the same file
+names, or both of them in each of `train/`, `val/` and `test/`.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial as partial_of
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -105,34 +107,89 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a part of a data set lies: one folder for the pictures, one for the masks."""
+    """Where a part of a data set lies: one folder for the pictures, one for the masks.
+
+    ``more_images`` is a second folder of pictures, which may be missing.
+    """
 
     part: str
     images: str
     masks: str
+    more_images: str | None = None
 
 
-_LAYOUTS: dict[str, tuple[_Layout, ...]] = {
-    "isic2017": tuple(
-        _Layout(part, f"ISIC-2017_{name}_Data", f"ISIC-2017_{name}_Part1_GroundTruth")
-        for part, name in [("train", "Training"), ("validation", "Validation"), ("test", "Test_v2")]
+_PLAIN = (_Layout("all", "images", "masks"),)
+_CAPITAL = (_Layout("all", "Images", "Masks"),)
+# Each data set in the forms it is found, each form with its parts; the first that is there is read.
+_FORMS: dict[str, tuple[tuple[_Layout, ...], ...]] = {
+    "isic2016": (
+        tuple(
+            _Layout(
+                part, f"ISBI2016_ISIC_Part1_{name}_Data", f"ISBI2016_ISIC_Part1_{name}_GroundTruth"
+            )
+            for part, name in [("train", "Training"), ("test", "Test")]
+        ),
     ),
-    "isic2018": tuple(
-        _Layout(part, f"ISIC2018_Task1-2_{name}_Input", f"ISIC2018_Task1_{name}_GroundTruth")
-        for part, name in [("train", "Training"), ("validation", "Validation"), ("test", "Test")]
+    "isic2017": (
+        tuple(
+            _Layout(part, f"ISIC-2017_{name}_Data", f"ISIC-2017_{name}_Part1_GroundTruth")
+            for part, name in [
+                ("train", "Training"),
+                ("validation", "Validation"),
+                ("test", "Test_v2"),
+            ]
+        ),
     ),
-    # PH2 in the forms it is found: the official tree (with or without its outer folder), and flat.
+    "isic2018": (
+        tuple(
+            _Layout(part, f"ISIC2018_Task1-2_{name}_Input", f"ISIC2018_Task1_{name}_GroundTruth")
+            for part, name in [
+                ("train", "Training"),
+                ("validation", "Validation"),
+                ("test", "Test"),
+            ]
+        ),
+    ),
+    # The official tree, with or without its outer folder, and flat.
     "ph2": (
-        _Layout("all", "PH2Dataset", "PH2Dataset"),
-        _Layout("all", "PH2 Dataset images", "PH2 Dataset images"),
-        _Layout("all", "trainx", "trainy"),
+        (_Layout("all", "PH2Dataset", "PH2Dataset"),),
+        (_Layout("all", "PH2 Dataset images", "PH2 Dataset images"),),
+        (_Layout("all", "trainx", "trainy"),),
     ),
-    "folder": (_Layout("all", "images", "masks"),),
+    "ham10000": (
+        (
+            _Layout(
+                "all",
+                "HAM10000_images_part_1",
+                "HAM10000_segmentations_lesion_tschandl",
+                "HAM10000_images_part_2",
+            ),
+        ),
+        _PLAIN,
+        _CAPITAL,
+    ),
+    # The pictures are in images/imgs_part_1 to 3, the masks are another's and come on their own.
+    "pad-ufes": (_PLAIN, _CAPITAL),
+    "folder": (
+        _PLAIN,
+        _CAPITAL,
+        *(
+            tuple(
+                _Layout(part, f"{name}/{images}", f"{name}/{masks}")
+                for part, name in [("train", "train"), ("validation", val), ("test", "test")]
+            )
+            for val in ("val", "validation", "valid")
+            for images, masks in (("images", "masks"), ("Images", "Masks"))
+        ),
+    ),
 }
 _DOWNLOADS = {
     "isic2017": "download the ISIC 2017 Task 1 files from https://challenge.isic-archive.com/data/",
     "isic2018": "download the ISIC 2018 Task 1 files from https://challenge.isic-archive.com/data/",
     "ph2": "download PH2 from https://www.fc.up.pt/addi/ph2%20database.html and unpack the .rar",
+    "isic2016": "download ISIC 2016 Task 1 from https://challenge.isic-archive.com/data/",
+    "ham10000": "download HAM10000 and its lesion segmentations from the Harvard Dataverse",
+    "pad-ufes": "put the pictures of PAD-UFES-20 in images/ and masks of their names in masks/",
     "folder": "put the pictures in images/ and the masks, with the same file names, in masks/",
 }
 
@@ -185,12 +242,12 @@ def find_pairs(dataset: str, data_dir: str | os.PathLike[str]) -> list[Pair]:
     """Every picture of a data set with its mask; nothing is decoded.
 
     Args:
-        dataset: `isic2017`, `isic2018`, `ph2` or `folder`.
+        dataset: One of `DATASETS`.
         data_dir: Folder with the official folders or zip files, or its parent with a subfolder of
             the data set's name. A zip may be unpacked into a folder of its own name twice (X/X).
 
     Returns:
-        Pairs in order of id. For ISIC, the official parts that are there.
+        Pairs in order of id. Where there are parts, those that are there.
 
     Raises:
         InputError: The data isn't there, a picture has no mask, a mask no picture, or an id is
@@ -228,13 +285,13 @@ def _find_parts(dataset: str, data_dir: str | os.PathLike[str]) -> list[_Found]:
         )
     root = Path(data_dir)
     parts = []
-    for layout in _LAYOUTS[dataset]:
+    form = max(_FORMS[dataset], key=lambda form: _count_there(root, dataset, form))
+    for layout in form:
         images = _locate(root, dataset, layout.images)
         masks = _locate(root, dataset, layout.masks)
         if images and masks:
-            parts.append(_scan(dataset, layout.part, images, masks))
-            if dataset == "ph2":
-                break  # its layouts are three forms of one part
+            more = layout.more_images and _locate(root, dataset, layout.more_images)
+            parts.append(_scan(dataset, layout.part, [images, *([more] if more else [])], masks))
         elif images or masks:
             there, missing = layout.images, layout.masks
             if masks:
@@ -246,7 +303,9 @@ def _find_parts(dataset: str, data_dir: str | os.PathLike[str]) -> list[_Found]:
             )
     if not any(found.images or found.masks for found in parts):
         names = " or ".join(
-            " + ".join(dict.fromkeys((layout.images, layout.masks))) for layout in _LAYOUTS[dataset]
+            " + ".join(dict.fromkeys((layout.images, layout.masks)))
+            for form in _FORMS[dataset][:4]
+            for layout in form
         )
         raise InputError(
             f"no pictures of {dataset} in {root}" + ("" if root.exists() else ", which is missing"),
@@ -254,6 +313,15 @@ def _find_parts(dataset: str, data_dir: str | os.PathLike[str]) -> list[_Found]:
             _DOWNLOADS[dataset],
         )
     return parts
+
+
+def _count_there(root: Path, dataset: str, form: Sequence[_Layout]) -> int:
+    """How many of a form's folders are there: the fullest form is read, the first of equals."""
+    return sum(
+        _locate(root, dataset, name) is not None
+        for layout in form
+        for name in (layout.images, layout.masks)
+    )
 
 
 def _locate(root: Path, dataset: str, name: str) -> Path | None:
@@ -268,7 +336,7 @@ def _locate(root: Path, dataset: str, name: str) -> Path | None:
     return next((place for place in candidates if place.exists()), None)
 
 
-def _scan(dataset: str, part: str, images: Path, masks: Path) -> _Found:
+def _scan(dataset: str, part: str, images: Sequence[Path], masks: Path) -> _Found:
     """Sort the files of a part into pictures and masks by id."""
     found = _Found(part, {}, {}, [])
 
@@ -279,8 +347,8 @@ def _scan(dataset: str, part: str, images: Path, masks: Path) -> _Found:
             else:
                 found.ignored.append(file)
 
-    if images == masks:  # PH2's own layout has both in one tree, told apart by name
-        for file in list_pictures(images):
+    if images[0] == masks:  # PH2's own layout has both in one tree, told apart by name
+        for file in list_pictures(masks):
             name = _PH2_NAME.fullmatch(file.path.stem)
             if name is None:  # the _roi pictures
                 found.ignored.append(file)
@@ -288,8 +356,9 @@ def _scan(dataset: str, part: str, images: Path, masks: Path) -> _Found:
                 side = found.masks if name[2] else found.images
                 side.setdefault(name[1], []).append(file)
         return found
-    for file in list_pictures(images):
-        found.images.setdefault(file.path.stem, []).append(file)
+    for place in images:
+        for file in list_pictures(place):
+            found.images.setdefault(file.path.stem, []).append(file)
     for file in list_pictures(masks):
         id_ = file.path.stem
         if id_ not in found.images:
@@ -389,6 +458,7 @@ def decode(
     size: int,
     cache_dir: str | os.PathLike[str] | None = None,
     allow_mask_resize: bool = False,
+    threshold_masks: bool = False,
     progress: Progress | None = None,
 ) -> DecodedDataset:
     """Every picture and mask at the network's size, decoded once and kept in a cache.
@@ -398,13 +468,14 @@ def decode(
     appears in one step when it is complete; changed or moved files get a new one.
 
     Args:
-        dataset: `isic2017`, `isic2018`, `ph2` or `folder`.
+        dataset: One of `DATASETS`.
         data_dir: See `find_pairs`.
         size: Height and width in pixels.
         cache_dir: Where caches go; otherwise the variable `ULVM_CACHE`, otherwise `~/.cache/ulvm`.
         allow_mask_resize: Accept masks of any size. Otherwise a mask has the size of its picture;
             in ISIC, whose pictures are often kept as small copies beside full-size masks, the
             picture may also be a square (the frame squashed) or of the mask's proportions.
+        threshold_masks: Take a mask of many values for lesion from half its range on.
         progress: Called with (pairs done, pairs in all).
 
     Returns:
@@ -419,11 +490,12 @@ def decode(
     pairs = find_pairs(dataset, data_dir)
     mask_sizes = _mask_sizes(dataset, allow_mask_resize)
     root = Path(cache_dir) if cache_dir else find_cache_folder()
-    folder = root / f"{dataset}-{size}-{_fingerprint(pairs, mask_sizes)}"
+    kind = f"{mask_sizes} thresholded" if threshold_masks else mask_sizes
+    folder = root / f"{dataset}-{size}-{_fingerprint(pairs, kind)}"
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _write_cache(folder, pairs, size, mask_sizes, progress)
+            _write_cache(folder, pairs, size, mask_sizes, threshold_masks, progress)
         except OSError as error:
             needed = len(pairs) * size * size * 4 / 1e6
             raise InputError(
@@ -447,8 +519,8 @@ def _mask_sizes(dataset: str, allow_mask_resize: bool) -> MaskSizes:
     return "squashed" if dataset.startswith("isic") else "same"
 
 
-def _fingerprint(pairs: Sequence[Pair], mask_sizes: MaskSizes) -> str:
-    digest = hashlib.sha256(f"{CACHE_FORMAT} {mask_sizes}\n".encode())
+def _fingerprint(pairs: Sequence[Pair], kind: str) -> str:
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {kind}\n".encode())
     for pair in pairs:
         digest.update(f"{pair.id} {pair.part}\n".encode())
         for file in (pair.image, pair.mask):
@@ -461,13 +533,14 @@ def _write_cache(
     pairs: Sequence[Pair],
     size: int,
     mask_sizes: MaskSizes,
+    threshold_masks: bool,
     progress: Progress | None,
 ) -> None:
     """Decode into a folder of another name, then rename it in one step."""
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     partial.mkdir()
     try:
-        _write_arrays(partial, pairs, size, mask_sizes, progress)
+        _write_arrays(partial, pairs, size, mask_sizes, threshold_masks, progress)
         index = [
             {"id": pair.id, "part": pair.part, "image": str(pair.image), "mask": str(pair.mask)}
             for pair in pairs
@@ -490,8 +563,10 @@ def _write_arrays(
     pairs: Sequence[Pair],
     size: int,
     mask_sizes: MaskSizes,
+    threshold_masks: bool,
     progress: Progress | None,
 ) -> None:
+    read_one = partial_of(read_mask, threshold=threshold_masks)
     shape = (len(pairs), size, size)
     create = np.lib.format.open_memmap
     images = create(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
@@ -500,7 +575,7 @@ def _write_arrays(
     def decode_row(row: int) -> None:
         pair = pairs[row]
         try:
-            image_rgb, mask = _read(pair.image, read_image), _read(pair.mask, read_mask)
+            image_rgb, mask = _read(pair.image, read_image), _read(pair.mask, read_one)
             if problem := _size_problem(pair, image_rgb.shape[:2], mask.shape, mask_sizes):
                 raise problem
         except InputError as error:
@@ -676,6 +751,7 @@ def check(
     *,
     against: Sequence[str] | None = None,
     allow_mask_resize: bool = False,
+    threshold_masks: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
     """A report on every file of a data set, from decoding all of them.
@@ -689,6 +765,7 @@ def check(
         data_dir: See `find_pairs`.
         against: Names of data sets to look for shared ids in; by default the other ISIC year.
         allow_mask_resize: See `decode`.
+        threshold_masks: See `decode`.
         progress: Called with (pairs done, pairs in all).
 
     Returns:
@@ -704,7 +781,7 @@ def check(
     )
     problems += [str(problem) for problem in _ids_in_two_parts(pairs)]
     accepted = _mask_sizes(dataset, allow_mask_resize)
-    seen = _run_all(lambda pair: _look_at(pair, accepted), pairs, progress)
+    seen = _run_all(lambda pair: _look_at(pair, accepted, threshold_masks), pairs, progress)
     problems += [str(problem) for one in seen for problem in one.problems]
 
     ids = {pair.id for pair in pairs}
@@ -733,7 +810,7 @@ def check(
     )
 
 
-def _look_at(pair: Pair, accepted: MaskSizes) -> _Seen:
+def _look_at(pair: Pair, accepted: MaskSizes, threshold_masks: bool) -> _Seen:
     """Decode a pair, keeping its problems instead of raising them."""
     problems = []
     image_rgb = mask = None
@@ -742,7 +819,7 @@ def _look_at(pair: Pair, accepted: MaskSizes) -> _Seen:
     except InputError as error:
         problems.append(error)
     try:
-        mask = _read(pair.mask, read_mask)
+        mask = _read(pair.mask, partial_of(read_mask, threshold=threshold_masks))
     except InputError as error:
         problems.append(error)
     if (

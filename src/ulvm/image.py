@@ -49,7 +49,7 @@ def read_image(source: ImageSource) -> Uint8Array:
     return np.array(read_picture(source))
 
 
-def read_mask(source: ImageSource) -> Uint8Array:
+def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
     """The mask in a file of two values, as 0 (background) and 255 (lesion).
 
     Accepted are 0 and one other value, in 1-bit, grey, palette, or colour files of equal
@@ -58,6 +58,7 @@ def read_mask(source: ImageSource) -> Uint8Array:
 
     Args:
         source: A path, the bytes of a file, or a binary file object.
+        threshold: Accept other values too: lesion is what is at least 128 of 255 (32768 of 65535).
 
     Returns:
         uint8 (height, width) holding 0 and 255 only.
@@ -71,6 +72,8 @@ def read_mask(source: ImageSource) -> Uint8Array:
     all_lesion = low == high and high in (1, 255, 65535)
     if all_lesion or (low == 0 and ((values == 0) | (values == high)).all()):
         return np.where(values == 0, 0, 255).astype(np.uint8)
+    if threshold:
+        return np.where(values >= (128 if high <= 255 else 32768), 255, 0).astype(np.uint8)
     found = np.unique(values)
     listed = ", ".join(f"{value:g}" for value in found[:6])
     raise InputError(
@@ -78,7 +81,7 @@ def read_mask(source: ImageSource) -> Uint8Array:
         if len(found) > 1
         else f"{name} holds the value {listed} only, neither background nor lesion",
         "a mask holds 0 for background and one other value for the lesion",
-        "threshold it (for JPEG at 128) and save it as PNG",
+        "pass --threshold-masks (read_mask(threshold=True)) if it shows a lesion in grey",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ulvm.errors import unknown_name
-from ulvm.spec import DataSpec, ModelSpec, RunSpec, Stage, TrainSpec
+from ulvm.spec import DataSpec, ModelSpec, RunSpec, SourceSpec, Stage, TrainSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,44 @@ BUNDLED_TRAIN = TrainSpec(
     average_decay=0.998,
 )
 
+# What learns from several kinds of pictures.
+PLUS_TRAIN = dataclasses.replace(BEST_TRAIN, epochs=456, augmentation="stronger", teacher_share=0.5)
+SKIN_TRAIN = dataclasses.replace(PLUS_TRAIN, epochs=250, augmentation="wide", lesion_free=0.2)
+# The permutation's training and validation parts and the official validation part of ISIC 2017.
+_PHOTOS = SourceSpec(dataset="pad-ufes", split="skin", weight=2.0)
+SKIN_DATA = DataSpec(split="skin", more=(_PHOTOS,))
+RESEARCH_DATA = DataSpec(
+    split="skin",
+    more=(
+        SourceSpec(dataset="pad-ufes", split="skin", weight=3.0),
+        SourceSpec(dataset="ham10000", split="research", weight=0.5),
+    ),
+)
+RESEARCH_TRAIN = dataclasses.replace(SKIN_TRAIN, epochs=108, lesion_free=0.1, teacher_share=0.0)
+TEACHER_TRAIN = dataclasses.replace(
+    SKIN_TRAIN,
+    epochs=24,
+    lesion_free=0.1,
+    learning_rate=1e-3,
+    warmup_epochs=2,
+    average_decay=0.995,
+    precision="bfloat16",
+    teacher_share=0.0,
+)
+# PVM layers where tokens are few; convolutions, which are faster, above; no bridge.
+PLUS_MODEL = ModelSpec(
+    widths=(8, 16, 24, 32, 40, 48),
+    encoder=("conv", "conv", "conv", "conv", "conv", "pvm"),
+    decoder=("pvm", "pvm", "conv", "conv", "conv"),
+    bridge="none",
+    init="mamba",
+)
+SMALL_MODEL = dataclasses.replace(
+    PLUS_MODEL,
+    widths=(4, 8, 12, 16, 20, 24),
+    encoder=("conv", "conv", "conv", "conv", "pvm", "pvm"),
+)
+
 _CONV_ENCODER: tuple[Stage, ...] = ("conv",) * 6
 _CONV_DECODER: tuple[Stage, ...] = ("conv",) * 5
 
@@ -56,8 +94,9 @@ def _row(
     parameters: int,
     published_dsc: float | None = None,
     train: TrainSpec = PAPER_TRAIN,
+    data: DataSpec | None = None,
 ) -> Preset:
-    run = RunSpec(model=model, data=DataSpec(), train=train)
+    run = RunSpec(model=model, data=data or DataSpec(), train=train)
     return Preset(run=run, parameters=parameters, published_dsc=published_dsc, note=note)
 
 
@@ -66,6 +105,19 @@ PRESETS: dict[str, Preset] = {
     "paper": _row("the paper's model and recipe", ModelSpec(), 49_457, 0.9091),
     "best": _row(
         "the same network, a stronger recipe", ModelSpec(init="mamba"), 49_457, train=BEST_TRAIN
+    ),
+    "plus": _row("fewer PVM layers, no bridge, a teacher", PLUS_MODEL, 46_644, train=PLUS_TRAIN),
+    "skin": _row("plus on photos too", PLUS_MODEL, 46_644, train=SKIN_TRAIN, data=SKIN_DATA),
+    "research": _row(
+        "plus on every data set", PLUS_MODEL, 46_644, train=RESEARCH_TRAIN, data=RESEARCH_DATA
+    ),
+    "small": _row("plus, half the widths", SMALL_MODEL, 10_913, train=PLUS_TRAIN),
+    "lite-unet": _row(
+        "teaches the others",
+        ModelSpec(network="lite-unet"),
+        3_825_121,
+        train=TEACHER_TRAIN,
+        data=SKIN_DATA,
     ),
     "bundled": _row("the shipped weights", ModelSpec(init="mamba"), 49_457, train=BUNDLED_TRAIN),
     "branches-1": _row("one Mamba over all channels", ModelSpec(branches=1), 136_269, 0.9069),

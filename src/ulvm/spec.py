@@ -22,14 +22,15 @@ Network = Literal[
     "lightm-unet",
     "unet-pvm",
     "unext-pvm",
+    "lite-unet",
 ]
 Stage = Literal["conv", "pvm"]
 Mixer = Literal["mamba", "bidirectional", "ss2d"]
 Bridge = Literal["both", "spatial", "channel", "none"]
 Init = Literal["paper", "mamba"]
 EngineName = Literal["c", "onnx"]  # what runs a model: ulvm's own, ONNX Runtime
-DatasetName = Literal["isic2017", "isic2018", "ph2", "folder"]
-Augmentation = Literal["none", "paper", "strong"]
+DatasetName = Literal["isic2017", "isic2018", "ph2", "folder", "isic2016", "ham10000", "pad-ufes"]
+Augmentation = Literal["none", "paper", "strong", "stronger", "wide"]
 Schedule = Literal["cosine-cycle", "one-cycle"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -186,6 +187,30 @@ class ModelSpec(_Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceSpec(_Spec):
+    """One data set of a run that has several.
+
+    Args:
+        dataset: Name of the data set.
+        split: Name of a committed split, or the path of a split file of one's own.
+        weight: How often a picture of it is drawn, beside one of a data set of weight 1.
+    """
+
+    dataset: DatasetName
+    split: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.weight < math.inf:
+            raise InputError(
+                f"SourceSpec.weight={self.weight} is out of range",
+                "accepted is a number above 0",
+                "leave the data set out instead",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSpec(_Spec):
     """Which pictures, in which split, at which size.
 
@@ -193,15 +218,51 @@ class DataSpec(_Spec):
         dataset: Name of the data set.
         split: Name of a committed split, or the path of a split file of one's own.
         image_size: Height and width of the network's input in pixels, a multiple of 32.
+        more: Further data sets, each with its split and how often its pictures are drawn.
     """
 
     dataset: DatasetName = "isic2017"
     split: str = "paper-permutation"
     image_size: int = 256
+    more: tuple[SourceSpec, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_divisible((self.image_size, self.image_size), "DataSpec.image_size")
+        names = [source.dataset for source in self.sources]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(
+                f"DataSpec names {twice[0]} twice",
+                "accepted is each data set once",
+                "put the pictures of both into one folder and one split",
+            )
+
+    def choose(self, names: Sequence[str], splits: Mapping[str, str]) -> DataSpec:
+        """The same with these data sets, in this order, and these splits.
+
+        Raises:
+            InputError: A data set that is new here has no split.
+        """
+        known: dict[str, SourceSpec] = {source.dataset: source for source in self.sources}
+        chosen = []
+        for name in names:
+            if name not in splits and name not in known:
+                raise InputError(
+                    f"{name} without a split",
+                    f"this preset has splits of {', '.join(known)}",
+                    f"write --split {name}=NAME, or name a split file",
+                )
+            weight = known[name].weight if name in known else 1.0
+            split = splits[name] if name in splits else known[name].split
+            values = {"dataset": name, "split": split, "weight": weight}
+            chosen.append(SourceSpec.from_dict(values))
+        first, *more = chosen
+        return dataclasses.replace(self, dataset=first.dataset, split=first.split, more=tuple(more))
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """Every data set of the run, the first one with weight 1."""
+        return (SourceSpec(dataset=self.dataset, split=self.split), *self.more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +279,12 @@ class TrainSpec(_Spec):
         period_epochs: Half a cosine cycle, in epochs (torch's ``T_max``).
         warmup_epochs: Linear warm-up of ``one-cycle``.
         augmentation: ``paper`` (quarter turns, flips, rotations), ``strong`` (affine and
-            colour as well) or ``none``.
+            colour as well), ``stronger`` (more of both), ``wide`` (dark skin, shading, distance,
+            hair, pen and glare as well) or ``none``.
+        lesion_free: Share of the pictures that show no lesion and have an empty mask, 0..1: skin
+            beside the masks and what ``lesion_free.py`` draws.
+        teacher_share: Share of a teacher's probability in what is learnt, 0..1; the mask has the
+            rest.
         average_decay: Decay of an exponential moving average of the weights, per step; the
             average is validated and kept. 0 keeps the weights themselves.
         precision: In what the network computes where that is safe; weights, loss, the scan and
@@ -235,6 +301,8 @@ class TrainSpec(_Spec):
     period_epochs: int = 50
     warmup_epochs: int = 0
     augmentation: Augmentation = "paper"
+    lesion_free: float = 0.0
+    teacher_share: float = 0.0
     average_decay: float = 0.0
     precision: Precision = "float32"
     seed: int = 42
@@ -250,6 +318,13 @@ class TrainSpec(_Spec):
                 f"TrainSpec.average_decay={self.average_decay} is out of range",
                 "accepted is 0 ≤ average_decay < 1",
                 "use .999, or 0 to keep the weights themselves",
+            )
+        if not 0 <= self.lesion_free < 1 or not 0 <= self.teacher_share <= 1:
+            raise InputError(
+                f"TrainSpec.lesion_free={self.lesion_free} or "
+                f"teacher_share={self.teacher_share} is out of range",
+                "accepted are shares: 0 ≤ lesion_free < 1 and 0 ≤ teacher_share ≤ 1",
+                "use 0 for none",
             )
 
 

@@ -196,6 +196,7 @@ def draw_lesion(
     ruler: bool | None = None,
     frame: bool | None = None,
     bubbles: bool | None = None,
+    lesion: bool = True,
 ) -> SyntheticLesion:
     """Get a drawn dermoscopy picture of one pigmented lesion with its exact mask.
 
@@ -210,6 +211,7 @@ def draw_lesion(
         ruler: Whether a millimetre scale is in the picture.
         frame: Whether the dermoscope's round black frame is in the picture.
         bubbles: Whether the gel has bubbles and glare.
+        lesion: Whether there is one; without it the skin is bare and the mask empty.
 
     Raises:
         InputError: The seed is negative, the size too small or too long, or the tone unknown.
@@ -236,23 +238,26 @@ def draw_lesion(
     frame = bool(lots[3] < 0.25) if frame is None else frame
     bubbles = bool(lots[4] < 0.25) if bubbles is None else bubbles
 
-    lesion = _place_lesion(canvas, shape, framed=frame)
-    transmittance, attributes = _draw_pigment(canvas, pigment, lesion, tone)
+    place = _place_lesion(canvas, shape, framed=frame)
     light, vignette = _draw_light(canvas, lighting)
-    image = _draw_skin(canvas, skin, tone) * transmittance  # (3, height, width)
+    image = _draw_skin(canvas, skin, tone)  # (3, height, width)
+    attributes: set[str] = set()
+    if lesion:
+        transmittance, attributes = _draw_pigment(canvas, pigment, place, tone)
+        image *= transmittance
     if hair:
         attributes |= _draw_hair(canvas, hairs, image, tone)
     image *= light
     if ruler:
-        _draw_ruler(canvas, marks, image, lesion, framed=frame)
+        _draw_ruler(canvas, marks, image, place, framed=frame)
     if bubbles:
         _draw_bubbles(canvas, gel, image)
-    outside = lesion.outside
+    outside = place.outside
     if frame:
         visible = _draw_frame(canvas, scope, image)
         outside = np.maximum(outside, 0.5 - visible)
 
-    mask = _resize_field(outside, size_hw) <= 0
+    mask = _resize_field(outside, size_hw) <= 0 if lesion else np.zeros(size_hw, bool)
     image = np.stack([_resize_field(channel, size_hw) for channel in image], axis=-1)
     _add_sensor_noise(image, sensor)
     drawn = {"ruler": ruler, "frame": frame, "bubbles": bubbles, "vignette": vignette}

@@ -17,7 +17,7 @@ from ulvm.synthetic import draw_batch
 
 SIDE = 96
 COUNT = 120
-KINDS = ("none", "paper", "strong")
+KINDS = ("none", "paper", "strong", "stronger", "wide")
 ANGLES = range(20, 80)
 FloatArray = npt.NDArray[np.float32]
 
@@ -257,7 +257,7 @@ def test_draws_that_change_nothing_leave_pictures_as_they_are() -> None:
     images, masks = drawn_batch(3)
     identity = draw("none", 3, 3, generator_of(0))
     for kind in ("paper", "strong"):
-        still = Draws(kind, identity.maps, identity.colours)  # type: ignore[arg-type]
+        still = Draws(kind, *identity.tensors())  # type: ignore[arg-type]
         inputs, soft = augment(Part(images, masks), torch.arange(3), still)
         torch.testing.assert_close(inputs, normalise(images), rtol=0, atol=0.01)
         torch.testing.assert_close(soft, masks / 255, rtol=0, atol=1e-4)

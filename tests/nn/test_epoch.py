@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ulvm.nn.epoch import draw_epoch, learning_rate
+from ulvm.nn.augment import Pool
+from ulvm.nn.epoch import draw_epoch, draw_rows, learning_rate
 from ulvm.spec import TrainSpec
 
 
@@ -48,3 +49,11 @@ def test_tables_hold_an_entry_for_each_picture_and_step() -> None:
     assert pulls == pytest.approx([10 / 14, 10 / 15, 10 / 16])
     late = draw_epoch(recipe, 1000, 10, 3, generator)
     assert late.schedule[:, 1].tolist() == pytest.approx([0.1] * 3)
+
+
+def test_pools_give_as_many_rows_as_they_should() -> None:
+    rows = draw_rows([Pool(0, 4, 10), Pool(4, 6, 3)], torch.Generator().manual_seed(0)).tolist()
+    counts = [rows.count(row) for row in range(10)]
+    assert len(rows) == 13
+    assert set(counts[:4]) == {2, 3}
+    assert sorted(counts[4:]) == [0, 0, 0, 1, 1, 1]

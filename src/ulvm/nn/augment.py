@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,20 @@ from ulvm.spec import Augmentation
 Pair = tuple[Tensor, Tensor]
 
 
+class Pool(NamedTuple):
+    """Pictures of one kind among a part's.
+
+    Args:
+        first: Row of the first.
+        size: How many there are.
+        drawn: How many an epoch takes.
+    """
+
+    first: int
+    size: int
+    drawn: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """Pictures and soft masks of one part of a split, on the device.
@@ -28,13 +43,23 @@ class Part:
     Args:
         images: uint8 (pictures, channels, size, size).
         masks: uint8 (pictures, size, size), 0..255.
+        pools: Which pictures are drawn how often; else each once an epoch.
+        marks: uint8 (marks, channels + 1, size, size) to lay over pictures, the last channel how
+            opaque they are; or none.
     """
 
     images: Tensor
     masks: Tensor
+    pools: tuple[Pool, ...] = ()
+    marks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def drawn(self) -> int:
+        """How many pictures an epoch takes."""
+        return sum(pool.drawn for pool in self.pools) or len(self)
 
     @functools.cached_property
     def stretch(self) -> Pair:
@@ -67,29 +92,42 @@ class Draws:
             -1..1 over the picture, as ``F.affine_grid`` takes them.
         colours: float32 (pictures, 1 + channels + 1): factor of the saturation, gain of each
             channel, gamma; 1 changes nothing.
+        shades: float32 (pictures, 2): how much brighter the picture becomes from the middle to
+            the right and to the lower edge, as a share.
+        marks: int64 (pictures,): row of the mark that is laid over it, -1 for none.
     """
 
     kind: Augmentation
     maps: Tensor
     colours: Tensor
+    shades: Tensor
+    marks: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """The numbers, each with a row a picture."""
+        return [self.maps, self.colours, self.shades, self.marks]
 
     def __getitem__(self, rows: Tensor | slice) -> Draws:
         """Those of some of the pictures."""
-        return Draws(self.kind, self.maps[rows], self.colours[rows])
+        return Draws(self.kind, *(each[rows] for each in self.tensors()))
 
     def to(self, device: torch.device) -> Draws:
         """The same on the device."""
-        return Draws(self.kind, self.maps.to(device), self.colours.to(device))
+        return Draws(self.kind, *(each.to(device) for each in self.tensors()))
 
 
-def draw(kind: Augmentation, count: int, channels: int, generator: torch.Generator) -> Draws:
+def draw(
+    kind: Augmentation, count: int, channels: int, generator: torch.Generator, *, marks: int = 0
+) -> Draws:
     """Draw for ``count`` pictures, one after the other independent and alike.
 
     Args:
-        kind: ``none``; ``paper`` is the released code's; ``strong`` adds scale, shift and colour.
+        kind: ``none``; ``paper`` is the released code's; ``strong`` adds scale, shift and colour,
+            ``stronger`` half as much again, ``wide`` distance, dark skin, shading and marks.
         count: Number of pictures.
         channels: Channels of each.
         generator: Source of every random number, on the CPU.
+        marks: How many marks ``wide`` chooses from.
 
     Returns:
         What ``augment`` applies, on the CPU.
@@ -101,6 +139,8 @@ def draw(kind: Augmentation, count: int, channels: int, generator: torch.Generat
     linear = torch.eye(2).repeat(count, 1, 1)
     shift = torch.zeros(count, 2, 1)
     colours = torch.ones(count, 1 + channels + 1)
+    shades = torch.zeros(count, 2)
+    chosen = torch.full((count,), -1)
     if kind == "paper":
         linear = _turns_and_flips(count, 0.5, generator)
         angle = torch.randint(20, 80, (count,), generator=generator)
@@ -110,9 +150,23 @@ def draw(kind: Augmentation, count: int, channels: int, generator: torch.Generat
         # Saturation, gain of each channel and gamma, as lamps and cameras differ.
         spread = torch.tensor([0.2, *[0.08] * channels, 0.2])
         colours = (spread * torch.randn(colours.shape, generator=generator)).exp()
+    elif kind in ("stronger", "wide"):
+        linear, shift = _strong_maps(count, generator, scale=0.4)
+        spread = torch.tensor([0.3, *[0.12] * channels, 0.3])
+        colours = (spread * torch.randn(colours.shape, generator=generator)).exp()
+    if kind == "wide":
+        linear = linear * _far(count, generator)[:, None, None]
+        colours[:, 1:-1] *= _darkening(count, channels, generator)
+        shaded = _coin(count, 0.3, generator)[:, None]
+        shades = torch.where(shaded, 0.15 * torch.randn(count, 2, generator=generator), shades)
+        if marks:
+            marked = _coin(count, 0.25, generator)
+            which = torch.randint(0, marks, (count,), generator=generator)
+            chosen = torch.where(marked, which, chosen)
     maps = torch.cat([linear, shift], dim=2)
     # Drawn as (row, column), but torch's grids are (x, y): swap rows and the linear columns.
-    return Draws(kind, maps[:, [1, 0]][:, :, [1, 0, 2]].contiguous(), colours)
+    maps = maps[:, [1, 0]][:, :, [1, 0, 2]].contiguous()
+    return Draws(kind, maps, colours, shades, chosen)
 
 
 def augment(part: Part, rows: Tensor, draws: Draws) -> Pair:
@@ -130,7 +184,9 @@ def augment(part: Part, rows: Tensor, draws: Draws) -> Pair:
     if draws.kind == "none":
         return part.normalised(rows), part.soft_masks(rows)
     images, soft = _gather(part, rows, draws)
-    if draws.kind == "strong":
+    if draws.kind == "wide":
+        images = normalise(_mark(_shade(_recolour(images, draws.colours), draws), part, draws))
+    elif draws.kind in ("strong", "stronger"):
         images = normalise(_recolour(images, draws.colours))
     return images, soft
 
@@ -157,6 +213,25 @@ def _recolour(images: Tensor, factors: Tensor) -> Tensor:
     return 255 * (images / 255).clamp(0, 1) ** gamma
 
 
+def _shade(images: Tensor, draws: Draws) -> Tensor:
+    """Brighter towards one side, darker towards the other."""
+    height, width = images.shape[-2:]
+    x = torch.linspace(-1, 1, width, device=images.device)
+    y = torch.linspace(-1, 1, height, device=images.device)[:, None]
+    along, down = draws.shades[:, None, None, :].split(1, dim=-1)  # (batch, 1, 1, 1)
+    light = (1 + along * x + down * y).clamp_min(0.1)
+    return (images * light).clamp(0, 255)
+
+
+def _mark(images: Tensor, part: Part, draws: Draws) -> Tensor:
+    """Hair, pen and glare laid over the pictures."""
+    if part.marks is None:
+        return images
+    marks = part.marks[draws.marks.clamp_min(0)].to(torch.float32)
+    cover = marks[:, -1:] / 255 * draws.marks.ge(0)[:, None, None, None]
+    return images + (marks[:, :-1] - images) * cover
+
+
 def _turns_and_flips(count: int, probability: float, generator: torch.Generator) -> Tensor:
     """(count, 2, 2) maps of (row, column) from the result to the source."""
     chosen = _coin(count, probability, generator)
@@ -167,14 +242,27 @@ def _turns_and_flips(count: int, probability: float, generator: torch.Generator)
     return torch.where(chosen[:, None, None], _rotation(90 * quarter) @ flip, torch.eye(2))
 
 
-def _strong_maps(count: int, generator: torch.Generator) -> Pair:
+def _far(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) factors: one picture in four is seen from farther away, at up to 2 times."""
+    far = 1 + 1.0 * torch.rand(count, generator=generator)
+    return torch.where(_coin(count, 0.25, generator), far, 1.0)
+
+
+def _darkening(count: int, channels: int, generator: torch.Generator) -> Tensor:
+    """(count, channels) factors: one picture in seven is darkened, blue most, as by melanin."""
+    depth = 1.1 * torch.rand(count, 1, generator=generator)
+    absorbed = torch.linspace(0.7, 1.3, channels)
+    return torch.where(_coin(count, 0.15, generator)[:, None], (-depth * absorbed).exp(), 1.0)
+
+
+def _strong_maps(count: int, generator: torch.Generator, scale: float = 0.3) -> Pair:
     """(count, 2, 2) and shift (count, 2, 1): a turn, a flip, then often all of an affine map."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *shape, generator=generator)
 
     free = _coin(count, 0.75, generator)
-    linear = _rotation(uniform(-180, 180)) * uniform(-0.3, 0.3).exp()[:, None, None]
+    linear = _rotation(uniform(-180, 180)) * uniform(-scale, scale).exp()[:, None, None]
     stretch = torch.diag_embed(uniform(-0.12, 0.12, 2).exp())
     linear = torch.where(free[:, None, None], linear @ stretch, torch.eye(2))
     shift = torch.where(free[:, None, None], uniform(-0.2, 0.2, 2, 1), torch.zeros(1))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ulvm.nn.augment import Draws, draw
+from ulvm.nn.augment import Draws, Pool, draw
 from ulvm.spec import TrainSpec
 
 
@@ -36,29 +37,50 @@ class Epoch:
             ours.copy_(new)
 
     def _tensors(self) -> list[Tensor]:
-        return [self.rows, self.draws.maps, self.draws.colours, self.schedule]
+        return [self.rows, *self.draws.tensors(), self.schedule]
 
 
 def draw_epoch(
-    recipe: TrainSpec, epoch: int, pictures: int, channels: int, generator: torch.Generator
+    recipe: TrainSpec,
+    epoch: int,
+    pictures: int,
+    channels: int,
+    generator: torch.Generator,
+    *,
+    pools: Sequence[Pool] = (),
+    marks: int = 0,
 ) -> Epoch:
     """Order, augmentation and schedule of an epoch.
 
     Args:
         recipe: The training recipe.
         epoch: How many came before it.
-        pictures: Number of training pictures.
+        pictures: Number of pictures that the epoch takes.
         channels: Channels of each.
         generator: Source of every random number, on the CPU.
+        pools: Where the pictures come from; else each comes once.
+        marks: How many drawn marks augmentation chooses from.
     """
     steps = -(-pictures // recipe.batch_size)
-    rows = torch.randperm(pictures, generator=generator)
+    rows = draw_rows(pools or [Pool(0, pictures, pictures)], generator)
     schedule = [
         [learning_rate(recipe, epoch + step / steps), _pull(recipe, epoch * steps + step + 1)]
         for step in range(steps)
     ]
-    draws = draw(recipe.augmentation, pictures, channels, generator)
+    draws = draw(recipe.augmentation, pictures, channels, generator, marks=marks)
     return Epoch(rows, draws, torch.tensor(schedule))
+
+
+def draw_rows(pools: Sequence[Pool], generator: torch.Generator) -> Tensor:
+    """int64 rows in random order; each picture of a pool comes equally often, or once more."""
+    rows = []
+    for pool in pools:
+        whole, rest = divmod(pool.drawn, pool.size)
+        rows += [torch.arange(pool.size) + pool.first] * whole
+        if rest:
+            rows.append(torch.randperm(pool.size, generator=generator)[:rest] + pool.first)
+    every = torch.cat(rows)
+    return every[torch.randperm(len(every), generator=generator)]
 
 
 def learning_rate(recipe: TrainSpec, epoch: float) -> float:

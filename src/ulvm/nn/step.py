@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ulvm.errors import InputError
 from ulvm.nn.augment import Part, augment
 from ulvm.nn.distributed import Processes
 from ulvm.nn.epoch import Epoch, draw_epoch
@@ -25,6 +26,7 @@ from ulvm.nn.graph import record
 from ulvm.nn.loss import segmentation_loss, targets_of
 from ulvm.nn.model import UltraLightVMUNet
 from ulvm.nn.networks import build_network
+from ulvm.nn.peers.lite_unet import LiteUNet
 from ulvm.spec import RunSpec, TrainSpec
 
 
@@ -75,6 +77,17 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         for state in self.optimizer.state.values():
             state["step"].zero_()
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take over tensors of another task, where the network knows how."""
+        if not isinstance(self.model, LiteUNet):
+            raise InputError(
+                f"a {type(self.model).__name__} to start from other weights",
+                "accepted is network='lite-unet'",
+                "leave them out",
+            )
+        for network in (self.model, self.averaged):
+            cast(LiteUNet, network).start_from(state)
 
     def loss(self, images: Tensor, masks: Tensor) -> Tensor:
         """The loss of a batch: only the network runs in the recipe's precision."""
@@ -169,9 +182,9 @@ class Steps:
         self._loss_sum = torch.zeros((), device=learner.device)
         self._counter = torch.zeros(1, dtype=torch.int64, device=learner.device)
         # Where a graph finds the numbers of each epoch; until the first, those of any.
-        any_epoch = draw_epoch(recipe, 0, len(part), part.images.shape[1], torch.Generator())
+        any_epoch = draw_epoch_of(part, recipe, 0, torch.Generator())
         self._epoch = any_epoch.to(learner.device)
-        full, last = divmod(len(part), recipe.batch_size)
+        full, last = divmod(part.drawn, recipe.batch_size)
         self._counts = [recipe.batch_size] * full + [last] * (last > 0)
         self._batch_size = recipe.batch_size
         # Other papers' networks hold running averages, which this would move.
@@ -192,7 +205,7 @@ class Steps:
 
     def mean_loss(self) -> float:
         """The mean over the epoch's pictures of all processes; waits for the GPU."""
-        return float(self.processes.sum(self._loss_sum)) / len(self.part)
+        return float(self.processes.sum(self._loss_sum)) / self.part.drawn
 
     def _make_step(self, count: int) -> Callable[[], None]:
         step: Callable[[], None] = functools.partial(self._work, count)
@@ -217,6 +230,13 @@ class Steps:
         self.loss.copy_(loss.detach())
         self._loss_sum += loss.detach() * len(share)
         self._counter += 1
+
+
+def draw_epoch_of(part: Part, recipe: TrainSpec, epoch: int, generator: torch.Generator) -> Epoch:
+    """``draw_epoch`` for the pictures and marks of a part."""
+    marks = 0 if part.marks is None else len(part.marks)
+    channels = part.images.shape[1]
+    return draw_epoch(recipe, epoch, part.drawn, channels, generator, pools=part.pools, marks=marks)
 
 
 def _random_of(device: torch.device) -> Any:

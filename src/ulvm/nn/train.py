@@ -7,22 +7,23 @@ import io
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ulvm import datasets, splits
+from ulvm import splits
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.metrics import dice, pooled
 from ulvm.nn.augment import Part
 from ulvm.nn.checkpoint import WEIGHTS, save_weights
 from ulvm.nn.distributed import Processes, choose_device, join
-from ulvm.nn.epoch import Epoch, draw_epoch, learning_rate
+from ulvm.nn.epoch import Epoch, learning_rate
+from ulvm.nn.parts import Folders, load_parts
 from ulvm.nn.run_folder import (
     draw_curves,
     tensorboard_writer,
@@ -30,7 +31,7 @@ from ulvm.nn.run_folder import (
     write_metrics,
     write_run,
 )
-from ulvm.nn.step import Learner, Steps
+from ulvm.nn.step import Learner, Steps, draw_epoch_of
 from ulvm.nn.validate import Validation
 from ulvm.spec import RunSpec, TrainSpec
 
@@ -42,9 +43,12 @@ CHECKPOINT_SHARE = 0.02  # of the time, at most
 
 def train(
     run: RunSpec,
-    data_dir: str | Path,
+    data_dir: Folders,
     out_dir: str | Path,
     *,
+    teacher_dir: Path | None = None,
+    start_from: Path | None = None,
+    threshold_masks: bool = False,
     device: str = "auto",
     resume: bool = False,
     tensorboard: bool = False,
@@ -63,8 +67,11 @@ def train(
 
     Args:
         run: What to train; ``presets.find_preset("paper").run`` is the authors' recipe.
-        data_dir: Folder of the data set as downloaded.
+        data_dir: Folder of the data set as downloaded; of several, each one's by its name.
         out_dir: The run's folder; made if missing.
+        start_from: Tensors as ``torch.save`` writes them, for a network that can start from some.
+        threshold_masks: See ``datasets.decode``.
+        teacher_dir: A teacher's masks, for a recipe that has one; see ``parts.write_teacher``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         resume: Continue ``out_dir`` after its last checkpoint, bit for bit; with another number
             of processes up to the order of float sums.
@@ -88,6 +95,9 @@ def train(
             out_dir,
             torch_device,
             processes,
+            teacher_dir,
+            start_from,
+            threshold_masks=threshold_masks,
             resume=resume,
             tensorboard=tensorboard,
             progress=progress,
@@ -97,19 +107,26 @@ def train(
 
 def _train(
     run: RunSpec,
-    data_dir: str | Path,
+    data_dir: Folders,
     out_dir: Path,
     device: torch.device,
     processes: Processes,
+    teacher_dir: Path | None,
+    start_from: Path | None,
     *,
+    threshold_masks: bool,
     resume: bool,
     tensorboard: bool,
     progress: bool,
 ) -> None:
     """This process's part of ``train``."""
     with processes.first_alone():
-        split, training, validation = load_parts(run, data_dir, device)
-    state = _State(run, device, processes, split)
+        used, training, validation = load_parts(
+            run, data_dir, device, teacher_dir, threshold_masks=threshold_masks
+        )
+    state = _State(run, device, processes, used)
+    if start_from:
+        state.learner.start_from(torch.load(start_from, map_location=device, weights_only=True))
     if resume:
         state.load(out_dir / CHECKPOINT)
     elif (out_dir / CHECKPOINT).exists():
@@ -121,7 +138,7 @@ def _train(
     if processes.rank > 0:
         _follow(state, training)
         return
-    with _Bar(run.train, len(training), state.epoch, shown=progress) as bar:
+    with _Bar(run.train, training.drawn, state.epoch, shown=progress) as bar:
         _lead(state, training, validation, data_dir, out_dir, bar, tensorboard=tensorboard)
 
 
@@ -129,7 +146,7 @@ def _lead(
     state: _State,
     training: Part,
     validation: Part,
-    data_dir: str | Path,
+    data_dir: Folders,
     out_dir: Path,
     bar: _Bar,
     *,
@@ -155,7 +172,7 @@ def _lead(
             "validation_loss": validation_loss,
             "validation_dsc_pooled": float(pooled(dice)(counts)),
             "learning_rate": learning_rate(run.train, state.epoch + 1),
-            "images_per_second": len(training) / elapsed,
+            "images_per_second": training.drawn / elapsed,
             "seconds": time.perf_counter() - started,
         }
         _require_finite(row, out_dir)
@@ -186,34 +203,21 @@ def _follow(state: _State, training: Part) -> None:
         state.epoch += 1
 
 
-def load_parts(
-    run: RunSpec, data_dir: str | Path, device: torch.device
-) -> tuple[splits.Split, Part, Part]:
-    """The resolved split and its training and validation pictures on the device."""
-    decoded = datasets.decode(run.data.dataset, data_dir, size=run.data.image_size)
-    split = splits.load_split(run.data.dataset, run.data.split)
-    split = split.resolve(decoded.pairs)
-
-    def load(part: str) -> Part:
-        rows = decoded.indices(split.ids(part))
-        images = torch.from_numpy(np.asarray(decoded.images[rows])).to(device)
-        masks = torch.from_numpy(np.asarray(decoded.masks[rows])).to(device)
-        return Part(images.permute(0, 3, 1, 2).contiguous(), masks)  # (pictures, 3, size, size)
-
-    return split, load("train"), load("validation")
-
-
 class _State:
     """Everything that a run needs to continue bit for bit."""
 
     def __init__(
-        self, run: RunSpec, device: torch.device, processes: Processes, split: splits.Split
+        self,
+        run: RunSpec,
+        device: torch.device,
+        processes: Processes,
+        used: tuple[splits.Split, ...],
     ) -> None:
         torch.manual_seed(run.train.seed)
         self.run = run
         self.device = device
         self.processes = processes
-        self.split = split
+        self.splits = used
         self.learner = Learner(run, device, processes)
         self.best = copy.deepcopy(self.learner.averaged)
         self.generator = torch.Generator().manual_seed(run.train.seed)
@@ -222,8 +226,7 @@ class _State:
 
     def draw_epoch(self, training: Part) -> Epoch:
         """The tables of the epoch that comes next."""
-        channels = self.run.model.in_channels
-        return draw_epoch(self.run.train, self.epoch, len(training), channels, self.generator)
+        return draw_epoch_of(training, self.run.train, self.epoch, self.generator)
 
     @property
     def best_row(self) -> dict[str, Any] | None:
@@ -247,7 +250,8 @@ class _State:
         torch.save(self._to_dict(), buffer)
         write_atomically(out_dir / CHECKPOINT, buffer.getvalue())
         provenance = {
-            "split_hash": self.split.hash,
+            "split_hash": self.splits[0].hash,
+            "split_hashes": {split.dataset: split.hash for split in self.splits},
             "validation": self.best_row,
             "versions": versions(),
         }
@@ -293,21 +297,30 @@ class _State:
         self.generator.set_state(stored["generator"].cpu())
         self.epoch, self.history = stored["epoch"], stored["history"]
 
-    def describe(self, data_dir: str | Path) -> dict[str, Any]:
+    def describe(self, data_dir: Folders) -> dict[str, Any]:
         """What ``run.json`` says of the run."""
+        described = [_describe_split(split) for split in self.splits]
         return {
             "run": self.run.to_dict(),
-            "data_dir": str(data_dir),
-            "split": {
-                "name": self.split.name,
-                "hash": self.split.hash,
-                "sizes": {part: len(self.split.ids(part)) for part in ("train", "validation")},
-            },
+            "data_dir": {name: str(folder) for name, folder in data_dir.items()}
+            if isinstance(data_dir, Mapping)
+            else str(data_dir),
+            "split": described[0],
+            "splits": described,
             "parameters": sum(each.numel() for each in self.learner.model.parameters()),
             "processes": self.processes.count,
             "epochs_done": self.epoch,
             "best": self.best_row,
         }
+
+
+def _describe_split(split: splits.Split) -> dict[str, Any]:
+    return {
+        "dataset": split.dataset,
+        "name": split.name,
+        "hash": split.hash,
+        "sizes": {part: len(split.ids(part)) for part in ("train", "validation")},
+    }
 
 
 def _flatten(run: dict[str, Any]) -> dict[str, Any]:

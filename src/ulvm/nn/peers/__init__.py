@@ -20,6 +20,7 @@ from ulvm.nn.peers.ege_unet import EGEUNet
 from ulvm.nn.peers.layers import ChannelNorm, LearntPlane
 from ulvm.nn.peers.lb_unet import LBUNet
 from ulvm.nn.peers.lightm_unet import LightMUNet
+from ulvm.nn.peers.lite_unet import LiteUNet
 from ulvm.nn.peers.malunet import MALUNet
 from ulvm.nn.peers.unet import UNet
 from ulvm.nn.peers.unext import UNeXt
@@ -121,6 +122,13 @@ PEERS: dict[str, Peer] = {
         parameters=974_357,
         published=None,
         source="unext with PVM layers (arXiv 2403.20035) for its deep convolutions",
+    ),
+    "lite-unet": Peer(
+        title="U-Net on EfficientNet-Lite0",
+        construct=LiteUNet,
+        parameters=3_825_121,
+        published=None,
+        source="the teacher; EfficientNet-Lite0 without its classifier on the way down",
     ),
 }
 

@@ -1,0 +1,480 @@
+"""Train many runs side by side on several GPUs: teachers, then what learns from them.
+
+    python bench/models.py plan.json --pack DIR --out OUT --side-by-side 8 --seconds 560
+
+The pack holds each data set's JPEG files in one (``NAME.jpgs``), its masks at 256×256
+(``NAME.masks.xz``) and ids, sizes and groups (``NAME.json``). The plan lists jobs:
+
+    {"name": "s2-fold1", "preset": "skin", "set": ["train.epochs=160"], "data": ["isic2017", …],
+     "weights": {"pad-ufes": 2}, "leave": [1], "teacher": "S", "teaches": "S/1", "save": true}
+
+``leave`` names the folds (1..5) of the pictures that are not trained on: the first one is scored.
+A job with ``teaches`` writes its probability of every picture of the folds that it left out;
+one with ``teacher`` waits for the pictures that it trains on, and learns from those that were
+predicted without them. Results go to OUT/results.json after every job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import lzma
+import multiprocessing
+import os
+import queue
+import tarfile
+import time
+import traceback
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+FOLDS = 5
+HELD_OUT = 0.05  # of the training pictures, to validate with
+SIZE = 256
+
+
+def load_pack(folder: Path, name: str, size: int = SIZE) -> Any:
+    """A data set of the pack, as ``datasets.decode`` gives one."""
+    import numpy as np
+
+    from ulvm import datasets
+    from ulvm.image import read_image, resize
+
+    index = json.loads((folder / f"{name}.json").read_text())
+    blob = (folder / f"{name}.jpgs").read_bytes()
+    ends = np.cumsum(index["sizes"])
+
+    def decode(row: int) -> Any:
+        return resize(
+            read_image(BytesIO(blob[ends[row] - index["sizes"][row] : ends[row]])), (size, size)
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = np.stack(list(pool.map(decode, range(len(ends)))))
+    masks = np.frombuffer(lzma.decompress((folder / f"{name}.masks.xz").read_bytes()), np.uint8)
+    masks = masks.reshape(-1, SIZE, SIZE)
+    if size != SIZE:
+        masks = np.stack([resize(mask, (size, size)) for mask in masks])
+    file = datasets.SourceFile(folder, 0, 0)
+    pairs = [
+        datasets.Pair(id_, part, file, file)
+        for id_, part in zip(index["ids"], index["parts"], strict=True)
+    ]
+    return datasets.DecodedDataset(name, pairs, images, masks, folder)
+
+
+def fold_of(group: str) -> int:
+    """1..5, by the group's name alone, so that every run agrees."""
+    return 1 + zlib.crc32(f"ulvm {group}".encode()) % FOLDS
+
+
+def make_split(
+    pack: Path, name: str, leave: list[int], path: Path, only: str | None = None
+) -> None:
+    """The split of a data set that leaves folds out; the first of them is its test part."""
+    from ulvm.splits import Split, load_split
+
+    index = json.loads((pack / f"{name}.json").read_text())
+    known = set(load_split(name, only).ids("train")) if only else set(index["ids"])
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for id_, group in zip(index["ids"], index["groups"], strict=True):
+        if id_ not in known:
+            continue
+        fold = fold_of(group)
+        held = zlib.crc32(f"held {group}".encode()) % 1000 < 1000 * HELD_OUT
+        if fold in leave:
+            if fold == leave[0]:
+                parts["test"].append(id_)
+        else:
+            parts["validation" if held else "train"].append(id_)
+    split = Split(path.stem, name, {part: tuple(ids) for part, ids in parts.items()})
+    split.save(path)
+
+
+class Scorer:
+    """Counts of a model on pictures, and how often it marks pictures without a lesion."""
+
+    def __init__(self, data: dict[str, Any], size: int) -> None:
+        import numpy as np
+
+        from ulvm import lesion_free, synthetic
+
+        self.data = data
+        dark = [
+            synthetic.draw_lesion(9000 + seed, (size, size), skin_tone=("V", "VI")[seed % 2])
+            for seed in range(60)
+        ]
+        self.dark = np.stack([one.image_rgb for one in dark]), np.stack([one.mask for one in dark])
+        drawn = lesion_free.draw_pictures(200, 77, size)
+        self.free = {"drawn skin": drawn[::2], "no skin": drawn[1::2]}
+
+    def score(self, probability: Any, test_ids: dict[str, list[str]]) -> dict[str, Any]:
+        """Of each data set the counts a picture; shares marked of pictures without a lesion."""
+        import numpy as np
+
+        from ulvm import lesion_free
+
+        found: dict[str, Any] = {}
+        marked = {}
+        for name, ids in test_ids.items():
+            rows = self.data[name].indices(ids)
+            images = np.asarray(self.data[name].images[rows])
+            truth = np.asarray(self.data[name].masks[rows])
+            found[name] = _count(probability, images, truth >= 128)
+            crops = lesion_free.crop_beside(images, truth, 5)
+            if len(crops):
+                marked[f"skin of {name}"] = _marked(probability, crops)
+        found["dark drawn"] = _count(probability, *self.dark)
+        for kind, images in self.free.items():
+            marked[kind] = _marked(probability, images)
+        return {"counts": found, "marked": marked}
+
+
+def _count(probability: Any, images: Any, truth: Any) -> dict[str, list[int]]:
+    counts: dict[str, list[int]] = {"tp": [], "fp": [], "fn": []}
+    for start in range(0, len(images), 64):
+        mask = probability(images[start : start + 64])[:, 0] >= 0.5
+        true = truth[start : start + 64]
+        for key, both in (("tp", mask & true), ("fp", mask & ~true), ("fn", ~mask & true)):
+            counts[key] += both.sum((1, 2)).tolist()
+    return counts
+
+
+def _marked(probability: Any, images: Any) -> list[float]:
+    shares: list[float] = []
+    for start in range(0, len(images), 64):
+        mask = probability(images[start : start + 64])[:, 0] >= 0.5
+        shares += [round(float(share), 4) for share in mask.mean((1, 2))]
+    return shares
+
+
+def predict(probability: Any, images: Any) -> Any:
+    """Mean probability over the four flips, uint8."""
+    import numpy as np
+
+    out = []
+    for start in range(0, len(images), 64):
+        some = images[start : start + 64]
+        total = 0
+        for axes in ((), (1,), (2,), (1, 2)):
+            flipped = probability(np.ascontiguousarray(np.flip(some, axes)))[:, 0]
+            total = total + np.flip(flipped, axes)
+        out.append(np.rint(total / 4 * 255).astype(np.uint8))
+    return np.concatenate(out)
+
+
+def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Scorer) -> Any:
+    """Train and score one job."""
+    from ulvm.nn.checkpoint import load_probability
+    from ulvm.nn.parts import write_teacher
+    from ulvm.nn.train import train
+    from ulvm.presets import find_preset
+    from ulvm.spec import DataSpec, RunSpec, SourceSpec
+
+    device = given.device
+    folder = given.out / "runs" / job["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    leave = job["leave"]
+    sources = []
+    for name in job["data"]:
+        path = str((folder / f"{name}.json").resolve())
+        if name in job.get("split", {}):
+            path = job["split"][name]
+        else:
+            make_split(given.pack, name, leave, Path(path), job.get("only"))
+        weight = job.get("weights", {}).get(name, 1.0)
+        sources.append(SourceSpec(dataset=name, split=path, weight=weight))
+    run: RunSpec = find_preset(job["preset"]).run
+    run = dataclasses.replace(
+        run,
+        data=DataSpec(
+            dataset=sources[0].dataset,
+            split=sources[0].split,
+            more=tuple(sources[1:]),
+            image_size=given.size,
+        ),
+    ).override(job.get("set", []))
+    teacher = None
+    if job.get("teacher"):
+        teacher = folder / "teacher"
+        gather_teacher(job, given, decoded, teacher)
+    train(
+        run,
+        dict.fromkeys(job["data"], given.pack),
+        folder,
+        teacher_dir=teacher,
+        start_from=given.pack / "lite0.pth" if run.model.network == "lite-unet" else None,
+        device=device,
+        progress=False,
+    )
+    probability, _ = load_probability(folder, device)
+    if job.get("teaches"):
+        for name in job["data"]:
+            ids = [id_ for id_ in decoded[name].ids if fold_by_id(given, name)[id_] in leave]
+            rows = decoded[name].indices(ids)
+            write_teacher(
+                given.out / "teachers" / job["teaches"], name, ids,
+                predict(probability, decoded[name].images[rows]),
+            )  # fmt: skip
+        (given.out / "teachers" / job["teaches"] / "done").touch()
+    if not leave or job.get("unscored"):
+        return {}
+    tests = {
+        name: [id_ for id_, fold in fold_by_id(given, name).items() if fold == leave[0]]
+        for name in job["data"]
+    }
+    for name in job.get("outside", []):
+        tests[name] = decoded[name].ids[::3]
+    return scorer.score(probability, tests)
+
+
+def fold_by_id(given: Any, name: str) -> dict[str, int]:
+    """The fold of each picture."""
+    index = json.loads((given.pack / f"{name}.json").read_text())
+    groups = zip(index["ids"], index["groups"], strict=True)
+    return {id_: fold_of(group) for id_, group in groups}
+
+
+def gather_teacher(job: dict[str, Any], given: Any, decoded: Any, into: Path) -> None:
+    """Of each picture, the mean of what the teachers said that trained without it and its test."""
+    import numpy as np
+
+    from ulvm.nn.parts import write_teacher
+
+    left = job["leave"][:1]  # the tested fold: teachers that saw it are of no use
+    roots = [given.out / "teachers", *([given.teachers] if given.teachers else [])]
+    for name in job["data"]:
+        folds = fold_by_id(given, name)
+        sums: dict[str, list[Any]] = {}
+        for kind in job["teacher"]:
+            for fold in range(1, FOLDS + 1):
+                if fold in left:
+                    continue
+                key = f"{kind}-{'-'.join(map(str, sorted([*left, fold])))}"
+                path = next(
+                    root / key / f"{name}.npz"
+                    for root in roots
+                    if (root / key / f"{name}.npz").exists()
+                )
+                with np.load(path) as stored:
+                    for id_, values in zip(stored["ids"], stored["probability"], strict=True):
+                        if folds.get(str(id_)) == fold:
+                            sums.setdefault(str(id_), []).append(values)
+        ids = list(sums)
+        mean = [np.rint(np.mean(sums[id_], axis=0)).astype(np.uint8) for id_ in ids]
+        write_teacher(into, name, ids, np.stack(mean))
+
+
+def ready(job: dict[str, Any], given: Any) -> bool:
+    """Whether every teacher of a job is done."""
+    if not job.get("teacher"):
+        return True
+    left = job["leave"][:1]
+    roots = [given.out / "teachers", *([given.teachers] if given.teachers else [])]
+    return all(
+        any(
+            (root / f"{kind}-{'-'.join(map(str, sorted([*left, fold])))}" / "done").exists()
+            for root in roots
+        )
+        for kind in job["teacher"]
+        for fold in range(1, FOLDS + 1)
+        if fold not in left
+    )
+
+
+def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: float) -> None:
+    """Take jobs until there are none."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    warnings.filterwarnings("ignore")
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    if torch.cuda.is_available():
+        import triton.experimental.gluon  # noqa: F401  two threads importing it can deadlock
+    from ulvm import datasets
+    from ulvm.nn import parts
+
+    given.device = "cuda" if torch.cuda.is_available() else "cpu"
+    decoded = {}
+    for name in plan["data"]:
+        images = np.load(given.out / f"{name}.images.npy", mmap_mode="r")
+        masks = np.load(given.out / f"{name}.masks.npy", mmap_mode="r")
+        index = json.loads((given.pack / f"{name}.json").read_text())
+        file = datasets.SourceFile(given.pack, 0, 0)
+        pairs = [
+            datasets.Pair(i, p, file, file)
+            for i, p in zip(index["ids"], index["parts"], strict=True)
+        ]
+        decoded[name] = datasets.DecodedDataset(name, pairs, images, masks, given.pack)
+    parts.datasets.decode = lambda dataset, _folder, **_: decoded[dataset]  # type: ignore
+    scorer = Scorer(decoded, given.size)
+    waiting: list[dict[str, Any]] = []
+    while time.time() < end:
+        job = next((each for each in waiting if ready(each, given)), None)
+        if job:
+            waiting.remove(job)
+        else:
+            try:
+                job = jobs.get_nowait()
+            except queue.Empty:
+                if not waiting:
+                    return
+                time.sleep(1)
+                continue
+            if not ready(job, given):
+                waiting.append(job)  # one at most, so that others can take the rest
+                while not ready(job, given) and time.time() < end:
+                    time.sleep(1)
+                continue
+        start = time.time()
+        try:
+            scored = run_job(job, given, decoded, scorer)
+            done.put((job["name"], scored, time.time() - start, None))
+        except Exception:
+            done.put((job["name"], None, time.time() - start, traceback.format_exc()[-1500:]))
+
+
+def dice(counts: dict[str, list[int]]) -> tuple[float, float, float]:
+    """Pooled, mean over pictures, share below .5."""
+    tp, fp, fn = (sum(counts[key]) for key in ("tp", "fp", "fn"))
+    each = each_dice(counts)
+    low = sum(x < 0.5 for x in each) / len(each)
+    return 2 * tp / max(1, 2 * tp + fp + fn), sum(each) / len(each), low
+
+
+def each_dice(counts: dict[str, list[int]]) -> list[float]:
+    """Of each picture."""
+    return [
+        2 * a / (2 * a + b + c) if a + b + c else 1.0
+        for a, b, c in zip(counts["tp"], counts["fp"], counts["fn"], strict=True)
+    ]
+
+
+def small_dice(counts: dict[str, list[int]], size: int) -> tuple[float, int]:
+    """Mean over pictures whose lesion covers less than 4 % of the frame, and how many."""
+    limit = 0.04 * size * size
+    true = [a + b for a, b in zip(counts["tp"], counts["fn"], strict=True)]
+    small = [x for x, t in zip(each_dice(counts), true, strict=True) if 0 < t < limit]
+    return sum(small) / max(1, len(small)), len(small)
+
+
+def summarise(plan: dict[str, Any], results: list[Any], size: int) -> list[str]:
+    """A line for each group of jobs: folds pooled; data sets outside averaged."""
+    lines = []
+    groups: dict[str, list[Any]] = {}
+    jobs = {job["name"]: job for job in plan["jobs"]}
+    for result in results:
+        if result[1]:
+            groups.setdefault(jobs[result[0]]["group"], []).append(result)
+    for group, good in groups.items():
+        line = f"{group:14s} {len(good)} x {sum(r[2] for r in good) / len(good):4.0f} s"
+        for name in good[0][1]["counts"]:
+            together: dict[str, list[int]] = {
+                key: [count for r in good for count in r[1]["counts"][name][key]]
+                for key in ("tp", "fp", "fn")
+            }
+            pooled, each, low = dice(together)
+            small, count = small_dice(together, size)
+            line += f" | {name} {pooled:.4f} {each:.4f} <.5 {low:.3f} small({count}) {small:.3f}"
+        for kind in good[0][1]["marked"]:
+            shares = [share for r in good for share in r[1]["marked"].get(kind, [])]
+            line += f" | {kind} >1% {sum(s > 0.01 for s in shares) / len(shares):.3f}"
+        lines.append(line)
+    return lines
+
+
+def bundle(out: Path, jobs: list[dict[str, Any]]) -> None:
+    """What is worth bringing back, in few files: weights; what the teachers said, coarser."""
+    import numpy as np
+
+    with tarfile.open(out / "weights.tar", "w") as tar:
+        for job in jobs:
+            path = out / "runs" / job["name"] / "weights.safetensors"
+            if job.get("save") and path.exists():
+                tar.add(path, f"{job['name']}.safetensors")
+                for split in path.parent.glob("*.json"):
+                    tar.add(split, f"{job['name']}.{split.name}")
+                tar.add(path.parent / "metrics.csv", f"{job['name']}.csv")
+    with tarfile.open(out / "teachers.tar", "w") as tar:
+        for folder in sorted(out.glob("teachers/*-[1-5]")):
+            if folder.name.count("-") > 1:
+                continue
+            for path in folder.glob("*.npz"):
+                with np.load(path) as stored:
+                    coarse = (stored["probability"] // 17 * 17).astype(np.uint8)
+                    np.savez_compressed(path, ids=stored["ids"], probability=coarse)
+                tar.add(path, f"{folder.name}/{path.name}")
+            tar.add(folder / "done", f"{folder.name}/done")
+
+
+def main() -> None:
+    """Run the plan."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--pack", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, help="Where runs and decoded pictures go; else OUT.")
+    parser.add_argument("--teachers", type=Path, help="Teachers of an earlier call.")
+    parser.add_argument("--side-by-side", type=int, default=1, help="processes on each GPU")
+    parser.add_argument("--size", type=int, default=SIZE)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    given = parser.parse_args()
+    import numpy as np
+
+    began = time.time()
+    back, given.out = given.out, given.work or given.out
+    for folder in (back, given.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    plan, end = json.loads(given.plan.read_text()), began + given.seconds
+    for name in plan["data"]:
+        data = load_pack(given.pack, name, given.size)
+        np.save(given.out / f"{name}.images.npy", data.images)
+        np.save(given.out / f"{name}.masks.npy", data.masks)
+    print(f"decoded after {time.time() - began:.0f} s", flush=True)
+    gpus = int(os.popen("nvidia-smi -L 2>/dev/null | wc -l").read().strip() or 0)
+    spawn = multiprocessing.get_context("spawn")
+    jobs, done = spawn.Queue(), spawn.Queue()
+    for job in plan["jobs"]:
+        jobs.put(job)
+    time.sleep(1)  # the queue's thread fills it
+    workers = [
+        spawn.Process(target=work, args=(str(gpu), jobs, done, plan, given, end - 20), daemon=True)
+        for _ in range(given.side_by_side)
+        for gpu in range(max(1, gpus))
+    ]
+    for worker in workers:
+        worker.start()
+    results: list[Any] = []
+    while (
+        len(results) < len(plan["jobs"])
+        and time.time() < end
+        and (any(worker.is_alive() for worker in workers) or not done.empty())
+    ):
+        try:
+            results.append(done.get(timeout=2))
+        except queue.Empty:
+            continue
+        name, _, took, problem = results[-1]
+        print(f"{time.time() - began:4.0f} s: {name} took {took:.0f} s", problem or "", flush=True)
+        (back / "results.json").write_text(json.dumps(results))
+    print(f"{len(results)} of {len(plan['jobs'])} jobs in {time.time() - began:.0f} s")
+    lines = summarise(plan, results, given.size)
+    (back / "summary.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), flush=True)
+    bundle(given.out, plan["jobs"])
+    if given.out != back:
+        for name in ("weights.tar", "teachers.tar"):
+            (back / name).write_bytes((given.out / name).read_bytes())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

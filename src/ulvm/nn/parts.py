@@ -1,0 +1,178 @@
+"""From data sets on disk to the pictures of a run on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ulvm import datasets, lesion_free, splits
+from ulvm.errors import InputError
+from ulvm.nn.augment import Part, Pool
+from ulvm.spec import RunSpec, SourceSpec
+
+DRAWN_PICTURES = 200
+MARKS = 200
+CROPS = 1000  # tried for each data set, at least
+_SEED = 16  # of what the project draws for training; a run's own seed decides what is drawn when
+
+Pixels = npt.NDArray[np.uint8]
+Folders = str | Path | Mapping[str, str | Path]
+"""The folder of the run's only data set, or of each by its name."""
+
+
+def load_parts(
+    run: RunSpec,
+    data_dir: Folders,
+    device: torch.device,
+    teacher_dir: Path | None = None,
+    *,
+    threshold_masks: bool = False,
+) -> tuple[tuple[splits.Split, ...], Part, Part]:
+    """The resolved splits and their training and validation pictures on the device.
+
+    Args:
+        run: Which data sets, in which splits.
+        data_dir: Where they lie.
+        device: Where the pictures go.
+        teacher_dir: What ``read_teacher`` reads, if the recipe has a teacher.
+        threshold_masks: See ``datasets.decode``.
+
+    Returns:
+        A split for each data set, in the order of ``run.data.sources``, and both parts.
+    """
+    folders = folder_of_each(run.data.sources, data_dir)
+    used, images, masks, pools = [], [], [], []
+    held_images, held_masks = [], []
+    for source in run.data.sources:
+        decoded = datasets.decode(
+            source.dataset,
+            folders[source.dataset],
+            size=run.data.image_size,
+            threshold_masks=threshold_masks,
+        )
+        split = splits.load_split(source.dataset, source.split).resolve(decoded.pairs)
+        rows = decoded.indices(split.ids("train"))
+        used.append(split)
+        images.append(np.asarray(decoded.images[rows]))
+        truth = np.asarray(decoded.masks[rows])
+        if run.train.teacher_share:
+            taught = read_teacher(teacher_dir, source.dataset, split.ids("train"))
+            share = run.train.teacher_share
+            truth = np.rint(truth * (1 - share) + taught * share).astype(np.uint8)
+        masks.append(truth)
+        pools.append((len(rows), source.weight))
+        held = decoded.indices(split.ids("validation"))
+        held_images.append(np.asarray(decoded.images[held]))
+        held_masks.append(np.asarray(decoded.masks[held]))
+    counts = [count for count, _ in pools]
+    drawn = share_out(pools, sum(counts))
+    if run.train.lesion_free:
+        without = draw_lesion_free(images, masks, run.data.image_size)
+        total = round(sum(drawn) * run.train.lesion_free / (1 - run.train.lesion_free))
+        drawn += share_out([(1, 1.0)] * len(without), total)  # of each kind alike
+        counts += map(len, without)
+        images += without
+        masks += [np.zeros(each.shape[:3], np.uint8) for each in without]
+    firsts = np.cumsum([0, *counts[:-1]]).tolist()
+    mixed = len(counts) > 1
+    marks = None
+    if run.train.augmentation == "wide" and run.model.in_channels == 3:
+        marks = _to_device(lesion_free.draw_marks(MARKS, _SEED, run.data.image_size), device)
+    training = Part(
+        _to_device(np.concatenate(images), device),
+        torch.from_numpy(np.concatenate(masks)).to(device),
+        tuple(Pool(*each) for each in zip(firsts, counts, drawn, strict=True)) if mixed else (),
+        marks,
+    )
+    validation = Part(
+        _to_device(np.concatenate(held_images), device),
+        torch.from_numpy(np.concatenate(held_masks)).to(device),
+    )
+    return tuple(used), training, validation
+
+
+def folder_of_each(sources: Sequence[SourceSpec], data_dir: Folders) -> Mapping[str, str | Path]:
+    """The folder of each data set by its name.
+
+    Raises:
+        InputError: One has none, or a name belongs to no data set of the run.
+    """
+    names = [source.dataset for source in sources]
+    if not isinstance(data_dir, Mapping):
+        if names[1:]:
+            raise InputError(
+                f"one folder for the data sets {', '.join(names)}",
+                "accepted is a folder for each",
+                "write --data NAME=DIR for each of them",
+            )
+        return {names[0]: data_dir}
+    if set(data_dir) != set(names):
+        raise InputError(
+            f"folders of {', '.join(data_dir) or 'no data set'}",
+            f"this run has {', '.join(names)}",
+            "write --data NAME=DIR for each of them",
+        )
+    return data_dir
+
+
+def share_out(pools: Sequence[tuple[int, float]], total: int) -> list[int]:
+    """How many of ``total`` pictures each pool (count, weight) gives, the rest to the largest."""
+    weighted = [count * weight for count, weight in pools]
+    drawn = [round(total * each / sum(weighted)) for each in weighted]
+    drawn[int(np.argmax(drawn))] += total - sum(drawn)
+    return drawn
+
+
+def draw_lesion_free(images: Sequence[Pixels], masks: Sequence[Pixels], size: int) -> list[Pixels]:
+    """Pictures without a lesion, by kind: crops of each data set's, and drawn ones."""
+    kinds = [lesion_free.draw_pictures(DRAWN_PICTURES, _SEED, size)]
+    for some, truth in zip(images, masks, strict=True):
+        clear = np.where(truth >= 64, truth, 0)  # a teacher's faint marks are no mask
+        tries = 1 + CROPS // len(some)  # of each picture
+        crops = [lesion_free.crop_beside(some, clear, _SEED + lot) for lot in range(tries)]
+        kinds.append(np.concatenate(crops))
+    return [kind for kind in kinds if len(kind)]
+
+
+def read_teacher(folder: Path | None, dataset: str, ids: Sequence[str]) -> Pixels:
+    """A teacher's probability of each picture, uint8 (ids, size, size).
+
+    Args:
+        folder: Holds ``DATASET.npz`` with ``ids`` and ``probability``, as ``write_teacher`` does.
+        dataset: Name of the data set.
+        ids: Which pictures, in which order.
+
+    Raises:
+        InputError: There is no such file, or it lacks a picture.
+    """
+    path = Path(folder or "") / f"{dataset}.npz"
+    if folder is None or not path.is_file():
+        raise InputError(
+            f"no teacher's masks of {dataset}" + (f" in {folder}" if folder else ""),
+            f"this recipe learns from {path.name}",
+            "name its folder, or set train.teacher_share=0",
+        )
+    with np.load(path) as stored:
+        row_of = {str(id_): row for row, id_ in enumerate(stored["ids"])}
+        if missing := [id_ for id_ in ids if id_ not in row_of]:
+            raise InputError(
+                f"{path} lacks {len(missing)} pictures: {splits.name_some(missing)}",
+                "accepted is a file with every picture of the training part",
+                "predict the others too",
+            )
+        return np.asarray(stored["probability"][[row_of[id_] for id_ in ids]])
+
+
+def write_teacher(folder: Path, dataset: str, ids: Sequence[str], probability: Pixels) -> None:
+    """Write what ``read_teacher`` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"{dataset}.npz", ids=np.array(ids), probability=probability)
+
+
+def _to_device(images: Pixels, device: torch.device) -> torch.Tensor:
+    """(pictures, channels, size, size), contiguous."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
