@@ -45,7 +45,7 @@ from ulvm.nn.peers import PEERS, build_peer, count_parameters
 from ulvm.nn.peers.graph import ImageToProbability, build_graph
 from ulvm.nn.run_folder import machine, versions
 from ulvm.onnx import onnxruntime
-from ulvm.presets import find_preset
+from ulvm.presets import PLUS_MODEL, find_preset
 from ulvm.spec import ModelSpec, RunSpec
 from ulvm.tables import TABLES
 
@@ -54,13 +54,6 @@ WEIGHTS = ROOT / "src" / "ulvm" / "weights"
 BUNDLED = WEIGHTS / segmenter.BUNDLED_ONNX
 BUNDLED_WEIGHTS = WEIGHTS / segmenter.BUNDLED_MODEL
 LEVELS = ("avx512", "avx2", "sse2", "neon")
-# Convolutions in the shallow stages, which are quicker, and no bridge.
-DEEP_PVM = ModelSpec(
-    widths=(8, 16, 24, 32, 40, 48),
-    encoder=("conv",) * 5 + ("pvm",),
-    decoder=("pvm", "pvm", "conv", "conv", "conv"),
-    bridge="none",
-)
 RESULT = ROOT / "bench" / "results" / "cpu.json"
 PRESETS_RESULT = ROOT / "results" / "cpu_times.json"
 TIMED_PEERS = ("unext-s", "lb-unet", "malunet", "ege-unet", "unext", "unet")
@@ -216,7 +209,7 @@ def build_peers(model: Path) -> list[Entry]:
             graph.feed,
         ),
         *engine_entries(
-            "PVM layers at the bottom only", DEEP_PVM, random_weights(DEEP_PVM), graph.feed
+            "PVM layers at the bottom only", PLUS_MODEL, random_weights(PLUS_MODEL), graph.feed
         ),
         graph,
     ]
