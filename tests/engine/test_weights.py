@@ -136,13 +136,20 @@ def test_every_value_of_every_network_arrives(driver: Path, files: dict[str, byt
 
 def test_networks_of_others_and_other_mixers_are_onnx_runtimes(driver: Path) -> None:
     paths = sorted(RESULTS.glob("*.safetensors"))
-    assert len(paths) >= 4
     answers = read(driver, [path.read_bytes() for path in paths])
+    others = 0
     for path, (code, sentence, _) in zip(paths, answers, strict=True):
+        header, _data = split(path.read_bytes())
+        model = json.loads(header["__metadata__"]["ulvm"])["run"]["model"]
+        if (model["network"], model["mixer"]) == ("ultralight-vm-unet", "mamba"):
+            assert code == OK
+            continue
+        others += 1
         assert code == UNSUPPORTED
         assert path.stem.removeprefix("mixer-") in sentence
         assert "ulvm export RUN --out model.onnx" in sentence
         assert "ulvm predict --engine onnx --model model.onnx" in sentence
+    assert others >= 4
 
 
 def test_what_a_writer_may_do_otherwise(driver: Path, files: dict[str, bytes]) -> None:

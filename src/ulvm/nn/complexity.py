@@ -347,8 +347,10 @@ _COUNTS: dict[str, _Count] = {
     **dict.fromkeys(("native_layer_norm", "native_group_norm", "_softmax"), _NORM),
     **dict.fromkeys(("mean", "sum", "amax", "max_pool2d_with_indices"), _READ),
     **dict.fromkeys(("add", "sub", "mul", "div", "sqrt"), _WRITTEN),
-    **dict.fromkeys(("relu", "gelu", "silu", "sigmoid"), _WRITTEN),
-    **dict.fromkeys(("clone", "cat", "flip", "constant_pad_nd", "reflection_pad2d"), _FREE),
+    **dict.fromkeys(("relu", "hardtanh", "gelu", "silu", "sigmoid"), _WRITTEN),
+    **dict.fromkeys(
+        ("clone", "cat", "upsample_nearest2d", "flip", "constant_pad_nd", "reflection_pad2d"), _FREE
+    ),
     "empty": _FREE,
 }
 
