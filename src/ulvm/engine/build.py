@@ -34,7 +34,6 @@ FLAGS = (
     *("-fvisibility=hidden", "-ffunction-sections", "-fno-stack-protector", "-fno-sanitize=all"),
     *("-g0", "-fno-ident", "-Wall", "-Wextra", "-Werror"),
 )
-NETWORK_FLAGS: tuple[str, ...] = ()
 
 # Instruction sets that network.c is compiled for, and how; engine.c chooses one at run time.
 LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -184,7 +183,7 @@ def build(target: Target, out: Path) -> Path:
 def compile_objects(target: Target, folder: Path, extra: Sequence[str] = ()) -> list[Path]:
     """The engine's object files, and those of the sources in ``extra``, in ``folder``."""
     jobs = [
-        (NETWORK, folder / f"network-{level}.o", (*NETWORK_FLAGS, *flags, f"-DLEVEL={level}"))
+        (NETWORK, folder / f"network-{level}.o", (*flags, f"-DLEVEL={level}"))
         for level, flags in target.levels.items()
     ]
     jobs += [

@@ -145,7 +145,7 @@ INLINE void before_scan(Run *run, const PVM *p, int side, float *scratch, int fi
                   p->inner * p->side, tokens->gate, inner, first, last);
 }
 
-INLINE void before_scan_after_conv(Run *run, const PVM *p, int side, int first, int last) {
+INLINE void after_conv(Run *run, const PVM *p, int side, int first, int last) {
   const Tokens *tokens = &run->tokens;
   const int inner = p->inner_width, d_conv = run->network->model.d_conv;
   for (int t = first; t < last; t++) {
@@ -250,13 +250,18 @@ INLINE void after_scan(Run *run, const PVM *p, int side, float *scratch, int fir
     call;                         \
   }
 
+// The part of the chunk's tokens that a thread does; the last four may reach beyond them.
+INLINE void share_tokens(const Run *run, int thread, int threads, int *first, int *last) {
+  share(run->count, WIDE, thread, threads, first, last);
+  *last = up_to(*last, 4);
+}
+
 static void before_scan_task(void *work, int thread, int threads) {
   Run *run = work;
   const PVM *p = &run->stage->pvm;
   float *scratch = run->scratch + thread * run->thread_floats;
   int first, last;
-  share(run->count, WIDE, thread, threads, &first, &last);
-  last = up_to(last, 4);
+  share_tokens(run, thread, threads, &first, &last);
   FOR_BRANCHES(before_scan(run, p, 4, scratch, first, last),
                before_scan(run, p, p->side, scratch, first, last))
 }
@@ -265,10 +270,9 @@ static void after_conv_task(void *work, int thread, int threads) {
   Run *run = work;
   const PVM *p = &run->stage->pvm;
   int first, last;
-  share(run->count, WIDE, thread, threads, &first, &last);
-  last = up_to(last, 4);
-  FOR_BRANCHES(before_scan_after_conv(run, p, 4, first, last),
-               before_scan_after_conv(run, p, p->side, first, last))
+  share_tokens(run, thread, threads, &first, &last);
+  FOR_BRANCHES(after_conv(run, p, 4, first, last),
+               after_conv(run, p, p->side, first, last))
 }
 
 static void scan_task(void *work, int thread, int threads) {
@@ -296,8 +300,7 @@ static void after_scan_task(void *work, int thread, int threads) {
   const PVM *p = &run->stage->pvm;
   float *scratch = run->scratch + thread * run->thread_floats;
   int first, last;
-  share(run->count, WIDE, thread, threads, &first, &last);
-  last = up_to(last, 4);
+  share_tokens(run, thread, threads, &first, &last);
   FOR_BRANCHES(after_scan(run, p, 4, scratch, first, last),
                after_scan(run, p, p->side, scratch, first, last))
 }
