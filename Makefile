@@ -9,7 +9,7 @@
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
 # make docs   draw the figures and regenerate the tables of the documents from result files; says what
-#             is missing (results/: runs of `ulvm reproduce`, bench/areas.py, bench/complexity.py,
+#             is missing (results/: runs of `ulvm reproduce`, docs/make/areas.py and complexity.py,
 #             bench/cpu.py --presets, the last on an idle machine)
 
 PYTHON ?= python3
@@ -72,9 +72,9 @@ bench: .venv-test/ready
 	.venv-test/bin/python bench/cpu.py
 
 docs: .venv-test/ready
-	.venv-test/bin/python bench/figures.py
-	.venv-test/bin/python bench/drawn_pictures.py
-	.venv-test/bin/python bench/tables.py
+	.venv-test/bin/python docs/make/figures.py
+	.venv-test/bin/python docs/make/drawn_pictures.py
+	.venv-test/bin/python docs/make/tables.py
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

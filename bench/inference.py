@@ -4,7 +4,7 @@ Timed is what the released model computes: normalised pictures on the GPU → pr
 graph; each batch size has all precisions and plain torch interleaved. With ``--data`` the masks of
 the ISIC 2017 ``paper-permutation`` test pictures in each precision are compared with those in
 float32; the true masks are not looked at, so nothing is scored. Writes
-``bench/results/inference.json``.
+``results/speed/inference.json``.
 """
 
 from __future__ import annotations

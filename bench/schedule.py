@@ -2,7 +2,7 @@
 
 The first run finds no compiled kernels, the second those of the first; both find the pictures
 decoded, which happens once for a data set and is not counted. Writes
-``bench/results/schedule.json``. Nothing is scored on the test part.
+``results/speed/schedule.json``. Nothing is scored on the test part.
 """
 
 from __future__ import annotations

@@ -520,8 +520,8 @@ def reproduce(
     A stopped run is resumed. TABLE is main, branches, bridges, stages, mamba, widths, mixers,
     peers, plug or leaks.
     """
-    from ulvm.nn.reproduce import reproduce as run_tables
-    from ulvm.report import render
+    from ulvm.reproduce.report import render
+    from ulvm.reproduce.runs import reproduce as run_tables
 
     for said, done, count in run_tables(
         tables,
@@ -608,10 +608,12 @@ def inspect(preset: str, assignments: tuple[str, ...], size: int, as_json: bool)
 def presets() -> None:
     """List the runs that train and inspect know."""
     from ulvm.presets import PRESETS
+    from ulvm.reproduce.experiments import published_scores
 
     click.echo(f"{'preset':21}{'parameters':>11}{'published DSC':>15}  what")
     for name, preset in PRESETS.items():
-        published = "" if preset.published_dsc is None else f"{preset.published_dsc:.4f}"
+        scores = published_scores(name, "isic2017", "isic2017")
+        published = f"{scores['dsc']:.4f}" if scores else ""
         click.echo(f"{name:21}{preset.parameters:>11,}{published:>15}  {preset.note}")
 
 

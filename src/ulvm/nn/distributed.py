@@ -127,3 +127,14 @@ def choose_device(name: str) -> torch.device:
             "choose --device auto, and no more processes than GPUs",
         ) from None
     return torch.device(name)
+
+
+def share_devices(name: str) -> list[str]:
+    """Where runs of one process each go in turn: with ``auto`` all GPUs if there are several."""
+    count = torch.cuda.device_count() if name == "auto" else 0
+    return [f"cuda:{index}" for index in range(count)] if count > 1 else [name]
+
+
+def share_threads(processes: int) -> None:
+    """Leave this process its share of the cores."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
