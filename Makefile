@@ -9,7 +9,7 @@
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
 # make docs   draw the figures and regenerate the tables of the documents from result files; says what
-#             is missing (results/: runs of `ulvm reproduce`, docs/make/areas.py and complexity.py,
+#             is missing (results/: runs of `ulvm reproduce`, docs/make/areas.py and counts.py,
 #             bench/cpu.py --presets, the last on an idle machine)
 
 PYTHON ?= python3

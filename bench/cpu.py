@@ -40,7 +40,7 @@ from ulvm.nn.export import build_onnx
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
 from ulvm.nn.networks import build_network
 from ulvm.nn.peers import PEERS, build_peer, count_parameters
-from ulvm.nn.peers.graph import ImageToProbability, build_graph
+from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
 from ulvm.nn.run_folder import machine, versions
 from ulvm.onnx import onnxruntime
 from ulvm.presets import PLUS_MODEL, find_preset

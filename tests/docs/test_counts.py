@@ -17,6 +17,6 @@ def test_the_committed_complexity_has_every_preset() -> None:
 
 def test_complexity_is_what_the_network_costs() -> None:
     pytest.importorskip("torch")
-    import complexity
+    import counts
 
-    assert complexity.measure("paper") == read(COMPLEXITY)["paper"]
+    assert counts.measure("paper") == read(COMPLEXITY)["paper"]
