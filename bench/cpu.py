@@ -231,7 +231,7 @@ def build_presets(names: list[str]) -> list[Entry]:
     return entries
 
 
-def time_interleaved(
+def time_rounds(
     runs: list[Callable[[], object]], rounds: int, repeats: int, seconds: float
 ) -> list[list[list[float]]]:
     """Milliseconds of each run in each round, as [run][round][repeat]; one block after another."""
@@ -274,7 +274,7 @@ def measure(
     ]
     for count in threads:
         runs = [runner(entry, count) for entry in entries]
-        times = time_interleaved(runs, rounds, repeats, seconds)
+        times = time_rounds(runs, rounds, repeats, seconds)
         for row, blocks in zip(rows, times, strict=True):
             row["threads"][str(count)] = summarise(blocks)
     return rows

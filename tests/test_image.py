@@ -20,10 +20,10 @@ from ulvm.errors import InputError
 from ulvm.image import (
     bounding_box_xyxy,
     draw_overlay,
-    outline,
     read_image,
     read_mask,
     resize,
+    rim,
     write_png,
 )
 from ulvm.picture import is_written_by_ulvm
@@ -563,15 +563,15 @@ def blobs(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 40])
-def test_outline_against_the_distance_transform(width: int) -> None:
+def test_rim_against_the_distance_transform(width: int) -> None:
     for mask in (blobs(60, 80), np.ones((30, 20), bool), np.eye(7, dtype=bool)):
         distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-        np.testing.assert_array_equal(outline(mask, width), mask & (distance <= width))
+        np.testing.assert_array_equal(rim(mask, width), mask & (distance <= width))
 
 
-def test_outline_and_box_of_an_empty_mask() -> None:
+def test_rim_and_box_of_an_empty_mask() -> None:
     empty = np.zeros((4, 5), bool)
-    assert not outline(empty, 3).any()
+    assert not rim(empty, 3).any()
     assert bounding_box_xyxy(empty) is None
 
 
@@ -586,10 +586,10 @@ def test_overlay_against_the_blend() -> None:
     kept, mask = image.copy(), blobs(60, 80)
     color = (10, 200, 30)
     overlay = draw_overlay(image, mask, color_rgb=color, opacity=0.4, line_width=3)
-    rim = outline(mask, 3)
+    edge = rim(mask, 3)
     np.testing.assert_array_equal(overlay[~mask], image[~mask])
-    np.testing.assert_array_equal(overlay[rim], np.broadcast_to(color, overlay[rim].shape))
-    tinted = mask & ~rim
+    np.testing.assert_array_equal(overlay[edge], np.broadcast_to(color, overlay[edge].shape))
+    tinted = mask & ~edge
     assert tinted.any()
     np.testing.assert_allclose(
         overlay[tinted], 0.6 * image[tinted] + 0.4 * np.array(color), atol=1.01

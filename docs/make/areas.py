@@ -39,7 +39,7 @@ def measure(dataset: datasets.DecodedDataset) -> dict[str, Any]:
         described[name] = {
             "hash": split.hash,
             "parts": {
-                part: describe(areas[dataset.indices(ids)])
+                part: summarise(areas[dataset.indices(ids)])
                 for part, ids in parts.items()
                 if ids and there.issuperset(ids)
             },
@@ -54,7 +54,7 @@ def measure(dataset: datasets.DecodedDataset) -> dict[str, Any]:
     }
 
 
-def describe(areas: npt.NDArray[np.float64]) -> dict[str, float | int]:
+def summarise(areas: npt.NDArray[np.float64]) -> dict[str, float | int]:
     """Number, mean and sample standard deviation."""
     return {
         "n": len(areas),

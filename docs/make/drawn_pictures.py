@@ -59,7 +59,7 @@ def draw_rows(
     networks: dict[str, Path], lesions: list[SyntheticLesion]
 ) -> Iterator[tuple[str, list[Image.Image], list[float]]]:
     """The truth, then each network: name, tiles and Dice of each picture (none of the truth)."""
-    truth = [outline(each, each.mask, TRUTH_COLOUR) for each in lesions]
+    truth = [draw_tile(each, each.mask, TRUTH_COLOUR) for each in lesions]
     yield "true outline", truth, []
     images_rgb = np.stack([each.image_rgb for each in lesions])
     for name, path in networks.items():
@@ -67,7 +67,7 @@ def draw_rows(
         masks = probability_of(images_rgb)[:, 0] >= run.threshold
         scores = dice(confusion(masks, np.stack([each.mask for each in lesions]))).tolist()
         tiles = [
-            outline(each, mask, PREDICTION_COLOUR)
+            draw_tile(each, mask, PREDICTION_COLOUR)
             for each, mask in zip(lesions, masks, strict=True)
         ]
         for tile, score in zip(tiles, scores, strict=True):
@@ -83,7 +83,7 @@ def draw_rows(
         yield name, tiles, scores
 
 
-def outline(
+def draw_tile(
     lesion: SyntheticLesion, mask: np.ndarray[Any, Any], color_rgb: tuple[int, int, int]
 ) -> Image.Image:
     """A tile with the mask's outline."""

@@ -22,7 +22,7 @@ from ulvm.reproduce.experiments import EXPERIMENTS, published_scores
 from ulvm.reproduce.report import render
 
 DOCUMENTS = ("README.md", "REPRODUCE.md", "src/ulvm/weights/MODEL_CARD.md")
-BUNDLED = RESULTS / "bundled"
+BUNDLED_SCORES = RESULTS / "bundled"
 
 
 def bundled() -> str:
@@ -31,7 +31,7 @@ def bundled() -> str:
     head += ["IoU, < .65 as 0", "HD95, median px"]
     rows = []
     for name in ("paper-permutation", "paper-permutation-ph2", "sorted", "sorted-ph2"):
-        scores = read(BUNDLED / f"{name}.json")
+        scores = read(BUNDLED_SCORES / f"{name}.json")
         pooled, per_image, split = scores["pooled"], scores["per_image"], scores["split"]
         rows.append(
             [
@@ -49,7 +49,7 @@ def bundled() -> str:
     return table(head, rows)
 
 
-def published() -> str:
+def bundled_beside_published() -> str:
     """The paper's figure for each score beside ours."""
     head = ["claim (pooled DSC)", "published", "ours, one seed", "inside our interval"]
     rows = []
@@ -58,7 +58,7 @@ def published() -> str:
         ("the same, ids in order", "isic2017", "sorted"),
         ("PH2, trained on ISIC 2017", "ph2", "paper-permutation-ph2"),
     ):
-        scores = read(BUNDLED / f"{name}.json")
+        scores = read(BUNDLED_SCORES / f"{name}.json")
         figure = published_scores("paper", "isic2017", scored_on)["dsc"]
         limits = scores["intervals"]["pooled.dsc"]
         inside = "yes" if limits["low"] <= figure <= limits["high"] else "no"
@@ -85,7 +85,7 @@ def figure(name: str, folder: Path = FIGURES) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "bundled": bundled,
     "claims": partial(claims.render, RUNS),
-    "published": published,
+    "published": bundled_beside_published,
     "cpu": speed.cpu,
     "predict": speed.predict,
     "gpu": speed.gpu,

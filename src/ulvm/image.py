@@ -132,7 +132,7 @@ def _resize(image: Image.Image, size_hw: tuple[int, int]) -> Uint8Array:
     return resized
 
 
-def outline(mask: BoolArray, width: int) -> BoolArray:
+def rim(mask: BoolArray, width: int) -> BoolArray:
     """The rim of a mask: its pixels within ``width`` pixels of the background.
 
     What lies beyond the frame counts as background, so the rim is closed.
@@ -211,7 +211,7 @@ def draw_overlay(
     if line_width is None:
         line_width = max(2, round(mask.size**0.5 / 250))
     cover = np.where(mask, np.uint8(round(255 * opacity)), np.uint8(0))
-    cover[outline(mask, line_width)] = 255
+    cover[rim(mask, line_width)] = 255
     image = Image.fromarray(image_rgb)
     image.paste(color_rgb, mask=Image.fromarray(cover))
     return np.array(image)

@@ -13,7 +13,7 @@ from ulvm.splits import load_split
 
 def test_areas_of_bins_and_parts() -> None:
     assert areas.average(np.array([0.1, 0.3, 0.5, 0.7, 0.2]), 2) == [0.2, 0.6, 0.2]
-    assert areas.describe(np.array([0.1, 0.3])) == {"n": 2, "mean": 0.2, "sd": 0.141421}
+    assert areas.summarise(np.array([0.1, 0.3])) == {"n": 2, "mean": 0.2, "sd": 0.141421}
 
 
 def test_areas_follow_the_ids_of_the_sorted_split(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_what_is_written(bundled: Path) -> None:
 @pytest.mark.parametrize("words", [["-mcpu=x86_64", "-U__SSE2__"], ["-DLESION_THREADS"]])
 def test_without_vectors_and_with_threads(bundled: Path, tmp_path: Path, words: list[str]) -> None:
     pytest.importorskip("ziglang", reason="ziglang is not installed")
-    if build.this_target().partition("-")[0] != "x86_64":
+    if build.this_platform().partition("-")[0] != "x86_64":
         pytest.skip("the flags are those of x86-64")
     shutil.copytree(bundled, tmp_path, dirs_exist_ok=True)
     if "-DLESION_THREADS" in words:

@@ -11,8 +11,8 @@ from torch import nn
 from ulvm.errors import InputError
 from ulvm.nn.model import PVMLayer
 from ulvm.nn.peers import PEERS, build_peer, count_parameters, ege_unet, unext, vm_unet
-from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
 from ulvm.nn.peers.blocks import ChannelNorm
+from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
 from ulvm.onnx import onnxruntime
 from ulvm.reproduce.experiments import published, published_parameters
 

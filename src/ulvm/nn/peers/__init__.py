@@ -16,8 +16,8 @@ from torch import nn
 
 from ulvm.errors import InputError
 from ulvm.nn.model import PVMLayer
-from ulvm.nn.peers.ege_unet import EGEUNet
 from ulvm.nn.peers.blocks import ChannelNorm, LearntPlane
+from ulvm.nn.peers.ege_unet import EGEUNet
 from ulvm.nn.peers.lb_unet import LBUNet
 from ulvm.nn.peers.lightm_unet import LightMUNet
 from ulvm.nn.peers.lite_unet import LiteUNet

@@ -20,6 +20,7 @@ import torch
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.image import FloatArray, Uint8Array
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export import SIDE_FILE
 from ulvm.nn.model import PictureToProbability
@@ -35,8 +36,6 @@ TARGETS = (
 )  # each the name of a module here and of an extra
 TOLERANCE = 1e-3
 
-FloatArray = npt.NDArray[np.float32]
-
 
 class Target(Protocol):
     """What a module of this folder offers."""
@@ -46,7 +45,7 @@ class Target(Protocol):
     def convert(self, module: PictureToProbability, run: RunSpec, folder: Path) -> Path:
         """Write the network into an empty folder, as files ``model.…``, and give the main one."""
 
-    def predict(self, path: Path, image_rgb: npt.NDArray[np.uint8]) -> FloatArray:
+    def predict(self, path: Path, image_rgb: Uint8Array) -> FloatArray:
         """uint8 (batch, size, size, channels) → float32 (batch, classes, size, size)."""
 
 
