@@ -106,7 +106,7 @@ def resize(image: Uint8Array | Image.Image, size_hw: tuple[int, int]) -> Uint8Ar
     if image.dtype != np.uint8:
         raise InputError(
             f"the array to resize is {image.dtype}",
-            "accepted is uint8, range 0..255",
+            "it must be uint8, range 0..255",
             "scale it to 0..255 and convert it with .astype(np.uint8)",
         )
     return _resize(Image.fromarray(image), size_hw)
@@ -205,7 +205,7 @@ def draw_overlay(
         raise InputError(
             f"the mask is {size_text(*mask.shape)} and the picture "
             f"{size_text(*image_rgb.shape[:2])}",
-            "accepted is one size",
+            "both must have one size",
             "resize the mask to the picture's size",
         )
     if line_width is None:
@@ -295,7 +295,7 @@ def scale_grey(image: Image.Image, name: str) -> Uint8Array:
     if not np.isfinite(high - low):
         raise InputError(
             f"{name} holds pixels that are not finite (NaN or infinity)",
-            "accepted are finite values",
+            "",
             "replace them and save it again",
         )
     scaled = np.rint((values - low) * (255 / max(high - low, 1e-300)))

@@ -85,8 +85,8 @@ def tensorboard_writer(out_dir: Path) -> Any:
     except ModuleNotFoundError:
         raise InputError(
             "TensorBoard is not installed",
-            "accepted is the extra ultralight-vm-unet[tensorboard]",
-            "pip install 'ultralight-vm-unet[tensorboard]' or leave out --tensorboard",
+            "",
+            "run pip install 'ultralight-vm-unet[tensorboard]', or leave out --tensorboard",
         ) from None
     return SummaryWriter(str(out_dir / "tensorboard"))
 

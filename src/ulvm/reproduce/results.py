@@ -81,7 +81,7 @@ def read_runs(row: Row, results_dir: Path) -> Runs:
 
 
 def _read_file(path: Path, run: RunSpec) -> dict[str, Any]:
-    accepted, remedy = "accepted is a file that ulvm reproduce wrote", "move it away and run again"
+    accepted, remedy = "it must be as ulvm reproduce wrote it", "move it away and run again"
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = RunSpec.from_dict(content["run"])
@@ -231,7 +231,7 @@ def compare(counts_a: Confusion, counts_b: Confusion) -> Comparison:
     if counts_a.images != counts_b.images or (np.concatenate(truths) != truths[0][0]).any():
         raise InputError(
             "the runs were counted against different true masks",
-            "accepted are the same images at the same size in the same order",
+            "they must have the same images at the same size in the same order",
             "score all of them on one download of the data",
         )
     weights = _image_weights(counts_a.images)

@@ -97,8 +97,8 @@ def reproduce(
     if not jobs:
         raise InputError(
             f"no run of {', '.join(tables)} has {' or '.join(only)} in its name",
-            "accepted is a part of " + ", ".join(name for row in rows for name in row.names()),
-            "change --only",
+            "the names are " + ", ".join(name for row in rows for name in row.names()),
+            "give a part of one to --only",
         )
     turns = itertools.cycle(share_devices(device))
     left = [replace(job, device=next(turns)) for job in jobs if not _is_done(job)]
@@ -112,7 +112,7 @@ def reproduce(
         raise InputError(
             f"{len(jobs) - done} of {len(jobs)} runs failed",
             "the others have their results",
-            "see what was said of each; the same command tries them again",
+            "see what was said of each. The same command tries them again",
         )
 
 
@@ -132,7 +132,7 @@ def _is_done(job: _Job) -> bool:
     if RunSpec.from_dict(json.loads(job.result.read_text())["run"]) != job.run:
         raise InputError(
             f"{job.result} is the result of another run",
-            "accepted is a result of the table's own run",
+            "",
             "choose another --results folder, or move that file away",
         )
     return True

@@ -131,8 +131,8 @@ def build_peer(name: str) -> nn.Module:
     if name not in PEERS:
         raise InputError(
             f"there is no peer {name!r}",
-            "accepted are " + ", ".join(PEERS),
-            "choose one of these",
+            "choose from " + ", ".join(PEERS),
+            "",
         )
     return PEERS[name].construct()
 
