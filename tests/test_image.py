@@ -333,7 +333,7 @@ def refused(source: Any, *words: str) -> None:
 
 
 def test_missing_folder_empty_and_foreign_files(tmp_path: Path) -> None:
-    refused(tmp_path / "no.png", "no.png does not exist")
+    refused(tmp_path / "no.png", f"File not found: {tmp_path / 'no.png'}")
     refused(tmp_path, f"{tmp_path} is a folder")
     empty = tmp_path / "empty.png"
     empty.touch()
@@ -341,7 +341,7 @@ def test_missing_folder_empty_and_foreign_files(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("this is no picture")
     refused(text, "text.jpg is not a picture", "PNG, JPEG, TIFF, BMP, WebP and GIF")
-    refused(b"\0\0\0\x18ftypheic" + bytes(100), "HEIC", "PNG, JPEG", "export it")
+    refused(b"\0\0\0\x18ftypheic" + bytes(100), "HEIC", "PNG, JPEG", "Export it")
     refused(bytes(128) + b"DICM" + bytes(50), "DICOM", "PNG, JPEG")
     refused(b"RIFF\0\0\0\0WAVEfmt ", "not a picture")
 
@@ -405,7 +405,7 @@ def test_pillows_own_limit_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(read_image(encode(RGB, "PNG")), RGB)
     refused(encode(SMOOTH, "WEBP"), "too many pixels")  # this decoder asks Pillow's limit itself
     monkeypatch.setattr(module, "MAX_PIXELS", 53)
-    refused(encode(RGB, "PNG"), "6×9 pixels", "up to 53")
+    refused(encode(RGB, "PNG"), "6×9 pixels", "Up to 53")
 
 
 # Masks
@@ -488,7 +488,7 @@ def test_refused_masks(tmp_path: Path) -> None:
     refuse(np.dstack([MASK, MASK]), "transparent")
     refuse(palette_mask([(0, 0, 0), (9, 0, 0), (0, 9, 0)], GREY % 3), "3 different values")
     refuse(np.asarray(Image.fromarray(MASK).resize((90, 60))), "threshold", kind="JPEG")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="File not found"):
         read_mask(tmp_path / "no.png")
 
 

@@ -94,9 +94,9 @@ class _Spec:
         if rest:
             if not isinstance(current, _Spec):
                 raise InputError(
-                    f"{name} in {type(self).__name__} has no parts",
-                    f"write {name}=value",
-                    f"drop '.{'.'.join(rest)}'",
+                    f"{type(self).__name__}.{name} has no parts",
+                    "",
+                    f"write {name}=value, without '.{'.'.join(rest)}'",
                 )
             value: Any = current._replace(rest, text)
         else:
@@ -160,7 +160,7 @@ class ModelSpec(_Spec):
             raise InputError(
                 f"ModelSpec.widths holds {bad[0]}",
                 "widths must be multiples of 4, for GroupNorm has four groups",
-                "round it to a multiple of 4",
+                "",
             )
         # A PVM stage splits its *input* channels.
         inputs = (self.in_channels, *self.widths[:-1])
@@ -375,7 +375,7 @@ def _require_at_least(spec: Any, name: str, least: int) -> None:
         raise InputError(
             f"{type(spec).__name__}.{name}={value} is out of range",
             f"it must be {least} or more",
-            "change it",
+            "",
         )
 
 
@@ -401,7 +401,7 @@ def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None =
             return value
         if isinstance(value, Mapping):
             return hint.from_dict(value)
-        accepted = f"the fields of {hint.__name__}"
+        accepted = f"a table with the fields of {hint.__name__}"
     elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
         element = get_args(hint)[0]
         return tuple(_typed(cls, name, element, each) for each in value)
@@ -417,6 +417,4 @@ def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None =
         return float(value)
     if accepted is None:
         accepted = "a list, such as 8,16,24" if origin is tuple else f"of type {hint.__name__}"
-    raise InputError(
-        f"{cls.__name__}.{name}={value!r} does not fit", f"it must be {accepted}", "change it"
-    )
+    raise InputError(f"{cls.__name__}.{name}={value!r} does not fit", f"it must be {accepted}", "")

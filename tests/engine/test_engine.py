@@ -391,7 +391,7 @@ def test_refused_weights_and_pictures(weights: bytes, pictures: np.ndarray) -> N
             Engine(weights, threads=threads)
     engine = Engine(weights)
     for wrong in (pictures[0], pictures.astype(np.float32), pictures[..., :2]):
-        with pytest.raises(InputError, match=r"accepted is uint8 \(batch, height, width, 3\)"):
+        with pytest.raises(InputError, match=r"It must be uint8 \(batch, height, width, 3\)"):
             engine(wrong)
     with pytest.raises(EngineError, match="multiples of 32"):
         engine(pictures[:, :33])

@@ -51,7 +51,7 @@ def test_a_preset_on_one_split_has_the_same_seeds_in_every_table() -> None:
 
 
 def test_unknown_tables_are_met_with_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean 'branches'"):
+    with pytest.raises(InputError, match="Did you mean 'branches'"):
         find_experiment("branchs")
 
 

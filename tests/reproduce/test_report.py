@@ -274,5 +274,5 @@ def test_the_audit_scores_seen_and_unseen_pictures_apart(folder: Path) -> None:
 
 
 def test_an_unknown_table_is_named(folder: Path) -> None:
-    with pytest.raises(InputError, match="did you mean 'branches'"):
+    with pytest.raises(InputError, match="Did you mean 'branches'"):
         render("branch", folder)

@@ -239,7 +239,7 @@ def _run(words: Sequence[str], folder: Path) -> str:
     return done.stdout
 
 
-_COMPILERS = "it must be clang, gcc 12 or later, or ziglang"
+_COMPILERS = "the compiler can be clang, gcc 12 or later, or ziglang"
 
 _HEAD = """\
 // UltraLight VM-UNet in one file, with its weights: uint8 RGB in, float32 probability out.
