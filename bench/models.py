@@ -1,8 +1,9 @@
 """Train many runs side by side on several GPUs: teachers, then what learns from them.
 
+    python bench/models.py plan.json --pack DIR --data isic2017=DIR --data pad-ufes=DIR …
     python bench/models.py plan.json --pack DIR --out OUT --side-by-side 8 --seconds 560
 
-The pack holds each data set's JPEG files in one (``NAME.jpgs``), its masks at 256×256
+The first makes the pack, the second runs the plan from it alone, on another machine. The pack holds each data set's JPEG files in one (``NAME.jpgs``), its masks at 256×256
 (``NAME.masks.xz``) and ids, sizes and groups (``NAME.json``). The plan lists jobs:
 
     {"name": "s2-fold1", "preset": "skin", "set": ["train.epochs=160"], "data": ["isic2017", …],
@@ -11,13 +12,15 @@ The pack holds each data set's JPEG files in one (``NAME.jpgs``), its masks at 2
 ``leave`` names the folds (1..5) of the pictures that are not trained on: the first one is scored.
 A job with ``teaches`` writes its probability of every picture of the folds that it left out;
 one with ``teacher`` waits for the pictures that it trains on, and learns from those that were
-predicted without them. Results go to OUT/results.json after every job.
+predicted without them. Each job is scored twice, with the average of its best epoch and of its last.
+Results go to OUT/results.json after every job.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import lzma
 import multiprocessing
@@ -36,6 +39,34 @@ from typing import Any
 FOLDS = 5
 HELD_OUT = 0.05  # of the training pictures, to validate with
 SIZE = 256
+
+
+def make_pack(folder: Path, data: dict[str, str]) -> None:
+    """Pack the training and validation pictures of ``skin``, and of the others what they have."""
+    import numpy as np
+
+    from ulvm import datasets
+    from ulvm.splits import load_split, read_groups
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, where in data.items():
+        decoded = datasets.decode(name, where, size=SIZE)
+        split = load_split(name, {"ham10000": "research"}.get(name, "skin"))
+        known = {*split.ids("train"), *split.ids("validation")}
+        pairs = [pair for pair in decoded.pairs if pair.id in known]
+        blobs = [pair.image.read_bytes() for pair in pairs]
+        ids = [pair.id for pair in pairs]
+        groups = Path(where) / "groups.csv"
+        index = {
+            "ids": ids,
+            "parts": [pair.part for pair in pairs],
+            "sizes": [len(blob) for blob in blobs],
+            "groups": read_groups(groups, ids) if groups.is_file() else ids,
+        }
+        (folder / f"{name}.json").write_text(json.dumps(index))
+        (folder / f"{name}.jpgs").write_bytes(b"".join(blobs))
+        masks = np.asarray(decoded.masks[decoded.indices(ids)])
+        (folder / f"{name}.masks.xz").write_bytes(lzma.compress(masks.tobytes(), preset=3))
 
 
 def load_pack(folder: Path, name: str, size: int = SIZE) -> Any:
@@ -176,6 +207,8 @@ def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Sc
     from ulvm.presets import find_preset
     from ulvm.spec import DataSpec, RunSpec, SourceSpec
 
+    if given.patch:
+        given.patch(job.get("patch"))
     device = given.device
     folder = given.out / "runs" / job["name"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,13 +246,14 @@ def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Sc
         progress=False,
     )
     probability, _ = load_probability(folder, device)
+    last, _ = load_probability(_keep_last(folder, run), device)
     if job.get("teaches"):
         for name in job["data"]:
             ids = [id_ for id_ in decoded[name].ids if fold_by_id(given, name)[id_] in leave]
             rows = decoded[name].indices(ids)
             write_teacher(
                 given.out / "teachers" / job["teaches"], name, ids,
-                predict(probability, decoded[name].images[rows]),
+                predict(last, decoded[name].images[rows]),
             )  # fmt: skip
         (given.out / "teachers" / job["teaches"] / "done").touch()
     if not leave or job.get("unscored"):
@@ -230,7 +264,21 @@ def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Sc
     }
     for name in job.get("outside", []):
         tests[name] = decoded[name].ids[::3]
-    return scorer.score(probability, tests)
+    return {"best": scorer.score(probability, tests), "last": scorer.score(last, tests)}
+
+
+def _keep_last(folder: Path, run: Any) -> Path:
+    """The last average of a run's checkpoint as a weights file."""
+    import torch
+
+    from ulvm.nn.checkpoint import save_weights
+    from ulvm.nn.networks import build_network
+
+    network = build_network(run.model)
+    stored = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    network.load_state_dict(stored["averaged"])
+    save_weights(folder / "last.safetensors", network, run, {"kept": "last"})
+    return folder / "last.safetensors"
 
 
 def fold_by_id(given: Any, name: str) -> dict[str, int]:
@@ -302,6 +350,13 @@ def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: 
     from ulvm import datasets
     from ulvm.nn import parts
 
+    given.patch = None
+    try:
+        from prototype import use as patch
+
+        given.patch = patch
+    except ImportError:
+        pass
     given.device = "cuda" if torch.cuda.is_available() else "cpu"
     decoded = {}
     for name in plan["data"]:
@@ -374,18 +429,20 @@ def summarise(plan: dict[str, Any], results: list[Any], size: int) -> list[str]:
     for result in results:
         if result[1]:
             groups.setdefault(jobs[result[0]]["group"], []).append(result)
-    for group, good in groups.items():
-        line = f"{group:14s} {len(good)} x {sum(r[2] for r in good) / len(good):4.0f} s"
-        for name in good[0][1]["counts"]:
+    for group, kept in itertools.product(groups, ("best", "last")):
+        good = groups[group]
+        scores = [result[1][kept] for result in good]
+        line = f"{group} {kept}, {len(good)} x {sum(r[2] for r in good) / len(good):.0f} s"
+        for name in scores[0]["counts"]:
             together: dict[str, list[int]] = {
-                key: [count for r in good for count in r[1]["counts"][name][key]]
+                key: [count for score in scores for count in score["counts"][name][key]]
                 for key in ("tp", "fp", "fn")
             }
             pooled, each, low = dice(together)
             small, count = small_dice(together, size)
             line += f" | {name} {pooled:.4f} {each:.4f} <.5 {low:.3f} small({count}) {small:.3f}"
-        for kind in good[0][1]["marked"]:
-            shares = [share for r in good for share in r[1]["marked"].get(kind, [])]
+        for kind in scores[0]["marked"]:
+            shares = [share for score in scores for share in score["marked"].get(kind, [])]
             line += f" | {kind} >1% {sum(s > 0.01 for s in shares) / len(shares):.3f}"
         lines.append(line)
     return lines
@@ -397,9 +454,10 @@ def bundle(out: Path, jobs: list[dict[str, Any]]) -> None:
 
     with tarfile.open(out / "weights.tar", "w") as tar:
         for job in jobs:
-            path = out / "runs" / job["name"] / "weights.safetensors"
+            path = out / "runs" / job["name"] / "last.safetensors"
             if job.get("save") and path.exists():
                 tar.add(path, f"{job['name']}.safetensors")
+                tar.add(path.with_name("weights.safetensors"), f"{job['name']}.best.safetensors")
                 for split in path.parent.glob("*.json"):
                     tar.add(split, f"{job['name']}.{split.name}")
                 tar.add(path.parent / "metrics.csv", f"{job['name']}.csv")
@@ -420,13 +478,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("plan", type=Path)
     parser.add_argument("--pack", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--out", type=Path, help="Where results go.")
     parser.add_argument("--work", type=Path, help="Where runs and decoded pictures go; else OUT.")
     parser.add_argument("--teachers", type=Path, help="Teachers of an earlier call.")
     parser.add_argument("--side-by-side", type=int, default=1, help="processes on each GPU")
     parser.add_argument("--size", type=int, default=SIZE)
     parser.add_argument("--seconds", type=float, default=1e9)
     given = parser.parse_args()
+    if given.data:
+        make_pack(given.pack, dict(each.split("=", 1) for each in given.data))
+        return
     import numpy as np
 
     began = time.time()

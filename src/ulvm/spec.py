@@ -283,6 +283,7 @@ class TrainSpec(_Spec):
             hair, pen and glare as well) or ``none``.
         lesion_free: Share of the pictures that show no lesion and have an empty mask, 0..1: skin
             beside the masks and what ``lesion_free.py`` draws.
+        pasted: Share of the pictures of bare skin on which another picture's lesion is laid, 0..1.
         teacher_share: Share of a teacher's probability in what is learnt, 0..1; the mask has the
             rest.
         average_decay: Decay of an exponential moving average of the weights, per step; the
@@ -302,6 +303,7 @@ class TrainSpec(_Spec):
     warmup_epochs: int = 0
     augmentation: Augmentation = "paper"
     lesion_free: float = 0.0
+    pasted: float = 0.0
     teacher_share: float = 0.0
     average_decay: float = 0.0
     precision: Precision = "float32"
@@ -319,12 +321,18 @@ class TrainSpec(_Spec):
                 "it must be 0 ≤ average_decay < 1",
                 "use .999, or 0 to keep the weights themselves",
             )
-        if not 0 <= self.lesion_free < 1 or not 0 <= self.teacher_share <= 1:
+        for name in ("lesion_free", "pasted", "teacher_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"TrainSpec.{name}={getattr(self, name)} is out of range",
+                    "it must be a share in 0..1",
+                    "use 0 for none",
+                )
+        if self.lesion_free == 1 or (self.pasted and not self.lesion_free):
             raise InputError(
-                f"TrainSpec.lesion_free={self.lesion_free} or "
-                f"teacher_share={self.teacher_share} is out of range",
-                "these are shares: 0 ≤ lesion_free < 1 and 0 ≤ teacher_share ≤ 1",
-                "use 0 for none",
+                f"TrainSpec.lesion_free={self.lesion_free} does not go with pasted={self.pasted}",
+                "it must be below 1, and above 0 where lesions are pasted",
+                "use lesion_free=0.2",
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from ulvm.spec import Augmentation
 
 Pair = tuple[Tensor, Tensor]
 
+DARKEST_SKIN = 40  # of 255, around a lesion that is laid on other skin
+
 
 class Pool(NamedTuple):
     """Pictures of one kind among a part's.
@@ -29,11 +32,13 @@ class Pool(NamedTuple):
         first: Row of the first.
         size: How many there are.
         drawn: How many an epoch takes.
+        bare: Whether they are skin without a lesion, which ``paste`` may lay one on.
     """
 
     first: int
     size: int
     drawn: int
+    bare: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +100,9 @@ class Draws:
         shades: float32 (pictures, 2): how much brighter the picture becomes from the middle to
             the right and to the lower edge, as a share.
         marks: int64 (pictures,): row of the mark that is laid over it, -1 for none.
+        donors: int64 (pictures,): row of the picture whose lesion is laid on it, -1 for none; no
+            tensor where a recipe lays none.
+        donor_maps: float32 (pictures, 2, 3), the donors' ``maps``.
     """
 
     kind: Augmentation
@@ -102,10 +110,13 @@ class Draws:
     colours: Tensor
     shades: Tensor
     marks: Tensor
+    donors: Tensor | None = None
+    donor_maps: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """The numbers, each with a row a picture."""
-        return [self.maps, self.colours, self.shades, self.marks]
+        every = [self.maps, self.colours, self.shades, self.marks, self.donors, self.donor_maps]
+        return [each for each in every if each is not None]
 
     def __getitem__(self, rows: Tensor | slice) -> Draws:
         """Those of some of the pictures."""
@@ -163,10 +174,34 @@ def draw(
             marked = _coin(count, 0.25, generator)
             which = torch.randint(0, marks, (count,), generator=generator)
             chosen = torch.where(marked, which, chosen)
-    maps = torch.cat([linear, shift], dim=2)
-    # Drawn as (row, column), but torch's grids are (x, y): swap rows and the linear columns.
-    maps = maps[:, [1, 0]][:, :, [1, 0, 2]].contiguous()
-    return Draws(kind, maps, colours, shades, chosen)
+    return Draws(kind, _to_grid(linear, shift), colours, shades, chosen)
+
+
+def draw_donors(
+    rows: Tensor, pools: Sequence[Pool], share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Which lesions are laid on pictures of bare skin, and how.
+
+    Args:
+        rows: int64 (pictures,), an epoch's order.
+        pools: Where the rows come from; those before the first without a drawn lesion have one.
+        share: Of the pictures of bare skin, 0..1, that get a lesion.
+        generator: Source of every random number, on the CPU.
+
+    Returns:
+        ``donors`` and ``donor_maps`` of ``Draws``: lesions in all places, at up to a quarter of
+        their size.
+    """
+    count = len(rows)
+    bare = torch.zeros(count, dtype=torch.bool)
+    for pool in pools:
+        bare |= (rows >= pool.first) & (rows < pool.first + pool.size) & pool.bare
+    first_bare = next(pool.first for pool in pools if pool.bare)
+    donors = torch.randint(0, first_bare, (count,), generator=generator)
+    donors = torch.where(bare & _coin(count, share, generator), donors, -1)
+    linear, shift = _strong_maps(count, generator)
+    farther = (math.log(4) * torch.rand(count, 1, 1, generator=generator)).exp()
+    return donors, _to_grid(linear * farther, shift * (3 * farther - 2))
 
 
 def augment(part: Part, rows: Tensor, draws: Draws) -> Pair:
@@ -184,6 +219,8 @@ def augment(part: Part, rows: Tensor, draws: Draws) -> Pair:
     if draws.kind == "none":
         return part.normalised(rows), part.soft_masks(rows)
     images, soft = _gather(part, rows, draws)
+    if draws.donors is not None:
+        images, soft = _paste(part, images, soft, draws)
     if draws.kind == "wide":
         images = normalise(_mark(_shade(_recolour(images, draws.colours), draws), part, draws))
     elif draws.kind in ("strong", "stronger"):
@@ -203,6 +240,32 @@ def _gather(part: Part, rows: Tensor, draws: Draws) -> Pair:
     grid = F.affine_grid(draws.maps, list(both.shape), align_corners=False)
     sampled = F.grid_sample(both, grid, mode=mode, padding_mode=padding, align_corners=False)
     return sampled[:, :-1].contiguous(), sampled[:, -1].contiguous()
+
+
+def _paste(part: Part, images: Tensor, soft: Tensor, draws: Draws) -> Pair:
+    """Lay lesions on bare skin: what a lesion takes away of its own skin's light, here too.
+
+    A donor whose skin is too dark to divide by, a corner of a dermoscope's frame say, is left out.
+    """
+    assert draws.donors is not None
+    assert draws.donor_maps is not None
+    taken = draws.donors.clamp_min(0)
+    grid = F.affine_grid(draws.donor_maps, list(images.shape), align_corners=False)
+    masks = F.grid_sample(part.soft_masks(taken)[:, None], grid, align_corners=False)
+    lesions = part.images[taken].to(torch.float32)
+    lesions = F.grid_sample(lesions, grid, padding_mode="reflection", align_corners=False)
+    near, far = _widen(masks, images.shape[-1] // 32), _widen(masks, images.shape[-1] // 12)
+    ring = far - near
+    skin = (lesions * ring).sum((2, 3), keepdim=True) / ring.sum((2, 3), keepdim=True).clamp_min(1)
+    used = draws.donors.ge(0)[:, None, None, None] & (skin.amin(1, keepdim=True) > DARKEST_SKIN)
+    ratio = (lesions / skin.clamp_min(1)).clamp_max(1.5)
+    side = images.shape[-1] // 64 * 2 + 1
+    cover = F.avg_pool2d(near, side, stride=1, padding=side // 2) * used
+    return images * (1 + cover * (ratio - 1)), (soft + masks[:, 0] * used[:, 0]).clamp_max(1)
+
+
+def _widen(masks: Tensor, pixels: int) -> Tensor:
+    return F.max_pool2d(masks, 2 * pixels + 1, stride=1, padding=pixels)
 
 
 def _recolour(images: Tensor, factors: Tensor) -> Tensor:
@@ -230,6 +293,12 @@ def _mark(images: Tensor, part: Part, draws: Draws) -> Tensor:
     marks = part.marks[draws.marks.clamp_min(0)].to(torch.float32)
     cover = marks[:, -1:] / 255 * draws.marks.ge(0)[:, None, None, None]
     return images + (marks[:, :-1] - images) * cover
+
+
+def _to_grid(linear: Tensor, shift: Tensor) -> Tensor:
+    """Maps drawn as (row, column) as torch's grids (x, y): swap rows and the linear columns."""
+    maps = torch.cat([linear, shift], dim=2)
+    return maps[:, [1, 0]][:, :, [1, 0, 2]].contiguous()
 
 
 def _turns_and_flips(count: int, probability: float, generator: torch.Generator) -> Tensor:

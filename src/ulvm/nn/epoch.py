@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ulvm.nn.augment import Draws, Pool, draw
+from ulvm.nn.augment import Draws, Pool, draw, draw_donors
 from ulvm.spec import TrainSpec
 
 
@@ -68,6 +68,9 @@ def draw_epoch(
         for step in range(steps)
     ]
     draws = draw(recipe.augmentation, pictures, channels, generator, marks=marks)
+    if recipe.pasted:
+        donors, maps = draw_donors(rows, pools, recipe.pasted, generator)
+        draws = dataclasses.replace(draws, donors=donors, donor_maps=maps)
     return Epoch(rows, draws, torch.tensor(schedule))
 
 

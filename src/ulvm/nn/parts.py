@@ -70,10 +70,12 @@ def load_parts(
         held_masks.append(np.asarray(decoded.masks[held]))
     counts = [count for count, _ in pools]
     drawn = share_out(pools, sum(counts))
+    bare = [False] * len(pools)
     if run.train.lesion_free:
         without = draw_lesion_free(images, masks, run.data.image_size)
         total = round(sum(drawn) * run.train.lesion_free / (1 - run.train.lesion_free))
         drawn += share_out([(1, 1.0)] * len(without), total)  # of each kind alike
+        bare += [False] + [True] * (len(without) - 1)
         counts += map(len, without)
         images += without
         masks += [np.zeros(each.shape[:3], np.uint8) for each in without]
@@ -85,7 +87,9 @@ def load_parts(
     training = Part(
         _to_device(np.concatenate(images), device),
         torch.from_numpy(np.concatenate(masks)).to(device),
-        tuple(Pool(*each) for each in zip(firsts, counts, drawn, strict=True)) if mixed else (),
+        tuple(Pool(*each) for each in zip(firsts, counts, drawn, bare, strict=True))
+        if mixed
+        else (),
         marks,
     )
     validation = Part(
@@ -128,8 +132,9 @@ def share_out(pools: Sequence[tuple[int, float]], total: int) -> list[int]:
 
 
 def draw_lesion_free(images: Sequence[Pixels], masks: Sequence[Pixels], size: int) -> list[Pixels]:
-    """Pictures without a lesion, by kind: crops of each data set's, and drawn ones."""
-    kinds = [lesion_free.draw_pictures(DRAWN_PICTURES, _SEED, size)]
+    """Pictures without a lesion, by kind: no skin, drawn skin, crops of each data set's."""
+    drawn = lesion_free.draw_pictures(DRAWN_PICTURES, _SEED, size)
+    kinds = [drawn[1::2], drawn[::2]]
     for some, truth in zip(images, masks, strict=True):
         clear = np.where(truth >= 64, truth, 0)  # a teacher's faint marks are no mask
         tries = 1 + CROPS // len(some)  # of each picture
