@@ -9,7 +9,7 @@
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
 # make docs   draw the figures and regenerate the tables of the documents from result files; says what
-#             is missing (results/: runs of `ulvm reproduce`, bench/areas.py, bench/complexity.py,
+#             is missing (results/: runs of `ulvm reproduce`, docs/make/areas.py and counts.py,
 #             bench/cpu.py --presets, the last on an idle machine)
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ PIP = -m pip --disable-pip-version-check install --quiet
 # Everything the tests need is pinned only where a newer build would pull gigabytes.
 CONSTRAINED = $(PIP) --constraint constraints.txt
 # As build.py names them.
-TARGETS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl \
+PLATFORMS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl \
 	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
 
 .PHONY: demo test check plain engine wheels sanitize fuzz web-test site screenshots bench docs clean
@@ -43,8 +43,8 @@ engine: .venv-test/ready
 
 # The same bytes each time: sources, compiler and packer are pinned.
 wheels: .venv-build/ready
-	for target in $(TARGETS); do \
-		ULVM_TARGET=$$target .venv-build/bin/python -m build --wheel --no-isolation || exit 1; \
+	for platform in $(PLATFORMS); do \
+		ULVM_PLATFORM=$$platform .venv-build/bin/python -m build --wheel --no-isolation || exit 1; \
 	done
 
 sanitize: .venv-test/ready
@@ -72,9 +72,9 @@ bench: .venv-test/ready
 	.venv-test/bin/python bench/cpu.py
 
 docs: .venv-test/ready
-	.venv-test/bin/python bench/figures.py
-	.venv-test/bin/python bench/drawn_pictures.py
-	.venv-test/bin/python bench/tables.py
+	.venv-test/bin/python docs/make/figures.py
+	.venv-test/bin/python docs/make/drawn_pictures.py
+	.venv-test/bin/python docs/make/tables.py
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

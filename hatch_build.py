@@ -1,4 +1,4 @@
-"""Builds the engine into the wheel: for this machine, or the platform that ULVM_TARGET names."""
+"""Builds the engine into the wheel: for this machine, or the platform that ULVM_PLATFORM names."""
 
 import importlib.util
 import os
@@ -15,23 +15,23 @@ class EngineHook(BuildHookInterface):  # type: ignore[type-arg]
         """Compile what is older than its sources; tag the wheel for the platform."""
         root = Path(self.root)
         build = _load_build(root / "src" / "ulvm" / "engine" / "build.py")
-        name = os.environ.get("ULVM_TARGET") or build.this_target()
-        if name not in build.TARGETS:
-            accepted = ", ".join(build.TARGETS)
-            raise build.BuildError(f"ULVM_TARGET is {name}. Accepted are {accepted}.")
-        target = build.TARGETS[name]
-        build_data["tag"] = f"py3-none-{target.tag}"
+        name = os.environ.get("ULVM_PLATFORM") or build.this_platform()
+        if name not in build.PLATFORMS:
+            accepted = ", ".join(build.PLATFORMS)
+            raise build.BuildError(f"ULVM_PLATFORM is {name}. Accepted are {accepted}.")
+        platform = build.PLATFORMS[name]
+        build_data["tag"] = f"py3-none-{platform.tag}"
         build_data["pure_python"] = False
         if version == "editable":  # Python reads the tree itself
-            build.build(target, build.ENGINE)
-            for page in build.WASM_TARGETS.values():
+            build.build(platform, build.ENGINE)
+            for page in build.WASM_PLATFORMS.values():
                 build.build(page, build.WEB)
             return
         # Not in the tree, where a library of another platform may lie.
         folder = root / "build"
-        library = build.build(target, folder / name)
+        library = build.build(platform, folder / name)
         build_data["force_include"][str(library)] = f"ulvm/engine/{library.name}"
-        for page in build.WASM_TARGETS.values():
+        for page in build.WASM_PLATFORMS.values():
             module = build.build(page, folder / "wasm")
             build_data["force_include"][str(module)] = f"ulvm/web/{module.name}"
 

@@ -2,7 +2,7 @@
 frames a second over a camera.
 
 Headless Chromium without a GPU, a fake camera of 640×480 at 60 frames/s, the package's own server.
-Needs chromium and playwright. Writes ``bench/results/browser.json``. Run it on an idle machine.
+Needs chromium and playwright. Writes ``results/speed/browser.json``. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import ulvm
-from gpu import today, write_result
+from gpu import RESULTS, today, write_result
 from ulvm.nn.run_folder import machine
 from ulvm.serve import make_server
 from ulvm.version import __version__
 
-RESULT = Path(__file__).resolve().parent / "results" / "browser.json"
+RESULT = RESULTS / "browser.json"
 EXAMPLES = Path(ulvm.__file__).parent / "examples"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream"]

@@ -3,13 +3,12 @@
 Our model runs in the engine, at each instruction set that this processor has, and as a graph in
 ONNX Runtime, as the peers do; one picture of 256×256 each. Peers have random weights, since time
 does not depend on them, and take float32 planes; our model also does its own conversion from uint8
-and its min–max. Writes ``bench/results/cpu.json`` and prints it as a table. Run it on an idle
-machine.
+and its min–max. Writes ``results/speed/cpu.json``, prints the medians. Run it on an idle machine.
 
 With ``--presets``, times the networks of the tables of REPRODUCE.md instead, on one thread, with
 fresh weights, in the engine or, where it doesn't run them, in ONNX Runtime; writes
-``results/cpu_times.json``, which the tables' column of times reads. Rounds are many and short, for
-where neighbours share the cores, the fastest is what the network takes.
+``results/speed/presets.json``, which the tables' column of times reads. Rounds are many and short,
+for where neighbours share the cores, the fastest is what the network takes.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ import numpy as np
 import onnx
 import torch
 
-import tables
-from gpu import time_block, today, write_result
+from gpu import RESULTS, ROOT, time_block, today, write_result
 from ulvm import segmenter
 from ulvm.engine import Engine
 from ulvm.errors import InputError
@@ -42,20 +40,19 @@ from ulvm.nn.export import build_onnx
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
 from ulvm.nn.networks import build_network
 from ulvm.nn.peers import PEERS, build_peer, count_parameters
-from ulvm.nn.peers.graph import ImageToProbability, build_graph
+from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
 from ulvm.nn.run_folder import machine, versions
 from ulvm.onnx import onnxruntime
 from ulvm.presets import PLUS_MODEL, find_preset
+from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.spec import ModelSpec, RunSpec
-from ulvm.tables import TABLES
 
-ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "ulvm" / "weights"
 BUNDLED = WEIGHTS / segmenter.BUNDLED_ONNX
 BUNDLED_WEIGHTS = WEIGHTS / segmenter.BUNDLED_MODEL
 LEVELS = ("avx512", "avx2", "sse2", "neon")
-RESULT = ROOT / "bench" / "results" / "cpu.json"
-PRESETS_RESULT = ROOT / "results" / "cpu_times.json"
+RESULT = RESULTS / "cpu.json"
+PRESETS_RESULT = RESULTS / "presets.json"
 TIMED_PEERS = ("unext-s", "lb-unet", "malunet", "ege-unet", "unext", "unet")
 SIZE = 256
 TOLERANCE = 1e-3  # largest difference of probability between torch and a graph, random weights
@@ -221,7 +218,7 @@ def build_peers(model: Path) -> list[Entry]:
 
 def build_presets(names: list[str]) -> list[Entry]:
     """These presets, or all of REPRODUCE.md's tables; as many at a time as there are cores."""
-    names = names or [row.preset for table in TABLES.values() for row in table.rows]
+    names = names or [row.preset for each in EXPERIMENTS.values() for row in each.rows]
     image_rgb = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
     entries = []
     spawn = multiprocessing.get_context("spawn")
@@ -234,7 +231,7 @@ def build_presets(names: list[str]) -> list[Entry]:
     return entries
 
 
-def time_interleaved(
+def time_rounds(
     runs: list[Callable[[], object]], rounds: int, repeats: int, seconds: float
 ) -> list[list[list[float]]]:
     """Milliseconds of each run in each round, as [run][round][repeat]; one block after another."""
@@ -277,7 +274,7 @@ def measure(
     ]
     for count in threads:
         runs = [runner(entry, count) for entry in entries]
-        times = time_interleaved(runs, rounds, repeats, seconds)
+        times = time_rounds(runs, rounds, repeats, seconds)
         for row, blocks in zip(rows, times, strict=True):
             row["threads"][str(count)] = summarise(blocks)
     return rows
@@ -325,7 +322,7 @@ def main() -> None:
         print(f"the machine is busy (load {load:.1f}); times will be too long", file=sys.stderr)
     entries = build_peers(options.model) if presets is None else build_presets(presets)
     described = machine(torch.device("cpu"))
-    result = {
+    result: dict[str, Any] = {
         "what": f"{runtimes}CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
         f"{options.repeats} runs or {seconds:g} s",
         "date": today(),
@@ -340,7 +337,9 @@ def main() -> None:
         "models": measure(entries, threads, rounds, options.repeats, seconds),
     }
     write_result(out, result)
-    print(tables.cpu(out))
+    for row in result["models"]:
+        times = (f"{at['median_ms']:8.2f} ms" for at in row["threads"].values())
+        print(f"{row['name']:45}" + "".join(times))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ulvm.nn.graph import record
 from ulvm.nn.run_folder import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
+RESULTS = ROOT / "results" / "speed"
 SIZE = 256
 WARM_UP = 5  # untimed runs before each block: clocks and caches settle
 PROFILED = 5  # runs in a profile

@@ -4,7 +4,7 @@ Timed is what the released model computes: normalised pictures on the GPU → pr
 graph; each batch size has all precisions and plain torch interleaved. With ``--data`` the masks of
 the ISIC 2017 ``paper-permutation`` test pictures in each precision are compared with those in
 float32; the true masks are not looked at, so nothing is scored. Writes
-``bench/results/inference.json``.
+``results/speed/inference.json``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 import gpu
 from ulvm import datasets, splits
+from ulvm.image import BoolArray, Uint8Array
 from ulvm.metrics import confusion, dice, pooled
 from ulvm.nn import fused
 from ulvm.nn.checkpoint import load_weights
@@ -37,7 +37,6 @@ WEIGHTS = gpu.ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
 PRECISIONS = ("float32", "bfloat16", "float16")
 PLAIN = "float32, plain torch"
 SPLIT = "paper-permutation"
-BoolArray = npt.NDArray[np.bool_]
 Function = Callable[[Tensor], Tensor]
 
 
@@ -88,7 +87,7 @@ def measure(network: UltraLightVMUNet, batch: int, rounds: int, repeats: int) ->
 
 
 def predict_masks(
-    network: UltraLightVMUNet, images_rgb: npt.NDArray[np.uint8], precision: str, threshold: float
+    network: UltraLightVMUNet, images_rgb: Uint8Array, precision: str, threshold: float
 ) -> BoolArray:
     """uint8 (pictures, size, size, 3) → bool (pictures, size, size)."""
     device = next(network.parameters()).device

@@ -1,7 +1,7 @@
 """Times the command ``ulvm predict``: one large photo, a folder of pictures, and memory.
 
 Each run is a new process, timed from its start to its exit; pictures are drawn. Writes
-``bench/results/predict.json``. Run it on an idle machine.
+``results/speed/predict.json``. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ import PIL
 import torch
 from PIL import Image
 
-import tables
-from gpu import today, write_result
+from gpu import RESULTS, today, write_result
 from ulvm.nn.run_folder import machine
 from ulvm.segmenter import load
 from ulvm.synthetic import draw_lesion
 from ulvm.version import __version__
 
-RESULT = Path(__file__).resolve().parent / "results" / "predict.json"
+RESULT = RESULTS / "predict.json"
 PHOTO_HW = (3024, 4032)  # 12 megapixels
 PICTURE_HW = (866, 1155)  # 1 megapixel
 NOISE = 6.0  # grey levels, so that a file is as large as a camera's
@@ -128,7 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        result = {
+        result: dict[str, Any] = {
             "what": "wall time of `ulvm predict`, a new process each, masks without overlays, "
             "drawn JPEG pictures",
             "date": today(),
@@ -143,7 +142,7 @@ def main() -> None:
             "one_picture_peak_mb": peak_memory("-c", ONE_PICTURE),
         }
     write_result(options.out, result)
-    print(tables.predict(options.out))
+    print(f"{result['photo']['median_s']:.3f} s for the photo; {options.out}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The first run finds no compiled kernels, the second those of the first; both find the pictures
 decoded, which happens once for a data set and is not counted. Writes
-``bench/results/schedule.json``. Nothing is scored on the test part.
+``results/speed/schedule.json``. Nothing is scored on the test part.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ulvm import datasets
 from ulvm.nn.run_folder import RUN
 
 SPLIT = "paper-permutation"
-Row = dict[str, float]
+Numbers = dict[str, float]  # by name
 
 
-def time_command(command: list[str], out_dir: Path, environment: Mapping[str, str]) -> Row:
+def time_command(command: list[str], out_dir: Path, environment: Mapping[str, str]) -> Numbers:
     """Run a training command; its wall time and the part of it before the first epoch began.
 
     Args:
@@ -57,13 +57,13 @@ def arguments(data_dir: Path | str, out_dir: Path | str, epochs: int) -> list[st
     return [*command, "--set", f"train.epochs={epochs}"]
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path) -> list[Numbers]:
     """The rows of ``metrics.csv``."""
     with path.open(newline="") as file:
         return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
-def summarise(times: Row, rows: list[Row]) -> dict[str, Any]:
+def summarise(times: Numbers, rows: list[Numbers]) -> dict[str, Any]:
     """Where the wall time went, and what the training reached on the validation part."""
     first = rows[0]["seconds"]
     best = min(rows, key=lambda row: row["validation_loss"])
@@ -81,7 +81,7 @@ def summarise(times: Row, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _validation(row: Row) -> dict[str, float | int]:
+def _validation(row: Numbers) -> dict[str, float | int]:
     return {
         "epoch": int(row["epoch"]),
         "validation_loss": row["validation_loss"],

@@ -2,7 +2,7 @@
 
 ``ulvm export`` compares before it writes: in probability and in every pixel of the masks, on
 random, drawn and extreme pictures; one that fails gives no row. Writes
-``bench/results/targets.json``; a runtime that is left out keeps the row that another environment
+``results/speed/targets.json``; a runtime that is left out keeps the row that another environment
 wrote.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu import today, write_result
+from gpu import RESULTS, ROOT, today, write_result
 from ulvm import segmenter
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export import export, probe_images
@@ -27,9 +27,8 @@ from ulvm.nn.model import PictureToProbability
 from ulvm.nn.run_folder import machine
 from ulvm.nn.targets import TARGETS, compare, export_for
 
-ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
-RESULT = ROOT / "bench" / "results" / "targets.json"
+RESULT = RESULTS / "targets.json"
 ONNX = "onnx"
 # Of each target: the ending of its file, and the package that ran it here.
 RUNTIMES = {

@@ -1,6 +1,6 @@
 """Times training on this machine's CPU: the steps of ``ulvm train paper``, augmentation included.
 
-Batches of 8 drawn pictures of 256×256. Writes ``bench/results/train_cpu.json``. Run it on an idle
+Batches of 8 drawn pictures of 256×256. Writes ``results/speed/train_cpu.json``. Run it on an idle
 machine.
 """
 

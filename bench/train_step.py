@@ -2,7 +2,7 @@
 
 A step is forward, BCE + Dice, backward and AdamW of the recipe ``paper`` in float32, on a batch of
 drawn pictures that is already on the GPU, recorded as a CUDA graph. Writes
-``bench/results/train_step.json``: times, memory, kernels, the two floors that no such step can go
+``results/speed/train_step.json``: times, memory, kernels, the two floors that no such step can go
 below, and whether the same seed gives the same bits twice.
 """
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ulvm.reproduce.experiments import PERMUTATION, Row
 from ulvm.splits import load_split
-from ulvm.tables import PERMUTATION, Row
 
 PIXELS = 256 * 256
 AREA = 10_000  # of every lesion

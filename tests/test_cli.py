@@ -126,12 +126,18 @@ def test_demo_does_all_examples(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*_overlay.png"))) == 6
 
 
-def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+def test_mistakes_are_told_in_sentences(tmp_path: Path) -> None:
     for words, said in [
-        (("predict", tmp_path / "none.jpg"), "none.jpg does not exist"),
-        (("predict", tmp_path, "--model", tmp_path / "none.onnx"), "none.onnx does not exist"),
-        (("inspect", "papr"), "did you mean 'paper'"),
-        (("inspect", "paper", "--set", "model.branchs=2"), "did you mean 'branches'"),
+        (
+            ("predict", tmp_path / "none.jpg"),
+            f"File not found: {tmp_path / 'none.jpg'}. Check the path.",
+        ),
+        (
+            ("predict", tmp_path, "--model", tmp_path / "none.onnx"),
+            f"Model not found: {tmp_path / 'none.onnx'}. ",
+        ),
+        (("inspect", "papr"), "Did you mean 'paper'"),
+        (("inspect", "paper", "--set", "model.branchs=2"), "Did you mean 'branches'?"),
         (("data", "check", "--dataset", "ph2", "--data", tmp_path), "ph2"),
     ]:
         result = run(*words)

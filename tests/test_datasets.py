@@ -176,7 +176,7 @@ def test_broken_zip(tmp_path: Path):
     zip_folder(tmp_path / "ISIC-2017_Training_Data", inner=True)
     path = tmp_path / "ISIC-2017_Training_Data.zip"
     path.write_bytes(path.read_bytes()[:-30])
-    assert "download it again" in problem_of(lambda: find_pairs("isic2017", tmp_path))
+    assert "Download it again" in problem_of(lambda: find_pairs("isic2017", tmp_path))
 
 
 def test_damage_inside_a_zip(tmp_path: Path):
@@ -425,7 +425,7 @@ def test_shared_ids():
     official = load_split("isic2017", "official")
     assert len(shared_ids(official.ids("validation"), "isic2018")) == 121
     assert shared_ids("ph2", "isic2018") == []
-    assert "no committed ids of 'folder'" in problem_of(lambda: shared_ids("folder", []))
+    assert "No committed ids of 'folder'" in problem_of(lambda: shared_ids("folder", []))
 
 
 @pytest.mark.data

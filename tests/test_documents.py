@@ -57,7 +57,7 @@ def test_the_readme_has_commands_to_run() -> None:
 
 def test_tables_are_those_of_the_result_files() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "bench" / "tables.py", "--check"],
+        [sys.executable, ROOT / "docs" / "make" / "tables.py", "--check"],
         capture_output=True,
         text=True,
         check=False,

@@ -316,7 +316,7 @@ def test_saving_replaces_older_results_and_refuses_a_file_as_folder(
     (tmp_path / "scores.json").write_text("old")
     scores_path, *_ = evaluation.save(tmp_path)
     assert json.loads(scores_path.read_text()) == evaluation.to_dict()
-    with pytest.raises(InputError, match="choose another output folder"):
+    with pytest.raises(InputError, match="Choose a folder that you may write to"):
         evaluation.save(scores_path)
 
 
@@ -376,8 +376,8 @@ def test_progress_reaches_the_end() -> None:
     [
         ({"ids": []}, "0 ids"),
         ({"ids": ["case-000", "case-000"]}, "2 ids were given, 1 of them different"),
-        ({"threshold": 0.0}, "threshold is 0.0"),
-        ({"threshold": 50}, "threshold is 50"),
+        ({"threshold": 0.0}, "Threshold is 0.0"),
+        ({"threshold": 50}, "Threshold is 50"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"probability_of": lambda images: from_red(images)[:, 0]}, r"shape \(3, 32, 32\)"),
         ({"probability_of": lambda images: from_red(images)[:, :, ::2, ::2]}, "16, 16"),

@@ -20,10 +20,10 @@ from ulvm.errors import InputError
 from ulvm.image import (
     bounding_box_xyxy,
     draw_overlay,
-    outline,
     read_image,
     read_mask,
     resize,
+    rim,
     write_png,
 )
 from ulvm.picture import is_written_by_ulvm
@@ -333,7 +333,7 @@ def refused(source: Any, *words: str) -> None:
 
 
 def test_missing_folder_empty_and_foreign_files(tmp_path: Path) -> None:
-    refused(tmp_path / "no.png", "no.png does not exist")
+    refused(tmp_path / "no.png", f"File not found: {tmp_path / 'no.png'}")
     refused(tmp_path, f"{tmp_path} is a folder")
     empty = tmp_path / "empty.png"
     empty.touch()
@@ -341,7 +341,7 @@ def test_missing_folder_empty_and_foreign_files(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("this is no picture")
     refused(text, "text.jpg is not a picture", "PNG, JPEG, TIFF, BMP, WebP and GIF")
-    refused(b"\0\0\0\x18ftypheic" + bytes(100), "HEIC", "PNG, JPEG", "export it")
+    refused(b"\0\0\0\x18ftypheic" + bytes(100), "HEIC", "PNG, JPEG", "Export it")
     refused(bytes(128) + b"DICM" + bytes(50), "DICOM", "PNG, JPEG")
     refused(b"RIFF\0\0\0\0WAVEfmt ", "not a picture")
 
@@ -405,7 +405,7 @@ def test_pillows_own_limit_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(read_image(encode(RGB, "PNG")), RGB)
     refused(encode(SMOOTH, "WEBP"), "too many pixels")  # this decoder asks Pillow's limit itself
     monkeypatch.setattr(module, "MAX_PIXELS", 53)
-    refused(encode(RGB, "PNG"), "6×9 pixels", "up to 53")
+    refused(encode(RGB, "PNG"), "6×9 pixels", "Up to 53")
 
 
 # Masks
@@ -488,7 +488,7 @@ def test_refused_masks(tmp_path: Path) -> None:
     refuse(np.dstack([MASK, MASK]), "transparent")
     refuse(palette_mask([(0, 0, 0), (9, 0, 0), (0, 9, 0)], GREY % 3), "3 different values")
     refuse(np.asarray(Image.fromarray(MASK).resize((90, 60))), "threshold", kind="JPEG")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="File not found"):
         read_mask(tmp_path / "no.png")
 
 
@@ -563,15 +563,15 @@ def blobs(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 40])
-def test_outline_against_the_distance_transform(width: int) -> None:
+def test_rim_against_the_distance_transform(width: int) -> None:
     for mask in (blobs(60, 80), np.ones((30, 20), bool), np.eye(7, dtype=bool)):
         distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-        np.testing.assert_array_equal(outline(mask, width), mask & (distance <= width))
+        np.testing.assert_array_equal(rim(mask, width), mask & (distance <= width))
 
 
-def test_outline_and_box_of_an_empty_mask() -> None:
+def test_rim_and_box_of_an_empty_mask() -> None:
     empty = np.zeros((4, 5), bool)
-    assert not outline(empty, 3).any()
+    assert not rim(empty, 3).any()
     assert bounding_box_xyxy(empty) is None
 
 
@@ -586,10 +586,10 @@ def test_overlay_against_the_blend() -> None:
     kept, mask = image.copy(), blobs(60, 80)
     color = (10, 200, 30)
     overlay = draw_overlay(image, mask, color_rgb=color, opacity=0.4, line_width=3)
-    rim = outline(mask, 3)
+    edge = rim(mask, 3)
     np.testing.assert_array_equal(overlay[~mask], image[~mask])
-    np.testing.assert_array_equal(overlay[rim], np.broadcast_to(color, overlay[rim].shape))
-    tinted = mask & ~rim
+    np.testing.assert_array_equal(overlay[edge], np.broadcast_to(color, overlay[edge].shape))
+    tinted = mask & ~edge
     assert tinted.any()
     np.testing.assert_allclose(
         overlay[tinted], 0.6 * image[tinted] + 0.4 * np.array(color), atol=1.01

@@ -13,7 +13,7 @@ RUNTIME = sorted(
     f"ulvm.{path.stem}" for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")
 )
 RUNTIME.remove("ulvm.onnx")  # of the extra
-RUNTIME.append("ulvm.engine")
+RUNTIME += ["ulvm.engine", "ulvm.reproduce.experiments", "ulvm.reproduce.report"]
 
 BLOCK = """
 import importlib, sys
@@ -48,6 +48,15 @@ def test_the_block_can_fail(module: str, needed: str) -> None:
     done = import_blocked(module)
     assert done.returncode != 0
     assert f"{needed} is blocked" in done.stderr
+
+
+def test_the_command_line_alone_imports_neither_nn_nor_reproduce() -> None:
+    listing = "import sys, ulvm.cli; print([name for name in sys.modules if name[:4] == 'ulvm'])"
+    command = [sys.executable, "-c", listing]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "'ulvm.cli'" in done.stdout
+    assert "ulvm.nn" not in done.stdout
+    assert "ulvm.reproduce" not in done.stdout
 
 
 def test_every_module_is_on_the_architecture_page() -> None:

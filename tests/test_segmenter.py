@@ -179,7 +179,7 @@ def test_probability_of_a_batch(segmenter: Segmenter) -> None:
     reversed_channels = segmenter.probability(batch[..., ::-1])  # no contiguous memory
     np.testing.assert_allclose(reversed_channels, probability, atol=1e-6)
     for wrong in (batch[0], batch.astype(np.float32), batch[:, 1:]):
-        with pytest.raises(InputError, match=r"accepted is uint8 \(batch, 64, 64, 3\)"):
+        with pytest.raises(InputError, match=r"It must be uint8 \(batch, 64, 64, 3\)"):
             segmenter.probability(wrong)
 
 
@@ -229,7 +229,7 @@ def test_refused_files(tmp_path: Path) -> None:
         for word in (path.name, *words):
             assert word in str(caught.value)
 
-    refuse(tmp_path / "no.onnx", "does not exist")
+    refuse(tmp_path / "no.onnx", "Model not found: ")
     refuse(tmp_path, "is a folder")
     for name, content in (("empty.onnx", b""), ("text.onnx", b"no model at all")):
         (tmp_path / name).write_bytes(content)
@@ -241,9 +241,9 @@ def test_refused_files(tmp_path: Path) -> None:
     refuse(written("foreign.onnx", metadata=""), "holds no run of ulvm", "ulvm export")
     refuse(written("broken.onnx", metadata="{"), "holds no run of ulvm")
     refuse(written("list.onnx", metadata="[1]"), "holds no run of ulvm")
-    refuse(written("later.onnx", metadata='{"format": 2, "run": {}}'), "format 2", "update ulvm")
+    refuse(written("later.onnx", metadata='{"format": 2, "run": {}}'), "format 2", "Update ulvm")
     unknown = '{"format": 1, "run": {"modle": {}}}'
-    refuse(written("unknown.onnx", metadata=unknown), "no field 'modle'")
+    refuse(written("unknown.onnx", metadata=unknown), ": no field 'modle'")
     # A graph that is not what its own run says.
     other_size = RunSpec(data=DataSpec(image_size=96))
     refuse(written("size.onnx", spec=other_size), "batch, 64, 64, 3", "batch, 96, 96, 3")
@@ -333,16 +333,16 @@ def test_refused_weights(tmp_path: Path) -> None:
         return json.dumps({"__metadata__": {"ulvm": json.dumps(metadata)}}).encode()
 
     run = RunSpec().to_dict()
-    refuse(tmp_path / "no.safetensors", "does not exist", "run folder")
+    refuse(tmp_path / "no.safetensors", "Model not found: ", "run folder")
     refuse(tmp_path, "is a folder without weights.safetensors")
     foreign = (b"", b"{", b"[1]", b"{}", b'{"__metadata__": {}}', b"[" * 10**5)
     for index, header in enumerate(foreign):
         refuse(written(f"{index}.safetensors", header), "holds no run of ulvm")
     (tmp_path / "no-header.safetensors").write_bytes(b"123")
     refuse(tmp_path / "no-header.safetensors", "holds no run of ulvm")
-    refuse(written("later.safetensors", described(format=2, run=run)), "format 2", "update ulvm")
+    refuse(written("later.safetensors", described(format=2, run=run)), "format 2", "Update ulvm")
     unknown = described(format=1, run={"modle": {}})
-    refuse(written("unknown.safetensors", unknown), "no field 'modle'")
+    refuse(written("unknown.safetensors", unknown), ": no field 'modle'")
     refuse(written("empty.safetensors", described(format=1, run=run)), "empty.safetensors: ")
     whole = (WEIGHTS / module.BUNDLED_MODEL).read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-4])

@@ -104,8 +104,8 @@ def test_a_taken_port_is_one_sentence(files: dict[str, Traversable]) -> None:
     with make_server(0) as server:
         result = CliRunner().invoke(main, ["serve", "--no-open", "--port", str(server.server_port)])
     assert result.exit_code == 1
-    assert f"port {server.server_port} cannot be used" in result.output
-    assert "choose another with --port" in result.output
+    assert f"Port {server.server_port} cannot be used" in result.output
+    assert "Choose another with --port" in result.output
 
 
 def test_missing_engine_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

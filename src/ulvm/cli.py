@@ -27,7 +27,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 class _Group(click.Group):
-    """Shows the caller's mistakes as one sentence instead of a traceback."""
+    """Shows the caller's mistakes in sentences instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -36,8 +36,8 @@ class _Group(click.Group):
             raise click.ClickException(str(problem)) from None
         except ModuleNotFoundError as problem:
             raise click.ClickException(
-                f"this command needs the package {problem.name}, which is not installed; "
-                "run pip install 'ultralight-vm-unet[train]'."
+                f"This command needs the package {problem.name}, which is not installed. "
+                "Run pip install 'ultralight-vm-unet[train]'."
             ) from None
 
 
@@ -371,7 +371,7 @@ def train(
     except KeyboardInterrupt:
         again = " ".join(["ulvm", *(word for word in sys.argv[1:] if word != "--resume")])
         raise click.ClickException(
-            f"stopped; {out_dir} holds the run as of its last checkpoint, which is written after "
+            f"Stopped. {out_dir} holds the run as of its last checkpoint, which is written after "
             f"the first epoch and then every few seconds. Continue with: {again} --resume"
         ) from None
     if launched().rank > 0:  # rank 0 says it
@@ -387,9 +387,9 @@ def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str
     if any(not equals for _, equals, _ in named):
         if name is None or values[1:]:
             raise InputError(
-                f"{option} {values[0]} without a data set's name",
-                f"accepted is {option} NAME=…, or one of them with --dataset",
-                "name the data set of each",
+                f"{option} {values[0]} does not say for which data set it is",
+                "",
+                f"write {option} NAME=… for each, or one alone together with --dataset",
             )
         return {name: values[0]}
     return {first: last for first, _, last in named}
@@ -520,8 +520,8 @@ def reproduce(
     A stopped run is resumed. TABLE is main, branches, bridges, stages, mamba, widths, mixers,
     peers, plug or leaks.
     """
-    from ulvm.nn.reproduce import reproduce as run_tables
-    from ulvm.report import render
+    from ulvm.reproduce.report import render
+    from ulvm.reproduce.runs import reproduce as run_tables
 
     for said, done, count in run_tables(
         tables,
@@ -608,10 +608,12 @@ def inspect(preset: str, assignments: tuple[str, ...], size: int, as_json: bool)
 def presets() -> None:
     """List the runs that train and inspect know."""
     from ulvm.presets import PRESETS
+    from ulvm.reproduce.experiments import published_scores
 
     click.echo(f"{'preset':21}{'parameters':>11}{'published DSC':>15}  what")
     for name, preset in PRESETS.items():
-        published = "" if preset.published_dsc is None else f"{preset.published_dsc:.4f}"
+        scores = published_scores(name, "isic2017", "isic2017")
+        published = f"{scores['dsc']:.4f}" if scores else ""
         click.echo(f"{name:21}{preset.parameters:>11,}{published:>15}  {preset.note}")
 
 

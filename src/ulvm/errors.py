@@ -6,21 +6,30 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Something the caller gave cannot be used; the message says what to do about it.
 
+    The message is the parts as sentences: "File not found: photo.jpg. Check the path." A part
+    begins with a small letter and has no full stop, so that it can stand inside another.
+
     Args:
-        given: What was given, naming the file, field or value.
-        accepted: What would have been accepted.
-        remedy: What to do next.
+        given: What is wrong, naming the file, field or value.
+        accepted: What would have been right; empty where that goes without saying.
+        remedy: What to do next; empty where ``accepted`` says it.
     """
 
     def __init__(self, given: str, accepted: str, remedy: str) -> None:
-        end = "" if remedy.endswith("?") else "."
-        super().__init__(f"{given}; {accepted}; {remedy}{end}")
+        super().__init__(" ".join(_sentence(part) for part in (given, accepted, remedy) if part))
         self.given = given
         self.accepted = accepted
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
         return (InputError, (self.given, self.accepted, self.remedy))
+
+
+def _sentence(part: str) -> str:
+    """With a capital, unless it begins with a file, a value or a name in code; with its stop."""
+    word = part.split(maxsplit=1)[0].rstrip(",:")
+    capital = part[0].upper() if word.isalpha() and word.islower() else part[0]
+    return capital + part[1:] + "." * (part[-1] not in ".?")
 
 
 def unknown_name(given: str, name: str, accepted: Iterable[str]) -> InputError:
@@ -35,8 +44,5 @@ def unknown_name(given: str, name: str, accepted: Iterable[str]) -> InputError:
 
     names = list(accepted)
     close = difflib.get_close_matches(name, names, n=1)
-    return InputError(
-        given,
-        "accepted are " + ", ".join(names),
-        f"did you mean {close[0]!r}?" if close else "choose one of these",
-    )
+    question = f"did you mean {close[0]!r}?" if close else ""
+    return InputError(given, "choose from " + ", ".join(names), question)

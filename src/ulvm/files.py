@@ -56,6 +56,6 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) 
 def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(
         f"{path} cannot be written ({error.strerror or error})",
-        "accepted is a place in a folder that you may write to",
-        "choose another output folder",
+        "",
+        "choose a folder that you may write to",
     )

@@ -106,7 +106,7 @@ def resize(image: Uint8Array | Image.Image, size_hw: tuple[int, int]) -> Uint8Ar
     if image.dtype != np.uint8:
         raise InputError(
             f"the array to resize is {image.dtype}",
-            "accepted is uint8, range 0..255",
+            "it must be uint8, range 0..255",
             "scale it to 0..255 and convert it with .astype(np.uint8)",
         )
     return _resize(Image.fromarray(image), size_hw)
@@ -132,7 +132,7 @@ def _resize(image: Image.Image, size_hw: tuple[int, int]) -> Uint8Array:
     return resized
 
 
-def outline(mask: BoolArray, width: int) -> BoolArray:
+def rim(mask: BoolArray, width: int) -> BoolArray:
     """The rim of a mask: its pixels within ``width`` pixels of the background.
 
     What lies beyond the frame counts as background, so the rim is closed.
@@ -205,13 +205,13 @@ def draw_overlay(
         raise InputError(
             f"the mask is {size_text(*mask.shape)} and the picture "
             f"{size_text(*image_rgb.shape[:2])}",
-            "accepted is one size",
+            "both must have one size",
             "resize the mask to the picture's size",
         )
     if line_width is None:
         line_width = max(2, round(mask.size**0.5 / 250))
     cover = np.where(mask, np.uint8(round(255 * opacity)), np.uint8(0))
-    cover[outline(mask, line_width)] = 255
+    cover[rim(mask, line_width)] = 255
     image = Image.fromarray(image_rgb)
     image.paste(color_rgb, mask=Image.fromarray(cover))
     return np.array(image)
@@ -295,7 +295,7 @@ def scale_grey(image: Image.Image, name: str) -> Uint8Array:
     if not np.isfinite(high - low):
         raise InputError(
             f"{name} holds pixels that are not finite (NaN or infinity)",
-            "accepted are finite values",
+            "",
             "replace them and save it again",
         )
     scaled = np.rint((values - low) * (255 / max(high - low, 1e-300)))

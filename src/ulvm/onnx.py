@@ -67,7 +67,7 @@ class OnnxNetwork:
             raise InputError(
                 f"{name} cannot be opened by ONNX Runtime {onnxruntime.__version__} "
                 f"({str(error).splitlines()[0]})",
-                "accepted is an ONNX file that `ulvm export` wrote",
+                "it must be an ONNX file that `ulvm export` wrote",
                 "export it again, or choose another file",
             ) from error
 
@@ -121,13 +121,13 @@ class OnnxNetwork:
         except _ERRORS as error:
             raise InputError(
                 f"{self._name} cannot be run ({str(error).splitlines()[0]})",
-                "accepted is an ONNX file that `ulvm export` wrote",
+                "it must be an ONNX file that `ulvm export` wrote",
                 "export it again, or choose another file",
             ) from error
         if not np.isfinite(probability).all():
             raise InputError(
                 f"{self._name} gave a number that is no probability",
-                "accepted are weights that give 0 to 1",
+                "it must be from 0 to 1",
                 "export it again, or choose another file",
             )
         result: FloatArray = probability

@@ -106,19 +106,15 @@ def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir():
-            raise InputError(
-                f"{path} is a folder", "accepted is one picture file", "name a file in it"
-            )
+            raise InputError(f"{path} is a folder", "a picture file is needed", "name a file in it")
         try:
             file = path.open("rb")
         except FileNotFoundError as error:
-            raise InputError(
-                f"{path} does not exist", "accepted is a picture file", "check the path"
-            ) from error
+            raise InputError(f"file not found: {path}", "", "check the path") from error
         except OSError as error:
             raise InputError(
                 f"{path} cannot be opened ({error.strerror})",
-                "accepted is a readable file",
+                "",
                 "check its permissions",
             ) from error
         with file:
@@ -137,14 +133,14 @@ def _read_header(file: IO[bytes], name: str) -> ImageFile:
                 image: ImageFile = getattr(module, opener)(file)
                 return image
     if not head:
-        raise InputError(f"{name} is empty", f"accepted are {FORMATS} files", "copy it again")
+        raise InputError(f"{name} is empty", "", "copy it again")
     if head[4:8] == b"ftyp":
         kind, remedy = "HEIC or AVIF", "export it as JPEG or PNG"
     elif head[128:132] == b"DICM":
         kind, remedy = "DICOM", "export its picture as PNG with your DICOM viewer"
     else:
         kind, remedy = "not a picture of a known kind", "export it as PNG or JPEG"
-    raise InputError(f"{name} is {kind}", f"accepted are {FORMATS} files", remedy)
+    raise InputError(f"{name} is {kind}", f"{FORMATS} files can be read", remedy)
 
 
 @contextlib.contextmanager
@@ -163,7 +159,7 @@ def _damage_reported(name: str) -> Iterator[None]:
             reason = "its header states no size"
         raise InputError(
             f"{name} is damaged or of an unsupported variant ({reason})",
-            f"accepted are whole {FORMATS} files",
+            f"whole {FORMATS} files can be read",
             "copy it again, or open it in a picture editor and save it as PNG",
         ) from error
 
@@ -178,7 +174,7 @@ def _refuse_misread_tiff(image: ImageFile, name: str) -> None:
     if raw and tags.get(_TIFF_PLANAR) == 2 and not plain:
         raise InputError(
             f"{name} is an uncompressed TIFF with separate planes that are not plain 8-bit",
-            "accepted is TIFF with interleaved samples",
+            "a TIFF must have interleaved samples",
             "save it as PNG, or as TIFF with planar configuration 1",
         )
 
@@ -194,7 +190,7 @@ def _orientation(image: Image.Image) -> int:
 def _too_large(name: str, given: str) -> InputError:
     return InputError(
         f"{name} has {given}",
-        f"accepted are up to {MAX_PIXELS:,} pixels",
+        f"up to {MAX_PIXELS:,} pixels can be read",
         "scale it down or cut out the lesion",
     )
 

@@ -221,7 +221,7 @@ def _search_folder(folder: Path) -> list[Source]:
     for error in failed:
         message = InputError(
             f"the folder {error.filename} cannot be read ({error.strerror})",
-            "accepted is a folder that you may read",
+            "",
             "check its permissions",
         )
         sources.append(Source(str(error.filename), Path(), str(message)))
@@ -238,8 +238,8 @@ def _is_picture_name(name: str) -> bool:
 
 def _nothing_found(argument: str) -> Source:
     message = InputError(
-        f"{argument or 'an empty argument'} names no picture",
-        "accepted are files ending in " + ", ".join(sorted(SUFFIXES)),
+        f"no picture found at {argument or 'an empty path'}",
+        "the names of pictures end in " + ", ".join(sorted(SUFFIXES)),
         "check the path",
     )
     return Source(argument, Path(), str(message))
@@ -264,7 +264,7 @@ def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:
 def _require_replaceable(path: Path, originals: set[Path]) -> None:
     if path.resolve() in originals or (path.exists() and not is_written_by_ulvm(path)):
         raise InputError(
-            f"{path} is in the way of a result, and ulvm did not write it or was given it as input",
-            "accepted is an output folder without such files",
+            f"{path} is in the way of a result: ulvm did not write it, or was given it as input",
+            "",
             "choose another output folder",
         )

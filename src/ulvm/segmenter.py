@@ -186,7 +186,7 @@ class Segmenter:
             size = self.spec.data.image_size
             raise InputError(
                 f"the batch is {images_rgb.dtype} {images_rgb.shape}",
-                f"accepted is uint8 (batch, {size}, {size}, 3)",
+                f"it must be uint8 (batch, {size}, {size}, 3)",
                 "resize each picture with ulvm.image.resize and stack them",
             )
         return self.network(images_rgb)
@@ -214,7 +214,7 @@ class Segmenter:
         if not 0 < threshold < 1:
             raise InputError(
                 f"threshold={threshold} is out of range",
-                "accepted is a number between 0 and 1",
+                "it must lie between 0 and 1",
                 f"use {self.spec.threshold}, the model's own",
             )
         return threshold
@@ -244,7 +244,7 @@ def load(
     """
     if threads < 1:
         raise InputError(
-            f"threads={threads} is too small", "accepted is 1 or more", "leave it out for one"
+            f"threads={threads} is too small", "it must be 1 or more", "leave it out for one"
         )
     if engine is None:
         engine = "onnx" if model is not None and Path(model).suffix == ".onnx" else "c"
@@ -267,7 +267,7 @@ def _load_onnx(content: bytes, name: str, threads: int) -> Segmenter:
     except ModuleNotFoundError as error:
         raise InputError(
             f"{name} needs ONNX Runtime, which is not installed",
-            "accepted without it are .safetensors files",
+            ".safetensors files need no such package",
             "run pip install 'ultralight-vm-unet[onnx]'",
         ) from error
     network = OnnxNetwork(content, name, threads=threads)
@@ -279,8 +279,8 @@ def _load_onnx(content: bytes, name: str, threads: int) -> Segmenter:
 def _read_model(model: str | os.PathLike[str] | None, engine: EngineName) -> tuple[bytes, str]:
     """The file's content and what to call it in messages."""
     accepted, ending = {
-        "c": ("a .safetensors file or run folder of `ulvm train`", ".safetensors"),
-        "onnx": ("an ONNX file that `ulvm export` wrote", ".onnx"),
+        "c": ("it must be a .safetensors file or run folder of `ulvm train`", ".safetensors"),
+        "onnx": ("it must be an ONNX file that `ulvm export` wrote", ".onnx"),
     }[engine]
     if model is None:
         return _read_bundled(BUNDLED_ONNX if engine == "onnx" else BUNDLED_MODEL)
@@ -289,20 +289,20 @@ def _read_model(model: str | os.PathLike[str] | None, engine: EngineName) -> tup
         if not (path / RUN_WEIGHTS).is_file():
             raise InputError(
                 f"the model {path} is a folder without {RUN_WEIGHTS}",
-                f"accepted is {accepted}",
+                accepted,
                 "check the path, or wait for the first epoch of training",
             )
         path /= RUN_WEIGHTS
     if not path.is_file():
         raise InputError(
-            f"the model {path} " + ("is a folder" if path.is_dir() else "does not exist"),
-            f"accepted is {accepted}",
+            (f"the model {path} is a folder" if path.is_dir() else f"model not found: {path}"),
+            accepted,
             "check the path",
         )
     if path.suffix in {".safetensors", ".onnx"} - {ending}:
         raise InputError(
             f"the model {path} is no file for the engine {engine!r}",
-            f"accepted is {accepted}",
+            accepted,
             "leave the engine out",
         )
     try:
@@ -310,7 +310,7 @@ def _read_model(model: str | os.PathLike[str] | None, engine: EngineName) -> tup
     except OSError as error:
         raise InputError(
             f"the model {path} cannot be read ({error.strerror})",
-            "accepted is a readable file",
+            "",
             "check its permissions",
         ) from error
 
@@ -320,16 +320,16 @@ def _read_bundled(name: str) -> tuple[bytes, str]:
     if not bundled.is_file():
         raise InputError(
             f"the bundled model {name} is missing from this installation of ulvm",
-            "accepted is a model file",
-            "name one that `ulvm export` wrote; ulvm's own is in its clone only"
+            "",
+            "name a file that `ulvm export` wrote. The bundled one is in a clone only"
             if name == BUNDLED_ONNX
-            else "name one that `ulvm train` wrote, or install ulvm again",
+            else "name a file that `ulvm train` wrote, or install ulvm again",
         )
     content = bundled.read_bytes()
     if hashlib.sha256(content).hexdigest() != BUNDLED_SHA256[name]:
         raise InputError(
             f"the bundled model {name} of this installation of ulvm is damaged",
-            "accepted are the bytes that were released",
+            "",
             "install ulvm again",
         )
     return content, name
@@ -349,13 +349,13 @@ def _read_run(metadata: Any, name: str) -> tuple[RunSpec, dict[str, Any]]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("run"), dict):
         raise InputError(
             f"{name} holds no run of ulvm in its metadata",
-            "accepted is a .safetensors file of `ulvm train` or an ONNX file of `ulvm export`",
+            "it must be a .safetensors file of `ulvm train` or an ONNX file of `ulvm export`",
             "choose another file, or copy it again",
         )
     if (version := metadata.pop("format", None)) != FORMAT:
         raise InputError(
             f"{name} has model format {version}",
-            f"this version of ulvm accepts format {FORMAT}",
+            f"this version of ulvm reads format {FORMAT}",
             "update ulvm, or export the checkpoint again",
         )
     try:
@@ -378,7 +378,7 @@ def _most_probable(maps: FloatArray, size_hw: tuple[int, int]) -> Uint8Array:
 def _require_image(image_rgb: Any) -> tuple[int, int]:
     """Height and width of the picture."""
     accepted = (
-        "accepted is a numpy array, uint8 (height, width, 3), range 0..255, or a Pillow image "
+        "it must be a numpy array, uint8 (height, width, 3), range 0..255, or a Pillow image "
         "of mode RGB"
     )
     if isinstance(image_rgb, Image.Image):

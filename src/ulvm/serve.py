@@ -52,7 +52,7 @@ def page_files() -> dict[str, Traversable]:
     if not (page / "engine.wasm").is_file():
         raise InputError(
             "the page's engine is missing from this installation of ulvm",
-            "accepted is an installation from a wheel, or a clone after `make engine`",
+            "",
             "install ulvm again, or run `make engine` in the clone",
         )
     files = {f"/{file.name}": file for file in page.iterdir() if file.is_file()}
@@ -82,7 +82,7 @@ def make_server(port: int) -> ThreadingHTTPServer:
     except (OSError, OverflowError) as error:
         raise InputError(
             f"port {port} cannot be used ({getattr(error, 'strerror', None) or error})",
-            "accepted is a free port from 1 to 65535",
+            "it must be a free port from 1 to 65535",
             "choose another with --port",
         ) from error
 

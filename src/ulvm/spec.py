@@ -81,7 +81,7 @@ class _Spec:
             if not equals:
                 raise InputError(
                     f"--set {assignment!r} has no '='",
-                    "accepted is field=value, such as train.epochs=100",
+                    "it must be field=value, such as train.epochs=100",
                     "write the value after an equals sign",
                 )
             spec = spec._replace(path.strip().split("."), text.strip())
@@ -94,9 +94,9 @@ class _Spec:
         if rest:
             if not isinstance(current, _Spec):
                 raise InputError(
-                    f"{name} in {type(self).__name__} has no parts",
-                    f"accepted is {name}=value",
-                    f"drop '.{'.'.join(rest)}'",
+                    f"{type(self).__name__}.{name} has no parts",
+                    "",
+                    f"write {name}=value, without '.{'.'.join(rest)}'",
                 )
             value: Any = current._replace(rest, text)
         else:
@@ -153,14 +153,14 @@ class ModelSpec(_Spec):
             if len(getattr(self, name)) != length:
                 raise InputError(
                     f"ModelSpec.{name} has {len(getattr(self, name))} entries",
-                    f"accepted are {length}, one for each stage",
-                    "give one entry a stage",
+                    f"it must have {length}, one for each stage",
+                    "",
                 )
         if bad := [width for width in self.widths if width < 4 or width % 4]:
             raise InputError(
                 f"ModelSpec.widths holds {bad[0]}",
-                "accepted are multiples of 4, for GroupNorm has four groups",
-                "round it to a multiple of 4",
+                "widths must be multiples of 4, for GroupNorm has four groups",
+                "",
             )
         # A PVM stage splits its *input* channels.
         inputs = (self.in_channels, *self.widths[:-1])
@@ -171,7 +171,7 @@ class ModelSpec(_Spec):
                 raise InputError(
                     f"ModelSpec.branches={self.branches} does not divide a PVM stage's "
                     f"{channels} input channels",
-                    "accepted is a divisor of each PVM stage's input channels",
+                    "it must divide the input channels of every PVM stage",
                     "change branches, widths or that stage to conv",
                 )
 
@@ -181,7 +181,7 @@ class ModelSpec(_Spec):
                 raise InputError(
                     f"ModelSpec.{field.name}={getattr(self, field.name)!r} with "
                     f"network={self.network!r}",
-                    f"accepted is {field.default!r}, for that network is as published",
+                    f"it must be {field.default!r}, for that network is as published",
                     f"leave out {field.name}, or choose network={ModelSpec.network!r}",
                 )
 
@@ -205,7 +205,7 @@ class SourceSpec(_Spec):
         if not 0 < self.weight < math.inf:
             raise InputError(
                 f"SourceSpec.weight={self.weight} is out of range",
-                "accepted is a number above 0",
+                "it must be above 0",
                 "leave the data set out instead",
             )
 
@@ -233,7 +233,7 @@ class DataSpec(_Spec):
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(
                 f"DataSpec names {twice[0]} twice",
-                "accepted is each data set once",
+                "each data set can be named once",
                 "put the pictures of both into one folder and one split",
             )
 
@@ -248,7 +248,7 @@ class DataSpec(_Spec):
         for name in names:
             if name not in splits and name not in known:
                 raise InputError(
-                    f"{name} without a split",
+                    f"{name} has no split",
                     f"this preset has splits of {', '.join(known)}",
                     f"write --split {name}=NAME, or name a split file",
                 )
@@ -318,20 +318,20 @@ class TrainSpec(_Spec):
         if not 0 <= self.average_decay < 1:
             raise InputError(
                 f"TrainSpec.average_decay={self.average_decay} is out of range",
-                "accepted is 0 ≤ average_decay < 1",
+                "it must be 0 ≤ average_decay < 1",
                 "use .999, or 0 to keep the weights themselves",
             )
         for name in ("lesion_free", "pasted", "teacher_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"TrainSpec.{name}={getattr(self, name)} is out of range",
-                    "accepted is a share in 0..1",
+                    "it must be a share in 0..1",
                     "use 0 for none",
                 )
         if self.lesion_free == 1 or (self.pasted and not self.lesion_free):
             raise InputError(
-                f"TrainSpec.lesion_free={self.lesion_free} with pasted={self.pasted}",
-                "accepted is a share below 1, and above 0 where lesions are pasted",
+                f"TrainSpec.lesion_free={self.lesion_free} does not go with pasted={self.pasted}",
+                "it must be below 1, and above 0 where lesions are pasted",
                 "use lesion_free=0.2",
             )
 
@@ -354,7 +354,7 @@ class RunSpec(_Spec):
         if not 0 < self.threshold < 1:
             raise InputError(
                 f"RunSpec.threshold={self.threshold} is out of range",
-                "accepted is a number between 0 and 1",
+                "it must lie between 0 and 1",
                 "use 0.5, the paper's",
             )
 
@@ -372,7 +372,7 @@ def require_divisible(size_hw: tuple[int, int], where: str = "input size") -> No
     nearest = sorted({tuple(floors), tuple(ceilings)})
     raise InputError(
         f"{where} is {size_hw[0]}×{size_hw[1]}",
-        f"accepted are multiples of {DOWNSAMPLING} in height and width",
+        f"height and width must be multiples of {DOWNSAMPLING}",
         "the nearest are " + " and ".join(f"{h}×{w}" for h, w in nearest),
     )
 
@@ -382,8 +382,8 @@ def _require_at_least(spec: Any, name: str, least: int) -> None:
     if not least <= value < math.inf:  # false for NaN as well
         raise InputError(
             f"{type(spec).__name__}.{name}={value} is out of range",
-            f"accepted is {least} or more",
-            "change it",
+            f"it must be {least} or more",
+            "",
         )
 
 
@@ -409,7 +409,7 @@ def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None =
             return value
         if isinstance(value, Mapping):
             return hint.from_dict(value)
-        accepted = f"the fields of {hint.__name__}"
+        accepted = f"a table with the fields of {hint.__name__}"
     elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
         element = get_args(hint)[0]
         return tuple(_typed(cls, name, element, each) for each in value)
@@ -425,6 +425,4 @@ def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None =
         return float(value)
     if accepted is None:
         accepted = "a list, such as 8,16,24" if origin is tuple else f"of type {hint.__name__}"
-    raise InputError(
-        f"{cls.__name__}.{name}={value!r} does not fit", f"accepted is {accepted}", "change it"
-    )
+    raise InputError(f"{cls.__name__}.{name}={value!r} does not fit", f"it must be {accepted}", "")

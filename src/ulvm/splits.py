@@ -107,7 +107,7 @@ class Split:
         """
         if part not in PARTS:
             raise InputError(
-                f"'{part}' is no part of a split", f"parts are {', '.join(PARTS)}", "choose one"
+                f"'{part}' is no part of a split", f"the parts are {', '.join(PARTS)}", "choose one"
             )
         if part in self.open_parts:
             raise InputError(
@@ -220,7 +220,9 @@ def load_split(dataset: str, name_or_path: str | os.PathLike[str]) -> Split:
         raise InputError(
             f"no split '{given}' of {dataset}",
             f"it has {', '.join(known)}" if known else "it has no committed splits",
-            f"did you mean '{close[0]}'" if close else "name the .json file of a split of your own",
+            f"did you mean '{close[0]}'?"
+            if close
+            else "name the .json file of a split of your own",
         )
     with resources.as_file(_LISTS / f"{dataset}-{given}.json") as path:
         return _parse_split(dataset, path)
@@ -333,14 +335,14 @@ def read_groups(path: str | os.PathLike[str], ids: Sequence[str]) -> list[str]:
     if not rows or not {"id", "group"} <= rows[0].keys():
         raise InputError(
             f"{path} has no columns 'id' and 'group'",
-            "accepted is a CSV file whose first line is 'id,group'",
+            "it must be a CSV file whose first line is 'id,group'",
             "rename its columns",
         )
     group_of = {row["id"]: row["group"] for row in rows}
     if missing := [id_ for id_ in ids if id_ not in group_of]:
         raise InputError(
             f"{path} lacks {len(missing)} ids: {name_some(missing)}",
-            "accepted is a file with a line for every picture",
+            "it needs a line for every picture",
             "add them",
         )
     return [group_of[id_] for id_ in ids]
@@ -369,7 +371,7 @@ def exclude_seen(ids: Sequence[str], trained_on: Split, *, drop: bool) -> list[s
         raise InputError(
             f"{count} of these {len(ids)} pictures were in the training or validation part "
             f"({trained_on.dataset}, {trained_on.name}) of this model",
-            "accepted are pictures that it has not seen",
+            "a score needs pictures that it has not seen",
             "pass --exclude-seen to score the others" if unseen else "choose another part",
         )
     return unseen

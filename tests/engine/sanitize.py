@@ -94,7 +94,7 @@ def compile_program(
 
 def compile_engine(folder: Path, sanitizer: str) -> Path:
     """``driver_run`` with the whole engine, at all levels of this processor's architecture."""
-    machine = build.this_target().partition("-")[0]
+    machine = build.this_platform().partition("-")[0]
     jobs: list[tuple[Path, str, list[str]]] = []
     for level, flags in build.LEVELS[machine].items():
         march = [
@@ -192,7 +192,7 @@ def main() -> None:
                 sys.exit(f"Error: No clang with the {sanitizer} sanitizers is installed.")
             (folder / sanitizer).mkdir()
             program = compile_engine(folder / sanitizer, sanitizer)
-            first = next(iter(build.LEVELS[build.this_target().partition("-")[0]]))
+            first = next(iter(build.LEVELS[build.this_platform().partition("-")[0]]))
             for level in (first, ""):
                 code, printed = run_engine(program, files, level)
                 print(f"{sanitizer}:\n{printed}")

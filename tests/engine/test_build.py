@@ -44,9 +44,9 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_every_target_and_this_machine_have_a_name() -> None:
-    assert build.this_target() in build.TARGETS
-    assert build.TARGETS[build.this_target()].library == LIBRARY
-    tags = [target.tag for target in build.TARGETS.values()]
+    assert build.this_platform() in build.PLATFORMS
+    assert build.PLATFORMS[build.this_platform()].library == LIBRARY
+    tags = [each.tag for each in build.PLATFORMS.values()]
     assert len(set(tags)) == len(tags) == 8
 
 
@@ -88,10 +88,10 @@ def test_the_same_sources_give_the_same_bytes_anywhere(copy: Path, tmp_path: Pat
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", build.TARGETS)
+@pytest.mark.parametrize("name", build.PLATFORMS)
 def test_compiles_for_every_platform_without_a_warning(name: str, tmp_path: Path) -> None:
-    made = build.compile_objects(build.TARGETS[name], tmp_path)
-    assert len(made) == len(build.TARGETS[name].levels) + len(list(ENGINE.glob("*.c"))) - 1
+    made = build.compile_objects(build.PLATFORMS[name], tmp_path)
+    assert len(made) == len(build.PLATFORMS[name].levels) + len(list(ENGINE.glob("*.c"))) - 1
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
@@ -109,8 +109,8 @@ def test_the_library_exports_its_functions_only() -> None:
 
 @needs_compiler
 def test_the_pages_modules_import_nothing_and_export_the_functions(tmp_path: Path) -> None:
-    for target in build.WASM_TARGETS.values():
-        content = build.build(target, tmp_path).read_bytes()
+    for page in build.WASM_PLATFORMS.values():
+        content = build.build(page, tmp_path).read_bytes()
         assert content.startswith(b"\0asm")
         for name in [*build.exported_functions(), "malloc", "free", "_initialize", "memory"]:
             assert name.encode() in content
@@ -135,8 +135,8 @@ def test_a_missing_compiler_is_one_sentence(copy: Path, tmp_path: Path) -> None:
 
 
 def test_another_machines_library_needs_a_folder() -> None:
-    other = next(name for name in build.TARGETS if name != build.this_target())
-    done = run_build(ENGINE / "build.py", "--target", other)
+    other = next(name for name in build.PLATFORMS if name != build.this_platform())
+    done = run_build(ENGINE / "build.py", "--platform", other)
     assert done.returncode == 2
     assert "name a folder with --out" in done.stderr
 
@@ -166,7 +166,7 @@ def test_wheel_holds_what_runs_and_is_the_same_twice(name: str, tmp_path: Path) 
             (tree / word).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / word, tree / word)
     (tree / "src/ulvm/engine/libulvm.so").write_bytes(b"of another platform")
-    variables = os.environ | {"ULVM_TARGET": name}
+    variables = os.environ | {"ULVM_PLATFORM": name}
     variables.setdefault("ZIG_GLOBAL_CACHE_DIR", str(ROOT / "build" / "zig"))
     contents = []
     for number in range(2):
@@ -184,7 +184,7 @@ def test_wheel_holds_what_runs_and_is_the_same_twice(name: str, tmp_path: Path) 
         shutil.rmtree(tree / "build")  # compile again
     assert contents[0] == contents[1]
     assert len(contents[0]) <= WHEEL_BYTES
-    assert wheel.name.endswith(f"-py3-none-{build.TARGETS[name].tag}.whl")
+    assert wheel.name.endswith(f"-py3-none-{build.PLATFORMS[name].tag}.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         library = archive.read("ulvm/engine/libulvm.so")

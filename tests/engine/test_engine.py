@@ -219,7 +219,7 @@ def test_an_unknown_level_is_refused(cases: Cases, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-user is not installed")
 def test_aarch64_gives_what_torch_gives(cases: Cases, tmp_path: Path) -> None:
     pytest.importorskip("ziglang", reason="ziglang is not installed")
-    target, program = build.TARGETS["aarch64-linux-musl"], tmp_path / "run_once"
+    target, program = build.PLATFORMS["aarch64-linux-musl"], tmp_path / "run_once"
     main = Path(__file__).with_name("run_once.c")
     objects = build.compile_objects(with_headers(target), tmp_path, [str(main)])
     build.zig("-target", target.triple, "-static", *map(str, objects), "-o", str(program))
@@ -245,7 +245,7 @@ def test_aarch64_gives_what_torch_gives(cases: Cases, tmp_path: Path) -> None:
         assert np.abs(found - wanted).max() <= TOLERANCE, name
 
 
-def with_headers(target: build.Target) -> build.Target:
+def with_headers(target: build.Platform) -> build.Platform:
     """The target, with this project's headers found from other folders."""
     return target._replace(flags=(*target.flags, f"-I{build.ENGINE}"))
 
@@ -391,7 +391,7 @@ def test_refused_weights_and_pictures(weights: bytes, pictures: np.ndarray) -> N
             Engine(weights, threads=threads)
     engine = Engine(weights)
     for wrong in (pictures[0], pictures.astype(np.float32), pictures[..., :2]):
-        with pytest.raises(InputError, match=r"accepted is uint8 \(batch, height, width, 3\)"):
+        with pytest.raises(InputError, match=r"It must be uint8 \(batch, height, width, 3\)"):
             engine(wrong)
     with pytest.raises(EngineError, match="multiples of 32"):
         engine(pictures[:, :33])

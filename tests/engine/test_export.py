@@ -100,7 +100,7 @@ def test_what_is_written(bundled: Path) -> None:
 @pytest.mark.parametrize("words", [["-mcpu=x86_64", "-U__SSE2__"], ["-DLESION_THREADS"]])
 def test_without_vectors_and_with_threads(bundled: Path, tmp_path: Path, words: list[str]) -> None:
     pytest.importorskip("ziglang", reason="ziglang is not installed")
-    if build.this_target().partition("-")[0] != "x86_64":
+    if build.this_platform().partition("-")[0] != "x86_64":
         pytest.skip("the flags are those of x86-64")
     shutil.copytree(bundled, tmp_path, dirs_exist_ok=True)
     if "-DLESION_THREADS" in words:
@@ -241,7 +241,7 @@ def test_another_probability_is_refused_and_nothing_written(
         "_compile_and_run",
         lambda name, contents, images, folder: (answer(images) + np.float32(error), ""),
     )
-    with pytest.raises(InputError, match=f"{said}.*nothing was written"):
+    with pytest.raises(InputError, match=f"{said}.*Nothing was written"):
         export.export(small, tmp_path / "net.c", answer)
     assert list(tmp_path.iterdir()) == []
 
@@ -265,14 +265,14 @@ def test_networks_that_the_engine_does_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lesion", "lesion.h", "Lesion.c", "my-net.c", "1.c", ".c"])
 def test_the_name_must_be_one_of_c(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ends in \.c"):
+    with pytest.raises(InputError, match=r"end in \.c"):
         export.export(None, tmp_path / name)
 
 
 def test_no_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(export.shutil, "which", lambda _: None)
-    with pytest.raises(InputError, match=r"run pip install ziglang==0\.17\.1"):
+    with pytest.raises(InputError, match=r"Run pip install ziglang==0\.17\.1"):
         export.find_compiler()
 
 

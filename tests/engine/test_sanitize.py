@@ -9,7 +9,7 @@ import pytest
 from engine import sanitize
 from ulvm.engine import build
 
-LEVELS = [next(iter(build.LEVELS[build.this_target().partition("-")[0]])), ""]  # "": the best
+LEVELS = [next(iter(build.LEVELS[build.this_platform().partition("-")[0]])), ""]  # "": the best
 
 
 @pytest.fixture(scope="module", params=[sanitize.ADDRESS, sanitize.THREAD])

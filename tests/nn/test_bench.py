@@ -69,7 +69,7 @@ def test_a_round_ends_with_its_repeats_or_its_time() -> None:
 def test_rounds_take_turns_on_a_cpu_too() -> None:
     calls: list[str] = []
     runs = [lambda name=name: calls.append(name) for name in ("a", "b")]
-    times = cpu.time_interleaved(runs, 2, 3, 0)  # each once to warm up, once timed
+    times = cpu.time_rounds(runs, 2, 3, 0)  # each once to warm up, once timed
     assert calls == ["a", "a", "b", "b"] * 2
     assert [[len(block) for block in blocks] for blocks in times] == [[1, 1]] * 2
 

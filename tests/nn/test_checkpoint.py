@@ -207,10 +207,10 @@ def test_numpy_float_of_numpy_1(authors_state: dict[str, Tensor], tmp_path: Path
 def test_a_pickled_object_is_refused_unopened(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save({"model": NotATensor()}, path)
-    with pytest.raises(InputError, match=r"model\.pth cannot be read as weights; .* tensors only"):
+    with pytest.raises(InputError, match=r"model\.pth cannot be read as weights\. .* tensors only"):
         load_authors_checkpoint(path)
     torch.save(UltraLightVMUNet(), path)
-    with pytest.raises(InputError, match="save the state dict of that object"):
+    with pytest.raises(InputError, match="Save the state dict of that object"):
         load_authors_checkpoint(path)
 
 
@@ -233,7 +233,7 @@ def test_cut_off_checkpoint(authors_state: dict[str, Tensor], tmp_path: Path) ->
 def test_a_list_is_no_state_dict(tmp_path: Path) -> None:
     path = tmp_path / "list.pth"
     torch.save([torch.zeros(1)], path)
-    with pytest.raises(InputError, match=r"list\.pth holds a list; accepted is a state dict"):
+    with pytest.raises(InputError, match=r"list\.pth holds a list\. It must hold a state dict"):
         load_authors_checkpoint(path)
 
 
@@ -241,7 +241,9 @@ def test_missing_and_unknown_tensors_are_named(authors_state: dict[str, Tensor])
     lacking = {name: value for name, value in authors_state.items() if name != "final.bias"}
     with pytest.raises(InputError, match=r"lacks \['final.bias'\] and has unknown \[\]"):
         model_from_authors(lacking)
-    with pytest.raises(InputError, match=r"lacks \[\] and has unknown \['extra'\]; .* 129 tensors"):
+    with pytest.raises(
+        InputError, match=r"lacks \[\] and has unknown \['extra'\]\. .* 129 tensors"
+    ):
         model_from_authors({**authors_state, "extra": torch.zeros(1)})
     with pytest.raises(InputError, match="has unknown"):
         model_from_authors({"conv1.weight": torch.zeros(1)})

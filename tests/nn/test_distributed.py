@@ -37,7 +37,7 @@ def test_torchrun_shares_out_the_devices(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, value)
     assert launched() == Processes(1, 2)
     assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match="accepted under torchrun are auto, cuda, cpu"):
+    with pytest.raises(InputError, match="Under torchrun it must be auto, cuda or cpu"):
         choose_device("cuda:0")
 
 

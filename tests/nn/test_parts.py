@@ -63,7 +63,7 @@ def test_pictures_without_a_lesion_take_their_share(folders: dict[str, Path]) ->
 
 def test_a_teachers_masks_are_mixed_in(folders: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(folders, teacher_share=0.5)
-    with pytest.raises(InputError, match="no teacher's masks of folder"):
+    with pytest.raises(InputError, match="No teacher's masks of folder"):
         load_parts(run, folders, CPU)
     for name, folder in folders.items():
         ids = [pair.id for pair in datasets.find_pairs(name, folder)]
@@ -77,7 +77,7 @@ def test_a_teachers_masks_are_mixed_in(folders: dict[str, Path], tmp_path: Path)
 def test_each_data_set_needs_its_folder(folders: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="a folder for each"):
         load_parts(run_of(folders), folders["folder"], CPU)
-    with pytest.raises(InputError, match="this run has folder, pad-ufes"):
+    with pytest.raises(InputError, match="This run has folder, pad-ufes"):
         load_parts(run_of(folders), {"folder": folders["folder"]}, CPU)
 
 

@@ -252,15 +252,15 @@ def test_the_comparison_detects_a_forgotten_carry(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("index", "shape", "words"),
     [
-        (0, (2, 5), r"got x \(2, 5\) and A \(3, 4\); .* reshape them"),
-        (0, (2, 0, 3), r"accepted are x \(batch, length ≥ 1, inner\)"),
-        (0, (2, 6, 3), r"got delta \(2, 5, 3\); accepted for this x is \(2, 6, 3\)"),
+        (0, (2, 5), r"got x \(2, 5\) and A \(3, 4\)\. .* Reshape them"),
+        (0, (2, 0, 3), r"They must be x \(batch, length ≥ 1, inner\)"),
+        (0, (2, 6, 3), r"got delta \(2, 5, 3\)\. With this x it must be \(2, 6, 3\)"),
         (1, (2, 5, 1), r"got delta \(2, 5, 1\)"),
         (2, (3,), r"A \(3,\)"),
-        (2, (2, 4), r"got A \(2, 4\); accepted for this x is \(3, 4\)"),
-        (3, (2, 5, 1), r"got B \(2, 5, 1\); accepted for this x is \(2, 5, 4\)"),
+        (2, (2, 4), r"got A \(2, 4\)\. With this x it must be \(3, 4\)"),
+        (3, (2, 5, 1), r"got B \(2, 5, 1\)\. With this x it must be \(2, 5, 4\)"),
         (4, (1, 5, 4), r"got C \(1, 5, 4\)"),
-        (5, (1,), r"got D \(1,\); accepted for this x is \(3,\)"),
+        (5, (1,), r"got D \(1,\)\. With this x it must be \(3,\)"),
     ],
 )
 def test_wrong_shapes(index: int, shape: tuple[int, ...], words: str) -> None:
@@ -272,5 +272,7 @@ def test_wrong_shapes(index: int, shape: tuple[int, ...], words: str) -> None:
 
 def test_unknown_backend() -> None:
     backend: Any = "cuda"
-    with pytest.raises(InputError, match="no backend 'cuda'; accepted are auto, reference, parall"):
+    with pytest.raises(
+        InputError, match=r"no backend 'cuda'\. Choose from auto, reference, parall"
+    ):
         selective_scan(*draw_operands(1, 2), backend=backend)

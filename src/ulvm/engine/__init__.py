@@ -120,7 +120,7 @@ class Engine:
         if images_rgb.dtype != np.uint8 or len(shape) != 4 or shape[3] != self.in_channels:
             raise InputError(
                 f"the batch is {images_rgb.dtype} {shape}",
-                f"accepted is uint8 (batch, height, width, {self.in_channels})",
+                f"it must be uint8 (batch, height, width, {self.in_channels})",
                 "resize each picture with ulvm.image.resize and stack them",
             )
         batch, height, width, _ = shape
@@ -227,7 +227,7 @@ def _library() -> ctypes.CDLL:
     if not path.is_file():
         raise InputError(
             f"the engine {LIBRARY} is missing from this installation of ulvm",
-            "accepted is an installation from a wheel, or a clone after `make engine`",
+            "",
             "install ulvm again, or run `make engine` in the clone",
         )
     try:
@@ -235,7 +235,7 @@ def _library() -> ctypes.CDLL:
     except OSError as error:
         raise InputError(
             f"the engine {path} cannot be loaded ({error})",
-            "accepted is a library that was made for this system",
+            "it must have been made for this system",
             "install ulvm again on this machine",
         ) from error
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int

@@ -2,7 +2,7 @@
 
     python src/ulvm/engine/build.py            # this machine's library, beside this file
     python src/ulvm/engine/build.py --wasm     # the page's, in src/ulvm/web/
-    python src/ulvm/engine/build.py --target aarch64-linux-gnu --out DIR
+    python src/ulvm/engine/build.py --platform aarch64-linux-gnu --out DIR
 
 Imports nothing of ulvm, for hatch_build.py runs it before there is a package. The same sources and
 the same ziglang give the same bytes, on any machine.
@@ -11,7 +11,6 @@ the same ziglang give the same bytes, on any machine.
 import argparse
 import importlib.util
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from platform import machine as machine_name
 from typing import NamedTuple
 
 ENGINE = Path(__file__).resolve().parent
@@ -47,7 +47,7 @@ LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-class Target(NamedTuple):
+class Platform(NamedTuple):
     """One platform.
 
     Args:
@@ -76,30 +76,32 @@ _WINDOWS = ("-shared", "-s", "-Wl,--gc-sections")
 _WASM_FLAGS = ("-msimd128", "-mexec-model=reactor")
 _WASM_LINK = ("-mexec-model=reactor", "-s", "-lm", "-Wl,--gc-sections")
 
-TARGETS = {
-    "x86_64-linux-gnu": Target(
+PLATFORMS = {
+    "x86_64-linux-gnu": Platform(
         "x86_64-linux-gnu.2.17", "libulvm.so", "manylinux_2_17_x86_64", link=_LINUX
     ),
-    "aarch64-linux-gnu": Target(
+    "aarch64-linux-gnu": Platform(
         "aarch64-linux-gnu.2.17", "libulvm.so", "manylinux_2_17_aarch64", link=_LINUX
     ),
-    "x86_64-linux-musl": Target(
+    "x86_64-linux-musl": Platform(
         "x86_64-linux-musl", "libulvm.so", "musllinux_1_2_x86_64", link=_LINUX
     ),
-    "aarch64-linux-musl": Target(
+    "aarch64-linux-musl": Platform(
         "aarch64-linux-musl", "libulvm.so", "musllinux_1_2_aarch64", link=_LINUX
     ),
-    "x86_64-macos": Target("x86_64-macos.11.0", "libulvm.dylib", "macosx_11_0_x86_64", link=_MACOS),
-    "aarch64-macos": Target(
+    "x86_64-macos": Platform(
+        "x86_64-macos.11.0", "libulvm.dylib", "macosx_11_0_x86_64", link=_MACOS
+    ),
+    "aarch64-macos": Platform(
         "aarch64-macos.11.0", "libulvm.dylib", "macosx_11_0_arm64", link=_MACOS
     ),
-    "x86_64-windows": Target("x86_64-windows-gnu", "libulvm.dll", "win_amd64", (), _WINDOWS),
-    "aarch64-windows": Target("aarch64-windows-gnu", "libulvm.dll", "win_arm64", (), _WINDOWS),
+    "x86_64-windows": Platform("x86_64-windows-gnu", "libulvm.dll", "win_amd64", (), _WINDOWS),
+    "aarch64-windows": Platform("aarch64-windows-gnu", "libulvm.dll", "win_arm64", (), _WINDOWS),
 }
 # Relaxed SIMD has a fused multiply-add; the page takes it where the browser knows it.
-WASM_TARGETS = {
-    "wasm": Target("wasm32-wasi", "engine.wasm", "", _WASM_FLAGS, _WASM_LINK),
-    "wasm-relaxed": Target(
+WASM_PLATFORMS = {
+    "wasm": Platform("wasm32-wasi", "engine.wasm", "", _WASM_FLAGS, _WASM_LINK),
+    "wasm-relaxed": Platform(
         "wasm32-wasi", "engine-relaxed.wasm", "", (*_WASM_FLAGS, "-mrelaxed-simd"), _WASM_LINK
     ),
 }
@@ -109,14 +111,14 @@ class BuildError(RuntimeError):
     """The engine could not be compiled; the message says why and what to do."""
 
 
-def this_target() -> str:
-    """The key in ``TARGETS`` of the machine and the C library that this Python runs on.
+def this_platform() -> str:
+    """The key in ``PLATFORMS`` of the machine and the C library that this Python runs on.
 
     Raises:
         BuildError: There is none.
     """
     system = sysconfig.get_platform()  # such as linux-x86_64, macosx-11.0-universal2, win-amd64
-    machine = system.partition("-")[2] if system.startswith("win") else platform.machine()
+    machine = system.partition("-")[2] if system.startswith("win") else machine_name()
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine)
     if system.startswith("win"):
         name = f"{machine}-windows"
@@ -125,9 +127,9 @@ def this_target() -> str:
     else:
         libc = "musl" if "musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or "") else "gnu"
         name = f"{machine}-{sys.platform}-{libc}"
-    if name not in TARGETS:
+    if name not in PLATFORMS:
         raise BuildError(
-            f"The engine has no build for {system}. Accepted are {', '.join(TARGETS)}."
+            f"The engine has no build for {system}. Accepted are {', '.join(PLATFORMS)}."
         )
     return name
 
@@ -146,11 +148,11 @@ def is_fresh(output: Path) -> bool:
     )
 
 
-def build(target: Target, out: Path) -> Path:
-    """Compile and link one target, unless the library there is newer than the sources.
+def build(platform: Platform, out: Path) -> Path:
+    """Compile and link one platform, unless the library there is newer than the sources.
 
     Args:
-        target: One of ``TARGETS`` or ``WASM_TARGETS``.
+        platform: One of ``PLATFORMS`` or ``WASM_PLATFORMS``.
         out: Folder for the library; it is made.
 
     Returns:
@@ -159,32 +161,32 @@ def build(target: Target, out: Path) -> Path:
     Raises:
         BuildError: ziglang is missing, or the compiler reported an error.
     """
-    library = out / target.library
+    library = out / platform.library
     if is_fresh(library):
         return library
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as folder:
-        made = Path(folder) / target.library
+        made = Path(folder) / platform.library
         exports: list[str] = []
-        if target.triple.startswith("wasm"):
+        if platform.triple.startswith("wasm"):
             names = [*exported_functions(), "malloc", "free"]
             exports = [f"-Wl,--export={name}" for name in names]
         zig(
-            *("-target", target.triple, *target.link, *exports),
-            *map(str, compile_objects(target, Path(folder))),
+            *("-target", platform.triple, *platform.link, *exports),
+            *map(str, compile_objects(platform, Path(folder))),
             *("-o", str(made)),
         )
-        if target.triple.startswith("wasm"):
+        if platform.triple.startswith("wasm"):
             _require_no_imports(made.read_bytes())
         made.replace(library)
     return library
 
 
-def compile_objects(target: Target, folder: Path, extra: Sequence[str] = ()) -> list[Path]:
+def compile_objects(platform: Platform, folder: Path, extra: Sequence[str] = ()) -> list[Path]:
     """The engine's object files, and those of the sources in ``extra``, in ``folder``."""
     jobs = [
         (NETWORK, folder / f"network-{level}.o", (*flags, f"-DLEVEL={level}"))
-        for level, flags in target.levels.items()
+        for level, flags in platform.levels.items()
     ]
     jobs += [
         (source, folder / Path(source).with_suffix(".o").name, ())
@@ -194,7 +196,7 @@ def compile_objects(target: Target, folder: Path, extra: Sequence[str] = ()) -> 
 
     def compile_one(job: tuple[str, Path, Iterable[str]]) -> Path:
         source, made, flags = job
-        common = ("-target", target.triple, *FLAGS, *target.flags)
+        common = ("-target", platform.triple, *FLAGS, *platform.flags)
         zig(*common, *flags, "-c", source, "-o", str(made))
         return made
 
@@ -256,17 +258,17 @@ def _leb128(content: bytes, place: int) -> tuple[int, int]:
 def main() -> None:
     """Build what the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--target", choices=TARGETS, help="else this machine's")
+    parser.add_argument("--platform", choices=PLATFORMS, help="else this machine's")
     parser.add_argument("--out", type=Path, help="folder; else where ulvm looks for it")
     parser.add_argument("--wasm", action="store_true", help="the page's modules instead")
     options = parser.parse_args()
     try:
         if options.wasm:
-            made = [build(target, options.out or WEB) for target in WASM_TARGETS.values()]
-        elif options.target and not options.out and options.target != this_target():
-            parser.error(f"{options.target} is not this machine's target: name a folder with --out")
+            made = [build(platform, options.out or WEB) for platform in WASM_PLATFORMS.values()]
+        elif options.platform and not options.out and options.platform != this_platform():
+            parser.error(f"{options.platform} is not this machine: name a folder with --out")
         else:
-            made = [build(TARGETS[options.target or this_target()], options.out or ENGINE)]
+            made = [build(PLATFORMS[options.platform or this_platform()], options.out or ENGINE)]
     except BuildError as error:
         sys.exit(f"Error: {error}")
     for library in made:

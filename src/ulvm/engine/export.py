@@ -91,8 +91,8 @@ def export(
         raise InputError(
             f"the compiled file and its reference differ by {difference:.1e} in probability and "
             f"in {pixels} pixels of the masks",
-            f"accepted is up to {TOLERANCE:.0e}, and no pixel",
-            "nothing was written; try another compiler: pip install ziglang==0.17.1",
+            f"up to {TOLERANCE:.0e} and no pixel are allowed",
+            "nothing was written. Try another compiler: pip install ziglang==0.17.1",
         )
     for path, content in contents.items():
         write_atomically(out.parent / path, content)
@@ -183,8 +183,8 @@ def _c_name(out: Path) -> str:
     name = out.name.removesuffix(".c")
     if name == out.name or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise InputError(
-            f"{out} is no name for this target",
-            "accepted is a name of small letters, digits and _ that ends in .c",
+            f"the name {out} does not fit C",
+            "it must have only small letters, digits and _, and end in .c",
             "choose one such as lesion.c, whose functions are called lesion_open and so on",
         )
     return name
@@ -233,13 +233,13 @@ def _run(words: Sequence[str], folder: Path) -> str:
         raise InputError(
             f"`{' '.join(words)}` stopped with status {done.returncode}",
             _COMPILERS,
-            "nothing was written; try another compiler, as by pip install ziglang==0.17.1. Its "
+            "nothing was written. Try another compiler, as by pip install ziglang==0.17.1. Its "
             f"last words: {(done.stdout + done.stderr)[-600:].strip()}",
         )
     return done.stdout
 
 
-_COMPILERS = "accepted are clang, gcc 12 or later, and ziglang"
+_COMPILERS = "the compiler can be clang, gcc 12 or later, or ziglang"
 
 _HEAD = """\
 // UltraLight VM-UNet in one file, with its weights: uint8 RGB in, float32 probability out.

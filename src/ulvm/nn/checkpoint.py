@@ -67,7 +67,9 @@ def load_weights(
         path /= WEIGHTS
     if not path.is_file():
         raise InputError(
-            f"{path} is no file", "accepted is a .safetensors file of ulvm train", "check the path"
+            f"file not found: {path}",
+            "it must be a .safetensors file of ulvm train",
+            "check the path",
         )
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
@@ -76,13 +78,13 @@ def load_weights(
     except safetensors.SafetensorError as problem:
         raise InputError(
             f"{path} cannot be read as safetensors ({problem})",
-            "accepted is a .safetensors file written by ulvm",
+            "it must be a .safetensors file that ulvm wrote",
             "for the authors' .pth use load_authors_checkpoint",
         ) from None
     if METADATA_KEY not in metadata:
         raise InputError(
             f"{path} holds no ulvm run",
-            "accepted is a .safetensors file written by ulvm",
+            "it must be a .safetensors file that ulvm wrote",
             "build the network yourself and load the tensors into it",
         )
     stored = json.loads(metadata[METADATA_KEY])
@@ -138,7 +140,7 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
     """
     if not Path(path).is_file():
         raise InputError(
-            f"{path} is no file", "accepted is the authors' .pth file", "check the path"
+            f"file not found: {path}", "it must be the authors' .pth file", "check the path"
         )
     try:
         with torch.serialization.safe_globals(_NUMPY_FLOAT):
@@ -146,7 +148,7 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
         raise InputError(
             f"{path} cannot be read as weights",
-            "accepted is a file of tensors only, saved by torch.save(model.state_dict(), …)",
+            "it must hold tensors only, saved by torch.save(model.state_dict(), …)",
             "save the state dict of that object and try again",
         ) from None
     if isinstance(stored, Mapping) and "model_state_dict" in stored:
@@ -154,7 +156,7 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
     if not isinstance(stored, Mapping):
         raise InputError(
             f"{path} holds a {type(stored).__name__}",
-            "accepted is a state dict, names → tensors",
+            "it must hold a state dict, names → tensors",
             "save model.state_dict()",
         )
     return model_from_authors(stored)
@@ -177,7 +179,7 @@ def model_from_authors(state: Mapping[str, Tensor]) -> UltraLightVMUNet:
     if missing or unknown:
         raise InputError(
             f"the checkpoint lacks {missing[:3]} and has unknown {unknown[:3]}",
-            f"accepted are the {len(table)} tensors of the released UltraLight_VM_UNet",
+            f"the released UltraLight_VM_UNet has {len(table)} tensors",
             "check that the file belongs to that model with the bridge",
         )
     model = UltraLightVMUNet()
@@ -186,7 +188,7 @@ def model_from_authors(state: Mapping[str, Tensor]) -> UltraLightVMUNet:
     except RuntimeError as problem:
         raise InputError(
             f"the checkpoint has other shapes ({str(problem).splitlines()[1].strip()})",
-            "accepted are the widths 8, 16, 24, 32, 48, 64 with four branches",
+            "the released model has widths 8, 16, 24, 32, 48, 64 and four branches",
             "check the configuration that it was trained with",
         ) from None
     return model.eval()

@@ -113,7 +113,7 @@ def choose_device(name: str) -> torch.device:
     if several and name not in ("cuda", "cpu"):
         raise InputError(
             f"device {name!r} was named to several processes",
-            "accepted under torchrun are auto, cuda, cpu",
+            "under torchrun it must be auto, cuda or cpu",
             "choose --device auto, and the visible GPUs with CUDA_VISIBLE_DEVICES",
         )
     if several and name == "cuda":
@@ -123,7 +123,18 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as problem:
         raise InputError(
             f"device {name!r} cannot be used ({str(problem).splitlines()[0]})",
-            "accepted are auto, cpu, cuda, cuda:1, mps where the machine has them",
+            "it can be auto, cpu, cuda, cuda:1 or mps, where the machine has them",
             "choose --device auto, and no more processes than GPUs",
         ) from None
     return torch.device(name)
+
+
+def share_devices(name: str) -> list[str]:
+    """Where runs of one process each go in turn: with ``auto`` all GPUs if there are several."""
+    count = torch.cuda.device_count() if name == "auto" else 0
+    return [f"cuda:{index}" for index in range(count)] if count > 1 else [name]
+
+
+def share_threads(processes: int) -> None:
+    """Leave this process its share of the cores."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))

@@ -61,8 +61,8 @@ def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE)
         raise InputError(
             f"ONNX Runtime {onnxruntime.__version__} and torch {torch.__version__} differ by "
             f"{difference:.1e} in probability",
-            f"accepted is up to {tolerance:.0e}",
-            "nothing was written; try other versions of torch, onnx or onnxruntime",
+            f"up to {tolerance:.0e} is allowed",
+            "nothing was written. Try other versions of torch, onnx or onnxruntime",
         )
     side = {
         "format": FORMAT,

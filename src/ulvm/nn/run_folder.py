@@ -21,7 +21,7 @@ from ulvm.files import write_atomically
 from ulvm.version import __version__
 
 RUN = "run.json"
-Row = dict[str, Any]
+Epoch = dict[str, Any]
 
 
 def write_run(out_dir: Path, device: torch.device, content: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ def write_run(out_dir: Path, device: torch.device, content: dict[str, Any]) -> N
     write_atomically(out_dir / RUN, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def write_metrics(out_dir: Path, history: list[Row]) -> None:
+def write_metrics(out_dir: Path, history: list[Epoch]) -> None:
     """Write ``metrics.csv`` and ``metrics.jsonl``, a row an epoch."""
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(history[0]))
@@ -55,7 +55,7 @@ def write_metrics(out_dir: Path, history: list[Row]) -> None:
     write_atomically(out_dir / "metrics.jsonl", lines.encode())
 
 
-def draw_curves(out_dir: Path, history: list[Row]) -> None:
+def draw_curves(out_dir: Path, history: list[Epoch]) -> None:
     """Draw ``curves.png``: both losses and the validation score over the epochs."""
     from matplotlib.figure import Figure
 
@@ -85,8 +85,8 @@ def tensorboard_writer(out_dir: Path) -> Any:
     except ModuleNotFoundError:
         raise InputError(
             "TensorBoard is not installed",
-            "accepted is the extra ultralight-vm-unet[tensorboard]",
-            "pip install 'ultralight-vm-unet[tensorboard]' or leave out --tensorboard",
+            "",
+            "run pip install 'ultralight-vm-unet[tensorboard]', or leave out --tensorboard",
         ) from None
     return SummaryWriter(str(out_dir / "tensorboard"))
 

@@ -59,8 +59,8 @@ def selective_scan(
     if backend not in ("auto", "reference", "parallel"):
         raise InputError(
             f"selective_scan has no backend {backend!r}",
-            "accepted are auto, reference, parallel",
-            "choose one of these",
+            "choose from auto, reference, parallel",
+            "",
         )
     kernels = kernels_for(x) if backend == "auto" else None
     if kernels is not None and 1 <= A.shape[1] <= kernels.LARGEST_STATE:
@@ -232,7 +232,7 @@ def _check_shapes(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     if x.dim() != 3 or x.shape[1] < 1 or A.dim() != 2:
         raise InputError(
             f"selective_scan got x {tuple(x.shape)} and A {tuple(A.shape)}",
-            "accepted are x (batch, length ≥ 1, inner) and A (inner, state)",
+            "they must be x (batch, length ≥ 1, inner) and A (inner, state)",
             "reshape them",
         )
     batch, length, inner = x.shape
@@ -248,6 +248,6 @@ def _check_shapes(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
         if tuple(tensor.shape) != shape:
             raise InputError(
                 f"selective_scan got {name} {tuple(tensor.shape)}",
-                f"accepted for this x is {shape}",
+                f"with this x it must be {shape}",
                 "reshape it",
             )

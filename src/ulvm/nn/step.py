@@ -82,8 +82,8 @@ class Learner:
         """Take over tensors of another task, where the network knows how."""
         if not isinstance(self.model, LiteUNet):
             raise InputError(
-                f"a {type(self.model).__name__} to start from other weights",
-                "accepted is network='lite-unet'",
+                f"a {type(self.model).__name__} cannot start from other weights",
+                "only network='lite-unet' can",
                 "leave them out",
             )
         for network in (self.model, self.averaged):

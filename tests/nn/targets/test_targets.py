@@ -54,7 +54,7 @@ def test_another_probability_is_refused_and_not_written(
     copying: types.SimpleNamespace, source: Path, tmp_path: Path, error: float
 ) -> None:
     copying.error = error
-    with pytest.raises(InputError, match=r"differ by .*nothing was written"):
+    with pytest.raises(InputError, match=r"differ by .*Nothing was written"):
         targets.export_for("copying", source, tmp_path / "out" / "net.some.graph")
     assert not (tmp_path / "out").exists()
 
@@ -70,7 +70,7 @@ def test_another_mask_is_refused_though_the_probability_is_near(
 def test_the_name_must_have_the_ending(
     copying: types.SimpleNamespace, source: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"ends in \.some\.graph"):
+    with pytest.raises(InputError, match=r"must end in \.some\.graph"):
         targets.export_for("copying", source, tmp_path / "net.onnx")
 
 
@@ -130,4 +130,4 @@ def test_the_command_passes_the_target_on(source: Path) -> None:
     words = ["export", str(source), "--target", "openvino", "--out", "net.onnx"]
     result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == 1
-    assert "ends in .xml" in result.output
+    assert "must end in .xml" in result.output

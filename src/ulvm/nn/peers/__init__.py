@@ -16,8 +16,8 @@ from torch import nn
 
 from ulvm.errors import InputError
 from ulvm.nn.model import PVMLayer
+from ulvm.nn.peers.blocks import ChannelNorm, LearntPlane
 from ulvm.nn.peers.ege_unet import EGEUNet
-from ulvm.nn.peers.layers import ChannelNorm, LearntPlane
 from ulvm.nn.peers.lb_unet import LBUNet
 from ulvm.nn.peers.lightm_unet import LightMUNet
 from ulvm.nn.peers.lite_unet import LiteUNet
@@ -35,17 +35,14 @@ class Peer:
         title: Its name in tables.
         construct: Makes it with fresh random weights.
         parameters: Exact count.
-        published: The count that its paper, or the one named in ``source``, prints; None for the
-            networks that have a PVM layer put in here.
-        uncounted: Layers whose own parameters ``published`` leaves out, for the counting tool
-            of its authors knows only some kinds of layers.
-        source: Where the network and its published count are from.
+        uncounted: Layers whose own parameters the published count leaves out, for the counting
+            tool of its authors knows only some kinds of layers.
+        source: Where the network is from.
     """
 
     title: str
     construct: Callable[[], nn.Module]
     parameters: int
-    published: float | None
     uncounted: tuple[type[nn.Module], ...] = ()
     source: str
 
@@ -55,21 +52,18 @@ PEERS: dict[str, Peer] = {
         title="U-Net, 16 channels",
         construct=UNet,
         parameters=1_942_577,
-        published=1_942_577,
         source="arXiv 1505.04597; the lesion papers' 2 M U-Net has no published definition",
     ),
     "ege-unet": Peer(
         title="EGE-UNet",
         construct=EGEUNet,
         parameters=53_374,
-        published=53e3,
         source="arXiv 2307.08473",
     ),
     "malunet": Peer(
         title="MALUNet",
         construct=MALUNet,
         parameters=177_943,
-        published=175e3,
         uncounted=(nn.GroupNorm,),
         source="arXiv 2211.01784",
     ),
@@ -77,21 +71,18 @@ PEERS: dict[str, Peer] = {
         title="UNeXt",
         construct=UNeXt,
         parameters=1_471_921,
-        published=1.47e6,
         source="arXiv 2203.04967",
     ),
     "unext-s": Peer(
         title="UNeXt-S",
         construct=partial(UNeXt, widths=(8, 16, 32, 64, 128)),
         parameters=253_561,
-        published=253_561,
         source="arXiv 2203.04967; the small network is in its released code only",
     ),
     "lb-unet": Peer(
         title="LB-UNet",
         construct=LBUNet,
         parameters=55_865,
-        published=38e3,
         uncounted=(nn.GroupNorm, ChannelNorm, LearntPlane),
         source="MICCAI 2024, paper 2135",
     ),
@@ -99,35 +90,30 @@ PEERS: dict[str, Peer] = {
         title="VM-UNet",
         construct=VMUNet,
         parameters=27_427_561,
-        published=27.427e6,
-        source="arXiv 2402.02491; count from arXiv 2403.20035",
+        source="arXiv 2402.02491",
     ),
     "lightm-unet": Peer(
         title="LightM-UNet",
         construct=LightMUNet,
         parameters=403_302,
-        published=403e3,
-        source="arXiv 2403.05246; count from arXiv 2403.20035",
+        source="arXiv 2403.05246",
     ),
     "unet-pvm": Peer(
         title="U-Net, deep PVM layers",
         construct=partial(UNet, deep_convolution=PVMLayer),
         parameters=667_671,
-        published=None,
         source="unet with PVM layers (arXiv 2403.20035) for its deep convolutions",
     ),
     "unext-pvm": Peer(
         title="UNeXt, deep PVM layers",
         construct=partial(UNeXt, deep_convolution=PVMLayer),
         parameters=974_357,
-        published=None,
         source="unext with PVM layers (arXiv 2403.20035) for its deep convolutions",
     ),
     "lite-unet": Peer(
         title="U-Net on EfficientNet-Lite0",
         construct=LiteUNet,
         parameters=3_825_121,
-        published=None,
         source="the teacher; EfficientNet-Lite0 without its classifier on the way down",
     ),
 }
@@ -145,8 +131,8 @@ def build_peer(name: str) -> nn.Module:
     if name not in PEERS:
         raise InputError(
             f"there is no peer {name!r}",
-            "accepted are " + ", ".join(PEERS),
-            "choose one of these",
+            "choose from " + ", ".join(PEERS),
+            "",
         )
     return PEERS[name].construct()
 

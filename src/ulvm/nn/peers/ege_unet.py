@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.model import double, init_weights
-from ulvm.nn.peers.layers import (
+from ulvm.nn.peers.blocks import (
     ChannelNorm,
     LearntPlane,
     convolutions,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.model import SkipBridge, double, init_weights
-from ulvm.nn.peers.layers import convolutions, depthwise, halve
+from ulvm.nn.peers.blocks import convolutions, depthwise, halve
 from ulvm.spec import require_divisible
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.model import LayerNorm, init_weights
-from ulvm.nn.peers.layers import convolution
+from ulvm.nn.peers.blocks import convolution
 from ulvm.spec import require_divisible
 
 

@@ -20,6 +20,7 @@ import torch
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.image import FloatArray, Uint8Array
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export import SIDE_FILE
 from ulvm.nn.model import PictureToProbability
@@ -35,8 +36,6 @@ TARGETS = (
 )  # each the name of a module here and of an extra
 TOLERANCE = 1e-3
 
-FloatArray = npt.NDArray[np.float32]
-
 
 class Target(Protocol):
     """What a module of this folder offers."""
@@ -46,7 +45,7 @@ class Target(Protocol):
     def convert(self, module: PictureToProbability, run: RunSpec, folder: Path) -> Path:
         """Write the network into an empty folder, as files ``model.…``, and give the main one."""
 
-    def predict(self, path: Path, image_rgb: npt.NDArray[np.uint8]) -> FloatArray:
+    def predict(self, path: Path, image_rgb: Uint8Array) -> FloatArray:
         """uint8 (batch, size, size, channels) → float32 (batch, classes, size, size)."""
 
 
@@ -72,8 +71,8 @@ def export_for(target: str, source: str | Path, out: str | Path) -> dict[str, An
     if target not in TARGETS:
         raise InputError(
             f"there is no target {target!r}",
-            "accepted are " + ", ".join(TARGETS),
-            "choose one of these",
+            "choose from " + ", ".join(TARGETS),
+            "",
         )
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # the converters' own deprecation notices
@@ -87,7 +86,7 @@ def export_for(target: str, source: str | Path, out: str | Path) -> dict[str, An
         except ModuleNotFoundError as problem:
             raise InputError(
                 f"the target {target} needs the package {problem.name}, which is not installed",
-                f"accepted is an installation with the extra {target}",
+                "",
                 f"run pip install 'ultralight-vm-unet[{target}]'",
             ) from None
         # The main file last, when what belongs to it is there.
@@ -95,10 +94,10 @@ def export_for(target: str, source: str | Path, out: str | Path) -> dict[str, An
         contents = {stem + part.name.removeprefix("model"): part.read_bytes() for part in parts}
     if not (difference <= TOLERANCE and pixels == 0):
         raise InputError(
-            f"{target} and torch {torch.__version__} differ by {difference:.1e} in probability "
-            f"and in {pixels} pixels of the masks",
-            f"accepted is up to {TOLERANCE:.0e}, and no pixel",
-            "nothing was written; try other versions of the two",
+            f"the file for {target} and torch {torch.__version__} differ by {difference:.1e} in "
+            f"probability and in {pixels} pixels of the masks",
+            f"up to {TOLERANCE:.0e} and no pixel are allowed",
+            "nothing was written. Try other versions of the two",
         )
     side = {
         "format": FORMAT,
@@ -132,9 +131,9 @@ def compare(
 def _stem(out: Path, suffix: str) -> str:
     if not out.name.endswith(suffix) or out.name == suffix:
         raise InputError(
-            f"{out} is no name for this target",
-            f"accepted is a name that ends in {suffix}",
-            "choose such a name",
+            f"the name {out} does not fit this target",
+            f"it must end in {suffix}",
+            "",
         )
     return out.name.removesuffix(suffix)
 

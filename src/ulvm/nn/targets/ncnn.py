@@ -63,9 +63,9 @@ def convert(module: PictureToProbability, run: RunSpec, folder: Path) -> Path:
         )
     if done.returncode or not path.is_file():
         raise InputError(
-            f"pnnx {pnnx.__version__} stopped with status {done.returncode}",
-            "accepted is a network whose operators it knows",
-            f"nothing was written; its last words: {(done.stdout + done.stderr)[-300:].strip()}",
+            f"the converter pnnx {pnnx.__version__} stopped with status {done.returncode}",
+            "it may not know an operator of this network",
+            f"nothing was written. Its last words: {(done.stdout + done.stderr)[-300:].strip()}",
         )
     _load(path)
     return path
@@ -86,9 +86,9 @@ def _load(path: Path) -> Any:
     options.use_bf16_storage = False
     if network.load_param(str(path)) or network.load_model(str(_weights_of(path))):
         raise InputError(
-            f"ncnn {ncnn.__version__} cannot load what pnnx {pnnx.__version__} wrote",
-            "accepted is a network whose operators it has",
-            "nothing was written; try other versions of the two, or another target",
+            f"the runtime ncnn {ncnn.__version__} cannot load what pnnx {pnnx.__version__} wrote",
+            "it may not have an operator of this network",
+            "nothing was written. Try other versions of the two, or another target",
         )
     return network
 

@@ -1,27 +1,32 @@
 """The paper's claims, each with the command that tests it, our figure and a verdict.
 
-``bench/tables.py`` writes this table at the head of REPRODUCE.md.
+``tables.py`` writes this table at the head of REPRODUCE.md.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ulvm.presets import PRESETS
-from ulvm.report import NOTHING, markdown
-from ulvm.results import (
+from ulvm.reproduce.experiments import (
+    EXPERIMENTS,
+    published,
+    published_parameters,
+    published_scores,
+)
+from ulvm.reproduce.report import NOTHING, markdown
+from ulvm.reproduce.results import (
     TITLES,
     Runs,
     compare_runs,
     estimate,
     place,
-    published_scores,
     read_runs,
 )
-from ulvm.tables import TABLES
 
 NOT_RUN = ["not run", NOTHING]
-# Table, row, the row that it is compared with there, the claim.
+# Experiment, row, the row that it is compared with there, the claim.
 DIFFERENCES = (
     ("branches", "branches-1", "paper", "one branch scores lower than four"),
     ("branches", "branches-2", "paper", "two branches score lower than four"),
@@ -32,8 +37,6 @@ DIFFERENCES = (
     ("plug", "unet-pvm", "unet", "PVM layers serve a U-Net"),
     ("plug", "unext-pvm", "unext", "PVM layers serve a UNeXt"),
 )
-# Preset, and the share of its parameters that the paper says it saves.
-SAVINGS = (("vm-unet", 0.9982), ("lightm-unet", 0.8784))
 
 
 def render(results_dir: Path) -> str:
@@ -43,39 +46,40 @@ def render(results_dir: Path) -> str:
         results_dir: Holds ``dataset/split/preset-seed.json``.
     """
     rows = []
-    for row in TABLES["main"].rows:
+    for row in EXPERIMENTS["main"].rows:
         runs = read_runs(row, results_dir)
         trained_on = f"{TITLES[row.dataset]} `{row.split}`"
         for scored_on in (row.dataset, "ph2"):
-            if "dsc" in published_scores(row, scored_on):
+            if "dsc" in published_scores(row.preset, row.dataset, scored_on):
                 claim = f"DSC on {TITLES[scored_on]}, trained on {trained_on}"
                 rows.append(score_row(claim, runs, scored_on))
     rows += [difference_row(*each, results_dir) for each in DIFFERENCES]
-    rows += [saving_row(*each) for each in SAVINGS]
+    rows += [saving_row(row["preset"], row["share"]) for row in published()["parameters_saved"]]
     head = ["claim of the paper", "published", "command", "ours", "verdict"]
     return "\n".join(markdown(head, rows))
 
 
 def score_row(claim: str, runs: Runs, scored_on: str) -> list[str]:
     """A published score beside ours."""
-    published = published_scores(runs.row, scored_on)["dsc"]
+    printed = published_scores(runs.row.preset, runs.row.dataset, scored_on)["dsc"]
     cells = NOT_RUN
     if scored_on in runs.counts:
         ours = estimate(runs.counts[scored_on])["pooled.dsc"]
-        where = place(published, ours.interval)
-        cells = [str(ours), f"{where} our interval; reached by {ours.reached(published)} seeds"]
-    return [claim, f"{published:.4f}", command("main"), *cells]
+        where = place(printed, ours.interval)
+        cells = [str(ours), f"{where} our interval; reached by {ours.reached(printed)} seeds"]
+    return [claim, f"{printed:.4f}", command("main"), *cells]
 
 
 def difference_row(
     table: str, preset: str, reference: str, claim: str, results_dir: Path
 ) -> list[str]:
     """A published difference, if the paper prints both scores, beside ours."""
-    rows = {row.preset: row for row in TABLES[table].rows}
+    rows = {row.preset: row for row in EXPERIMENTS[table].rows}
     runs, other = (read_runs(rows[name], results_dir) for name in (preset, reference))
-    scores = [published_scores(each.row, each.row.dataset).get("dsc") for each in (runs, other)]
+    dataset = runs.row.dataset
+    scores = [published_scores(name, dataset, dataset).get("dsc") for name in (preset, reference)]
     printed = None if None in scores else scores[0] - scores[1]  # type: ignore[operator]
-    found = compare_runs(runs, other, runs.row.dataset)
+    found = compare_runs(runs, other, dataset)
     cells = NOT_RUN
     if found:
         verdict = found.verdict
@@ -91,14 +95,14 @@ def difference_row(
     return [claim, NOTHING if printed is None else f"{printed:+.4f}", command(table), *cells]
 
 
-def saving_row(preset: str, published: float) -> list[str]:
+def saving_row(preset: str, printed: float) -> list[str]:
     """A published share of parameters saved beside that of the exact counts."""
     exact = 1 - PRESETS["paper"].parameters / PRESETS[preset].parameters
-    rounded = 1 - 0.049e6 / round(PRESETS[preset].parameters, -3)  # as the paper prints them
-    right = "exact" if round(rounded, 4) == published else "not as published"
-    verdict = right if round(exact, 4) == published else f"{right}, by the counts as printed"
+    ours, theirs = (published_parameters(name) or math.nan for name in ("paper", preset))
+    right = "exact" if round(1 - ours / theirs, 4) == printed else "not as published"
+    verdict = right if round(exact, 4) == printed else f"{right}, by the counts as printed"
     claim = f"fewer parameters than `{preset}`"
-    return [claim, f"{published:.2%}", f"`ulvm inspect {preset}`", f"{exact:.2%}", verdict]
+    return [claim, f"{printed:.2%}", f"`ulvm inspect {preset}`", f"{exact:.2%}", verdict]
 
 
 def command(table: str) -> str:

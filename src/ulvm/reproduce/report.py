@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ulvm import tables
 from ulvm.evaluate import LEVEL, RESAMPLES
 from ulvm.metrics import IntArray
 from ulvm.presets import find_preset
-from ulvm.results import (
+from ulvm.reproduce.experiments import EXPERIMENTS, Row, find_experiment, published_scores
+from ulvm.reproduce.results import (
     TITLES,
     Comparison,
     Estimate,
@@ -22,12 +22,10 @@ from ulvm.results import (
     compare_runs,
     estimate,
     place,
-    published_scores,
     read_runs,
 )
 from ulvm.spec import RunSpec
 from ulvm.splits import load_split
-from ulvm.tables import Row
 
 SPLIT_SCORED = {"ph2": "all"}  # other data sets are scored on the test part of the row's split
 NOTHING = "–"
@@ -45,10 +43,10 @@ def render(table_name: str, results_dir: Path) -> str:
     """A table as Markdown, how its figures were made, and what they say of each claim.
 
     Args:
-        table_name: A key of ``tables.TABLES``.
-        results_dir: Holds ``dataset/split/preset-seed.json``; ``complexity.json`` of
-            ``bench/complexity.py`` and ``cpu_times.json`` of ``bench/cpu.py`` are expected beside
-            it, else no multiply-accumulates or no times are shown.
+        table_name: A key of ``EXPERIMENTS``.
+        results_dir: Holds ``dataset/split/preset-seed.json``; beside it,
+            ``complexity.json`` and ``speed/presets.json`` have the multiply-accumulates and the
+            times; without them none are shown.
 
     Returns:
         Rows and sentences without a run say "not run", and how many seeds there are.
@@ -56,13 +54,12 @@ def render(table_name: str, results_dir: Path) -> str:
     Raises:
         InputError: No such table, or a result file does not fit its name.
     """
-    table = tables.find_table(table_name)
-    runs = [read_runs(row, results_dir) for row in table.rows]
+    runs = [read_runs(row, results_dir) for row in find_experiment(table_name).rows]
     if table_name == "main":
         return _render_main(runs)
     if table_name == "leaks":
         (leaked,) = runs
-        control = tables.TABLES["main"].rows[0]
+        control = EXPERIMENTS["main"].rows[0]
         return _render_leaks(leaked, read_runs(control, results_dir))
     return _render_ablation(table_name, runs, results_dir.parent)
 
@@ -76,7 +73,7 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
         for scored_on in (row.dataset, "ph2"):
             images = len(load_split(scored_on, SPLIT_SCORED.get(scored_on, row.split)).ids("test"))
             where = [TITLES[row.dataset], f"`{row.split}`", TITLES[scored_on], str(images)]
-            published = published_scores(row, scored_on)
+            published = published_scores(row.preset, row.dataset, scored_on)
             printed = " / ".join(f"{figure:.4f}" for figure in published.values()) or NOTHING
             scores, verdict, sentence = ["not run"] + [NOTHING] * 5, NOTHING, "not run"
             if scored_on in runs.counts:
@@ -139,7 +136,7 @@ def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) 
     by_preset = {runs.row.preset: runs for runs in all_runs}
     costs, timing = (
         json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for path in (measured / "complexity.json", measured / "cpu_times.json")
+        for path in (measured / "complexity.json", measured / "speed" / "presets.json")
     )
     times = {model["name"]: model["threads"]["1"] for model in timing.get("models", [])}
     base = "the network without PVM" if table_name == "plug" else "`paper`"
@@ -191,7 +188,7 @@ def _ablation(runs: Runs, reference: Runs) -> _Ablation:
     return _Ablation(
         runs=runs,
         reference=reference,
-        published=published_scores(runs.row, dataset).get("dsc"),
+        published=published_scores(runs.row.preset, dataset, dataset).get("dsc"),
         scores=estimate(runs.counts[dataset]) if runs.files else None,
         difference=None if runs is reference else compare_runs(runs, reference, dataset),
     )

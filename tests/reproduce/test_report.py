@@ -12,10 +12,10 @@ import pytest
 
 from made_up_results import AREA, write_run
 from ulvm.errors import InputError
-from ulvm.report import render
-from ulvm.results import read_runs
+from ulvm.reproduce.experiments import EXPERIMENTS, PERMUTATION
+from ulvm.reproduce.report import render
+from ulvm.reproduce.results import read_runs
 from ulvm.splits import load_split
-from ulvm.tables import PERMUTATION, TABLES
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "results" / "runs"
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_table_is_whole_before_anything_is_run(name: str, folder: Path) -> None:
     table = render(name, folder)
     assert "No run yet." in table
@@ -38,7 +38,7 @@ def test_every_table_is_whole_before_anything_is_run(name: str, folder: Path) ->
 
 
 def test_runs_that_are_missing_are_counted(folder: Path) -> None:
-    row = TABLES["main"].rows[0]
+    row = EXPERIMENTS["main"].rows[0]
     write_run(folder, row, 0, 1000)
     write_run(folder, row, 3, 1200)
     assert read_runs(row, folder).seeds == "2 of 5"
@@ -48,7 +48,7 @@ def test_runs_that_are_missing_are_counted(folder: Path) -> None:
 
 
 def test_the_main_table_holds_our_scores_and_where_the_published_ones_lie(folder: Path) -> None:
-    row = TABLES["main"].rows[0]
+    row = EXPERIMENTS["main"].rows[0]
     for position, missed in enumerate((1000, 1100, 1200, 1300, 1400)):
         write_run(folder, row, position, missed)
     table = render("main", folder)
@@ -66,7 +66,7 @@ def test_the_main_table_holds_our_scores_and_where_the_published_ones_lie(folder
 
 
 def test_what_made_the_runs_is_said_once_for_each_way(folder: Path) -> None:
-    rows = TABLES["mixers"].rows
+    rows = EXPERIMENTS["mixers"].rows
     write_run(folder, rows[0], 0, 1000)
     run = rows[1].runs()[0].override(["train.epochs=2"])
     on_cpu = {"machine": {"processor": "Some CPU"}, "git_commit": None}
@@ -80,7 +80,7 @@ def test_what_made_the_runs_is_said_once_for_each_way(folder: Path) -> None:
 def test_an_ablation_is_compared_with_the_paper_model(folder: Path) -> None:
     random = np.random.default_rng(0)
     missed = random.integers(1000, 3000, 600)
-    for row in TABLES["branches"].rows:
+    for row in EXPERIMENTS["branches"].rows:
         worse = {"branches-1": 100, "paper": 0, "branches-8": 0}.get(row.preset)
         if worse is not None:
             for position in range(len(row.seeds)):
@@ -97,7 +97,8 @@ def test_an_ablation_is_compared_with_the_paper_model(folder: Path) -> None:
         "versions": {"onnxruntime": "1.2.3"},
         "models": [{"name": "paper", "threads": {"1": spread}}],
     }
-    (folder.parent / "cpu_times.json").write_text(json.dumps(times))
+    (folder.parent / "speed").mkdir()
+    (folder.parent / "speed" / "presets.json").write_text(json.dumps(times))
     table = render("branches", folder)
     assert "fresh weights; 5 rounds; Other CPU, ONNX Runtime 1.2.3, 2030-01-03.\n" in table
     by_preset = {row[0]: row for row in rows_of(table)}
@@ -125,7 +126,7 @@ def dice_without(missed: int) -> float:
 
 
 def test_the_main_sentences_say_how_far_the_published_scores_are(folder: Path) -> None:
-    row = TABLES["main"].rows[0]
+    row = EXPERIMENTS["main"].rows[0]
     for position, missed in enumerate((2000, 1600, 1800)):
         write_run(folder, row, position, missed)
     own, ph2, in_order, *_ = sentences(render("main", folder))
@@ -145,7 +146,7 @@ def test_the_main_sentences_say_how_far_the_published_scores_are(folder: Path) -
 
 
 def test_the_sentences_of_an_ablation_follow_its_numbers(folder: Path) -> None:
-    rows = {row.preset: row for row in TABLES["branches"].rows}
+    rows = {row.preset: row for row in EXPERIMENTS["branches"].rows}
 
     def write(preset: str, *missed: int) -> None:
         for position, each in enumerate(missed):
@@ -193,7 +194,7 @@ def test_the_sentences_of_an_ablation_follow_its_numbers(folder: Path) -> None:
 
 
 def test_sentences_say_that_there_is_one_seed(folder: Path) -> None:
-    for row, missed in zip(TABLES["mixers"].rows[:2], (2000, 1000), strict=True):
+    for row, missed in zip(EXPERIMENTS["mixers"].rows[:2], (2000, 1000), strict=True):
         write_run(folder, row, 0, missed)
     table = render("mixers", folder)
     (against,) = sentences(table)
@@ -206,7 +207,7 @@ def test_sentences_say_that_there_is_one_seed(folder: Path) -> None:
 
 
 def test_a_plugged_in_layer_is_compared_with_the_network_without_it(folder: Path) -> None:
-    rows = {row.preset: row for row in TABLES["plug"].rows}
+    rows = {row.preset: row for row in EXPERIMENTS["plug"].rows}
     write_run(folder, rows["unet"], 0, 2000)
     write_run(folder, rows["unet-pvm"], 0, 1000)
     write_run(folder, rows["unext-pvm"], 0, 1000)
@@ -247,14 +248,14 @@ def test_shared_ids_are_those_of_the_committed_files(folder: Path) -> None:
 
 
 def test_the_audit_scores_seen_and_unseen_pictures_apart(folder: Path) -> None:
-    (row,) = TABLES["leaks"].rows
+    (row,) = EXPERIMENTS["leaks"].rows
     learnt = load_split("isic2018", PERMUTATION).parts
     seen = {*learnt["train"], *learnt["validation"]}
     test = load_split("isic2017", PERMUTATION).ids("test")
     missed = np.array([500 if id_ in seen else 2000 for id_ in test])
     for position in range(3):
         write_run(folder, row, position, 1000, audit=missed)
-    control = TABLES["main"].rows[0]
+    control = EXPERIMENTS["main"].rows[0]
     for position in range(5):
         write_run(folder, control, position, 2000)
     found = {(row[0], row[2]): row for row in rows_of(render("leaks", folder)) if len(row) == 9}
@@ -273,5 +274,5 @@ def test_the_audit_scores_seen_and_unseen_pictures_apart(folder: Path) -> None:
 
 
 def test_an_unknown_table_is_named(folder: Path) -> None:
-    with pytest.raises(InputError, match="did you mean 'branches'"):
+    with pytest.raises(InputError, match="Did you mean 'branches'"):
         render("branch", folder)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
+from documents import COMPLEXITY
 from ulvm.files import write_atomically
 from ulvm.nn.complexity import inspect_model
 from ulvm.presets import PRESETS
-
-RESULT = Path(__file__).resolve().parents[1] / "results" / "complexity.json"
 
 
 def measure(preset: str) -> dict[str, int]:
@@ -29,7 +27,7 @@ def main() -> None:
     for preset in PRESETS:
         print(preset, file=sys.stderr)
         result[preset] = measure(preset)
-    write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(COMPLEXITY, (json.dumps(result, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

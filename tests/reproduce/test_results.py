@@ -13,9 +13,8 @@ from made_up_results import PIXELS, make_score, write_run
 from ulvm import metrics
 from ulvm.errors import InputError
 from ulvm.metrics import Confusion, Interval
-from ulvm.presets import PRESETS
-from ulvm.results import PUBLISHED, compare, estimate, place, read_runs
-from ulvm.tables import PERMUTATION, TABLES
+from ulvm.reproduce.experiments import EXPERIMENTS, PERMUTATION
+from ulvm.reproduce.results import compare, estimate, place, read_runs
 
 
 def make_counts(tp: Any, fp: Any, fn: Any) -> Confusion:
@@ -169,17 +168,8 @@ def test_a_published_number_lies_inside_above_or_below() -> None:
     ]
 
 
-def test_published_dice_is_that_of_the_presets() -> None:
-    printed = {
-        preset: figures["dsc"]
-        for (preset, *where), figures in PUBLISHED.items()
-        if where == ["isic2017"] * 2 and PRESETS[preset].published_dsc is not None
-    }
-    assert printed == {"paper": PRESETS["paper"].published_dsc}
-
-
 def test_files_that_do_not_fit_their_name_are_refused(tmp_path: Path) -> None:
-    row = TABLES["main"].rows[0]
+    row = EXPERIMENTS["main"].rows[0]
     other = dataclasses.replace(row, preset="branches-1").runs()[0]
     for bad in (other, row.runs()[1]):  # another network, another seed
         path = write_run(tmp_path, row, 0, 1000, run=bad.to_dict())
@@ -194,7 +184,7 @@ def test_files_that_do_not_fit_their_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_scores_on_another_list_of_pictures_are_refused(tmp_path: Path) -> None:
-    row = TABLES["main"].rows[0]
+    row = EXPERIMENTS["main"].rows[0]
     score = make_score("isic2017", PERMUTATION, 1000)
     short = score | {name: score[name][1:] for name in ("tp", "fp", "fn")}
     renamed = score | {"split": score["split"] | {"hash": "0" * 12}}

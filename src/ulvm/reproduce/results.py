@@ -23,21 +23,10 @@ from ulvm.metrics import (
     dice,
     percentile_interval,
 )
-from ulvm.presets import find_preset
+from ulvm.reproduce.experiments import Row
 from ulvm.spec import ModelSpec, RunSpec
 from ulvm.splits import load_split
-from ulvm.tables import Row
 
-# Pooled scores that the paper prints: (preset, trained on, scored on). Of its own ablations on ISIC
-# 2017 the presets hold the Dice. Source: arXiv 2403.20035; peers as it prints or copies them.
-PUBLISHED: dict[tuple[str, str, str], dict[str, float]] = {
-    ("paper", "isic2017", "isic2017"): {"dsc": 0.9091, "se": 0.9053, "sp": 0.9790, "acc": 0.9646},
-    ("paper", "isic2018", "isic2018"): {"dsc": 0.8940, "se": 0.8680, "sp": 0.9781, "acc": 0.9558},
-    ("paper", "isic2017", "ph2"): {"dsc": 0.9265, "se": 0.9345, "sp": 0.9606, "acc": 0.9521},
-    ("vm-unet", "isic2017", "isic2017"): {"dsc": 0.9070},
-    ("ege-unet", "isic2017", "isic2017"): {"dsc": 0.9073},
-    ("unet", "isic2017", "isic2017"): {"dsc": 0.8989},
-}
 TITLES = {"isic2017": "ISIC 2017", "isic2018": "ISIC 2018", "ph2": "PH2"}
 
 
@@ -67,7 +56,7 @@ def read_runs(row: Row, results_dir: Path) -> Runs:
     """The result files of a row; runs without one are left out.
 
     Args:
-        row: A row of ``tables.TABLES``.
+        row: A row of an experiment.
         results_dir: Holds ``dataset/split/preset-seed.json``.
 
     Raises:
@@ -92,7 +81,7 @@ def read_runs(row: Row, results_dir: Path) -> Runs:
 
 
 def _read_file(path: Path, run: RunSpec) -> dict[str, Any]:
-    accepted, remedy = "accepted is a file that ulvm reproduce wrote", "move it away and run again"
+    accepted, remedy = "it must be as ulvm reproduce wrote it", "move it away and run again"
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = RunSpec.from_dict(content["run"])
@@ -242,7 +231,7 @@ def compare(counts_a: Confusion, counts_b: Confusion) -> Comparison:
     if counts_a.images != counts_b.images or (np.concatenate(truths) != truths[0][0]).any():
         raise InputError(
             "the runs were counted against different true masks",
-            "accepted are the same images at the same size in the same order",
+            "they must have the same images at the same size in the same order",
             "score all of them on one download of the data",
         )
     weights = _image_weights(counts_a.images)
@@ -305,12 +294,3 @@ def compare_runs(
         return None
     pair = (each.counts[scored_on] for each in (runs, reference))
     return compare(*(counts if chosen is None else counts.select(chosen) for counts in pair))
-
-
-def published_scores(row: Row, scored_on: str) -> dict[str, float]:
-    """Printed pooled scores of a preset by metric; none if the paper prints none."""
-    figures = PUBLISHED.get((row.preset, row.dataset, scored_on), {})
-    ablation = find_preset(row.preset).published_dsc
-    if figures or ablation is None or (row.dataset, scored_on) != ("isic2017", "isic2017"):
-        return figures
-    return {"dsc": ablation}

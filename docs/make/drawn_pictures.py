@@ -1,7 +1,7 @@
 """Draws what each network with weights outlines on drawn pictures, beside the true outline.
 
 Networks are the bundled model and ``results/weights/<preset>.safetensors``. Writes
-``docs/figures/drawn-pictures.png``, with a description inside for ``bench/tables.py``. Nobody's
+``docs/figures/drawn-pictures.png``, with a description inside for ``tables.py``. Nobody's
 picture is in it, and it says little about photographs: no network has seen a drawn picture.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from documents import FIGURES, RESULTS, ROOT
 from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.files import write_atomically
 from ulvm.image import draw_overlay, resize
@@ -23,10 +24,9 @@ from ulvm.nn.checkpoint import load_probability
 from ulvm.presets import PRESETS
 from ulvm.synthetic import SyntheticLesion, draw_lesion
 
-ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
-WEIGHTS = ROOT / "results" / "weights"
-FIGURE = ROOT / "docs" / "figures" / "drawn-pictures.png"
+WEIGHTS = RESULTS / "weights"
+FIGURE = FIGURES / "drawn-pictures.png"
 
 PLAIN: dict[str, Any] = {"hair": False, "ruler": False, "frame": False, "bubbles": False}
 # Column: seed, and what differs from a plain picture.
@@ -59,7 +59,7 @@ def draw_rows(
     networks: dict[str, Path], lesions: list[SyntheticLesion]
 ) -> Iterator[tuple[str, list[Image.Image], list[float]]]:
     """The truth, then each network: name, tiles and Dice of each picture (none of the truth)."""
-    truth = [outline(each, each.mask, TRUTH_COLOUR) for each in lesions]
+    truth = [draw_tile(each, each.mask, TRUTH_COLOUR) for each in lesions]
     yield "true outline", truth, []
     images_rgb = np.stack([each.image_rgb for each in lesions])
     for name, path in networks.items():
@@ -67,7 +67,7 @@ def draw_rows(
         masks = probability_of(images_rgb)[:, 0] >= run.threshold
         scores = dice(confusion(masks, np.stack([each.mask for each in lesions]))).tolist()
         tiles = [
-            outline(each, mask, PREDICTION_COLOUR)
+            draw_tile(each, mask, PREDICTION_COLOUR)
             for each, mask in zip(lesions, masks, strict=True)
         ]
         for tile, score in zip(tiles, scores, strict=True):
@@ -83,7 +83,7 @@ def draw_rows(
         yield name, tiles, scores
 
 
-def outline(
+def draw_tile(
     lesion: SyntheticLesion, mask: np.ndarray[Any, Any], color_rgb: tuple[int, int, int]
 ) -> Image.Image:
     """A tile with the mask's outline."""

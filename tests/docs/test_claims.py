@@ -6,7 +6,7 @@ import pytest
 
 import claims
 from made_up_results import AREA, write_run
-from ulvm.tables import TABLES
+from ulvm.reproduce.experiments import EXPERIMENTS
 
 
 def cells_of(folder: Path, start: str) -> list[str]:
@@ -17,7 +17,7 @@ def cells_of(folder: Path, start: str) -> list[str]:
 
 
 def write(folder: Path, table: str, preset: str, *missed: int) -> None:
-    (row,) = [row for row in TABLES[table].rows if row.preset == preset]
+    (row,) = [row for row in EXPERIMENTS[table].rows if row.preset == preset]
     for position, each in enumerate(missed):
         write_run(folder, row, position, each)
 
@@ -26,7 +26,7 @@ def test_every_claim_has_a_command_and_without_runs_says_so(tmp_path: Path) -> N
     lines = [line.strip("| ").split(" | ") for line in claims.render(tmp_path).splitlines()]
     assert {len(line) for line in lines} == {5}
     trained = [line for line in lines if line[2].startswith("`ulvm reproduce ")]
-    assert {line[2].split()[2] for line in trained} < {*TABLES}
+    assert {line[2].split()[2] for line in trained} < {*EXPERIMENTS}
     assert len(trained) == len(lines) - 4  # head, rule, two savings
     assert {line[3] for line in trained} == {"not run"}
 
@@ -34,7 +34,7 @@ def test_every_claim_has_a_command_and_without_runs_says_so(tmp_path: Path) -> N
 def test_a_score_says_where_the_published_one_lies_and_how_many_seeds_reach_it(
     tmp_path: Path,
 ) -> None:
-    row = TABLES["main"].rows[0]
+    row = EXPERIMENTS["main"].rows[0]
     for position, missed in enumerate((2000, 1600, 1800)):
         write_run(tmp_path, row, position, missed)
     published, ours, verdict = cells_of(tmp_path, "DSC on ISIC 2017, trained on ISIC 2017 `paper-p")

@@ -1,15 +1,14 @@
 """Draws Dice against parameters and CPU time for every network with a result; areas by id.
 
-Writes ``docs/figures/*.png`` and ``*.svg`` from ``results/runs/``, ``results/cpu_times.json`` and
-``results/areas.json``; the same results give the same bytes. A figure's description is inside the
-PNG, where ``bench/tables.py`` finds it for the documents.
+Writes ``docs/figures/*.png`` and ``*.svg`` from ``runs/``, ``speed/presets.json`` and
+``areas.json`` of ``results/``; the same results give the same bytes. A figure's description is
+inside the PNG, where ``tables.py`` finds it for the documents.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,12 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from documents import AREAS, FIGURES, ROOT, RUNS, TIMES, read
 from ulvm.files import write_atomically
 from ulvm.presets import PRESETS
-from ulvm.results import TITLES, Estimate, estimate, published_scores, read_runs
+from ulvm.reproduce.experiments import EXPERIMENTS, PERMUTATION, published_scores
+from ulvm.reproduce.results import TITLES, Estimate, estimate, read_runs
 from ulvm.spec import ModelSpec
-from ulvm.tables import PERMUTATION, TABLES
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results" / "runs"
-TIMES_RESULT = ROOT / "results" / "cpu_times.json"
-AREAS_RESULT = ROOT / "results" / "areas.json"
-FIGURES = ROOT / "docs" / "figures"
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, grey for the yellow.
 BLACK, ORANGE, SKY = "#000000", "#e69f00", "#56b4e9"
@@ -48,8 +42,8 @@ NETWORKS = {
 VARIANTS = tuple(
     dict.fromkeys(
         row.preset
-        for table in TABLES.values()
-        for row in table.rows
+        for experiment in EXPERIMENTS.values()
+        for row in experiment.rows
         if row.preset != "paper" and PRESETS[row.preset].run.model.network == ModelSpec.network
     )
 )
@@ -90,8 +84,8 @@ def read_points(results_dir: Path) -> list[Point]:
     """A point, at its parameters, for each network and each variant of ours that has been run."""
     rows = {
         row.preset: row
-        for table in reversed(TABLES.values())  # the first tables have most seeds
-        for row in table.rows
+        for experiment in reversed(EXPERIMENTS.values())  # the first have most seeds
+        for row in experiment.rows
         if (row.dataset, row.split) == ("isic2017", PERMUTATION)
     }
     points = []
@@ -103,7 +97,7 @@ def read_points(results_dir: Path) -> list[Point]:
                     preset=preset,
                     x=PRESETS[preset].parameters,
                     found=estimate(runs.counts["isic2017"])["pooled.dsc"],
-                    published=published_scores(runs.row, "isic2017").get("dsc"),
+                    published=published_scores(preset, "isic2017", "isic2017").get("dsc"),
                 )
             )
     return points
@@ -233,7 +227,7 @@ def draw_all(
     Args:
         results_dir: Holds ``dataset/split/preset-seed.json``.
         times_result: What ``bench/cpu.py --presets`` wrote.
-        areas_result: What ``bench/areas.py`` wrote.
+        areas_result: What ``docs/make/areas.py`` wrote.
         out_dir: Gets ``dice-parameters``, ``dice-milliseconds`` and ``areas``, each as PNG and SVG.
 
     Returns:
@@ -243,7 +237,7 @@ def draw_all(
     missing = name_absent("no run of", (*NETWORKS, *VARIANTS), points)
     charts = {"dice-parameters": (points, "parameters")}
     if times_result.exists():
-        timed = put_at_times(points, json.loads(times_result.read_text()))
+        timed = put_at_times(points, read(times_result))
         charts["dice-milliseconds"] = (timed, "ms a picture, ONNX Runtime, one CPU thread")
         missing += name_absent("no time of", [point.preset for point in points], timed)
     else:
@@ -255,11 +249,11 @@ def draw_all(
                 save(draw(chosen, x_label), describe(chosen, x_label), out_dir / name)
                 drawn.append(out_dir / name)
         if areas_result.exists():
-            areas = json.loads(areas_result.read_text())
+            areas = read(areas_result)
             save(draw_areas(areas), describe_areas(areas), out_dir / "areas")
             drawn.append(out_dir / "areas")
         else:
-            missing.append(f"{areas_result.name} is missing: run bench/areas.py")
+            missing.append(f"{areas_result.name} is missing: run docs/make/areas.py")
     return drawn, missing
 
 
@@ -272,7 +266,7 @@ def name_absent(start: str, wanted: Sequence[str], points: Sequence[Point]) -> l
 
 def main() -> None:
     """Draw, and say what was drawn and what is missing."""
-    drawn, missing = draw_all(RESULTS, TIMES_RESULT, AREAS_RESULT, FIGURES)
+    drawn, missing = draw_all(RUNS, TIMES, AREAS, FIGURES)
     for path in drawn:
         print(f"{path.relative_to(ROOT)}.png, .svg")
     for line in missing:

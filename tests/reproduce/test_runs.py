@@ -12,13 +12,13 @@ import pytest
 from ulvm import datasets, metrics, splits, synthetic
 from ulvm.errors import InputError
 from ulvm.metrics import Confusion
-from ulvm.nn import reproduce as module
 from ulvm.nn.checkpoint import load_probability
-from ulvm.nn.reproduce import reproduce
 from ulvm.nn.train import train
 from ulvm.presets import find_preset
+from ulvm.reproduce import runs as module
+from ulvm.reproduce.experiments import Experiment, Row
+from ulvm.reproduce.runs import reproduce
 from ulvm.spec import RunSpec
-from ulvm.tables import Row, Table
 
 SIZE = 32
 SHORT = ["train.epochs=2", "train.batch_size=4", f"data.image_size={SIZE}", "model.bridge=none"]
@@ -47,7 +47,9 @@ def split_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     parts = {"train": tuple(ids[:6]), "validation": tuple(ids[6:8]), "test": tuple(ids[8:])}
     splits.Split("drawn", "folder", parts).save(path)
     rows = (DrawnRow(preset="paper", split=str(path), seeds=(1, 2)),)
-    monkeypatch.setattr(module, "find_table", lambda name: Table(question=name, rows=rows))
+    monkeypatch.setattr(
+        module, "find_experiment", lambda name: Experiment(question=name, rows=rows)
+    )
     # PH2 cannot be drawn with its own ids.
     monkeypatch.setattr(module, "_scored_on", lambda run: [("folder", str(path))] * 2)
     return path

@@ -1,11 +1,10 @@
-"""The runs of tables: train, score, keep one result file each; go on where it stopped."""
+"""The runs of experiments: train, score, keep one result file each; go on where it stopped."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import multiprocessing
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -15,18 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ulvm import datasets, splits
 from ulvm.errors import InputError
 from ulvm.evaluate import Evaluation, ProbabilityOf, evaluate
 from ulvm.files import write_atomically
 from ulvm.nn.checkpoint import load_probability
-from ulvm.nn.distributed import choose_device
+from ulvm.nn.distributed import choose_device, share_devices, share_threads
 from ulvm.nn.run_folder import RUN
 from ulvm.nn.train import CHECKPOINT, train
+from ulvm.reproduce.experiments import PERMUTATION, find_experiment
 from ulvm.spec import RunSpec
-from ulvm.tables import PERMUTATION, find_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ def reproduce(
     of ISIC 2017 too, for the audit of leaks alone. A stopped run is resumed.
 
     Args:
-        tables: Keys of ``tables.TABLES``; a run that several of them share is made once.
+        tables: Keys of ``EXPERIMENTS``; a run that several of them share is made once.
         data_dir: Holds the data sets as downloaded, in folders of their names: ``isic2017``,
             ``isic2018``, ``ph2``.
         results_dir: Gets ``dataset/split/preset-seed.json``.
@@ -79,7 +76,7 @@ def reproduce(
         InputError: No such table, data missing, or a result of another run under the same name;
             after all runs, if some have failed.
     """
-    rows = [row for table in tables for row in find_table(table).rows]
+    rows = [row for table in tables for row in find_experiment(table).rows]
     by_name = {
         name: _Job(
             preset=row.preset,
@@ -100,10 +97,10 @@ def reproduce(
     if not jobs:
         raise InputError(
             f"no run of {', '.join(tables)} has {' or '.join(only)} in its name",
-            "accepted is a part of " + ", ".join(name for row in rows for name in row.names()),
-            "change --only",
+            "the names are " + ", ".join(name for row in rows for name in row.names()),
+            "give a part of one to --only",
         )
-    turns = itertools.cycle(_devices(device))
+    turns = itertools.cycle(share_devices(device))
     left = [replace(job, device=next(turns)) for job in jobs if not _is_done(job)]
     for dataset in sorted({target for job in left for target, _ in job.scored_on}):
         _decode(dataset, data_dir, left[0].run.data.image_size)  # once, not in every process
@@ -115,7 +112,7 @@ def reproduce(
         raise InputError(
             f"{len(jobs) - done} of {len(jobs)} runs failed",
             "the others have their results",
-            "see what was said of each; the same command tries them again",
+            "see what was said of each. The same command tries them again",
         )
 
 
@@ -129,19 +126,13 @@ def _work_all(jobs: list[_Job], side_by_side: int) -> Iterator[tuple[str, bool]]
             yield future.result()
 
 
-def _devices(device: str) -> list[str]:
-    """Where runs go in turn: to every GPU if the choice is ours and there are several."""
-    count = torch.cuda.device_count() if device == "auto" else 0
-    return [f"cuda:{index}" for index in range(count)] if count > 1 else [device]
-
-
 def _is_done(job: _Job) -> bool:
     if not job.result.exists():
         return False
     if RunSpec.from_dict(json.loads(job.result.read_text())["run"]) != job.run:
         raise InputError(
             f"{job.result} is the result of another run",
-            "accepted is a result of the table's own run",
+            "",
             "choose another --results folder, or move that file away",
         )
     return True
@@ -168,7 +159,7 @@ def _try(job: _Job) -> tuple[str, bool]:
 def _work(job: _Job) -> str:
     """Train, score and write one run; a line about it."""
     if job.side_by_side > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.side_by_side))
+        share_threads(job.side_by_side)
     resumed = (job.run_dir / CHECKPOINT).exists()
     start = time.perf_counter()
     train(

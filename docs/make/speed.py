@@ -1,0 +1,257 @@
+"""What the timing scripts of ``bench/`` have written, as tables and sentences of the documents.
+
+Each function takes the folder of the result files.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from documents import SPEED, read, table
+from ulvm.reproduce.report import NOTHING
+
+# What we set out to reach; times as the authors' by batch size or by what is cached.
+STEP_GOAL_MS = {"8": 1.5, "64": 6}
+INFERENCE_GOAL_MS = {"1": 0.25}
+SCHEDULE_GOAL_S = {"cold": 120, "warm": 60}
+FASTEST_GOAL = 80_000  # images a second at the batch size below
+FASTEST_BATCH = "256"
+AGREEING = 0.999  # pooled Dice between the masks of a lower precision and those of float32
+MEMORY_GOAL_GIB = 2
+
+
+def link(name: str) -> str:
+    """A result file for readers of a document."""
+    return f"[{name}.json](results/speed/{name}.json)"
+
+
+def cpu(folder: Path = SPEED) -> str:
+    """Times of the model and its peers, the least and the median, multiples of ours."""
+    result = read(folder / "cpu.json")
+    head = ["model", "parameters"]
+    head += [f"{count} thread{'s' * (count > 1)}, ms" for count in result["threads"]]
+    rows = []
+    ours = result["models"][0]["threads"]
+    for row in result["models"]:
+        cells = [row["name"], f"{row['parameters']:,}"]
+        for count, at in row["threads"].items():
+            multiple = at["median_ms"] / ours[count]["median_ms"]
+            cells.append(
+                f"{at['minimum_ms']:.2f} / {at['median_ms']:.2f}, {multiple:.2f} × the first"
+            )
+        rows.append(cells)
+    versions, where = result["versions"], result["machine"]
+    caption = (
+        f"{result['what']}; minimum / median; multiples are of the median; "
+        f"{where['processor']}, {where['cores']} cores, ONNX Runtime {versions['onnxruntime']}, "
+        f"{result['date']}."
+    )
+    return table(head, rows, caption)
+
+
+def predict(folder: Path = SPEED) -> str:
+    """Times of the command ``ulvm predict`` and the memory of its process."""
+    result = read(folder / "predict.json")
+    photo, where, versions = result["photo"], result["machine"], result["versions"]
+    low, high = photo["quartiles_s"]
+    one = f"one photo of {megapixels(photo)} megapixels ({photo['bytes'] / 1e6:.1f} MB of JPEG)"
+    rows = [
+        [one, f"{photo['median_s']:.3f} s ({low:.3f}–{high:.3f})", f"{photo['peak_mb']} MB"],
+        *(
+            [
+                f"{row['pictures']:,} pictures of {megapixels(row)} megapixel, masks",
+                f"{row['pictures_per_second']:.0f} pictures/s",
+                f"{row['peak_mb']} MB",
+            ]
+            for row in result["folders"]
+        ),
+        ["one picture of 256×256, from Python", NOTHING, f"{result['one_picture_peak_mb']} MB"],
+    ]
+    caption = (
+        f"{result['what']}; the photo {photo['runs']} times, median and quartiles; "
+        f"{where['processor']}, {where['cores']} cores, {where['level']}, "
+        f"Pillow {versions['pillow']}, {result['date']}."
+    )
+    head = ["from the shell to the files", "time", "memory"]
+    return table(head, rows, caption)
+
+
+def megapixels(row: dict[str, Any]) -> str:
+    """Of a size, rounded."""
+    height, width = row["size_hw"]
+    return f"{height * width / 1e6:.0f}"
+
+
+def browser(folder: Path = SPEED) -> str:
+    """Frames a second over a camera, the time and the weight of a first visit."""
+    result = read(folder / "browser.json")
+    runs, visits = result["runs"], result["visits"]
+    lowest = min(run["range"][0] for run in runs)
+    highest = max(run["range"][1] for run in runs)
+    milliseconds = statistics.median(run["inference_ms"] for run in runs)
+    outline = statistics.median(visit["outline"] for visit in visits) / 1e3
+    (network,) = (file for file in result["files"] if file["name"].endswith(".safetensors"))
+    return (
+        f"Over a camera of 60 frames/s {result['frames_per_second']:.0f} frames/s (median of "
+        f"{len(runs)} runs, second by second {lowest}–{highest}; the network takes "
+        f"{milliseconds:.0f} ms, on one thread) in headless Chromium "
+        f"{result['versions']['chromium'].split('.')[0]} without a GPU, on "
+        f"{result['machine']['threads']} cores of an {result['machine']['processor']}. A first "
+        f"visit shows its first outline after {outline:.2f} s (median of {len(visits)}) and loads "
+        f"{result['bytes'] / 1e3:.0f} kB, {result['gzip_bytes'] / 1e3:.0f} kB where the host "
+        f"compresses, {network['bytes'] / 1e3:.0f} kB of it the network "
+        f"({link('browser')}, {result['date']})."
+    )
+
+
+def targets(folder: Path = SPEED) -> str:
+    """How far each runtime is from torch."""
+    measured = read(folder / "targets.json")["targets"]
+    head = "target, run here by, kB, largest difference of probability, differing mask pixels"
+    rows = [
+        [
+            f"`{name}`",
+            row["runtime"],
+            f"{row['bytes'] / 1e3:,.0f}",
+            f"{row['largest_difference']:.1e}",
+            str(row["differing_pixels"]),
+        ]
+        for name, row in measured.items()
+    ]
+    dates = " and ".join(sorted({row["date"] for row in measured.values()}))
+    caption = f"The bundled model on 13 probe pictures; {link('targets')}, {dates}."
+    return table(head.split(", "), rows, caption)
+
+
+def train_cpu(folder: Path = SPEED) -> str:
+    """Speed of training on a CPU."""
+    result = read(folder / "train_cpu.json")
+    rate, machine = result["images_per_second"], result["machine"]
+    return (
+        f"On a CPU, {machine['threads']} threads of an {machine['processor']}, torch "
+        f"{result['versions']['torch']}: {rate} images/s ({result['median_ms']:.0f} ms a step of "
+        f"batch 8, quartiles {result['q1_ms']:.0f}–{result['q3_ms']:.0f}; "
+        f"{link('train_cpu')}, {result['date']}), so that 50 epochs of "
+        f"ISIC 2017 take {50 * 1250 / rate / 60:.0f} minutes."
+    )
+
+
+def gpu(folder: Path = SPEED) -> str:
+    """Training and inference on a GPU beside the authors' figures; files not there are left out."""
+    authors = read(SPEED / "authors.json")
+    rows, places = [], []
+    for name, make_rows in (
+        ("train_step", train_step_rows),
+        ("inference", inference_rows),
+        ("schedule", schedule_rows),
+    ):
+        path = folder / f"{name}.json"
+        if path.exists():
+            result = read(path)
+            rows += make_rows(result, authors)
+            of = result["versions"]
+            places.append(
+                f"{link(name)}: {result['machine']['gpu']}, "
+                f"torch {of['torch']}, triton {of['triton']}, {result['date']}"
+            )
+    if not rows:
+        return "Not measured yet."
+    head = ["on one GPU, pictures of 256×256", "authors", "plain torch", "ours, median (quartiles)"]
+    caption = (
+        "Ours: CUDA graphs on data already on the GPU, every replay waited for, interleaved with "
+        "plain torch in the same run; the schedule is the wall time of the whole command. "
+        f"The authors' figures: {authors['what']}. Sources: {'; '.join(places)}."
+    )
+    return table([*head, "authors / ours", "goal"], rows, caption)
+
+
+def train_step_rows(result: dict[str, Any], authors: dict[str, Any]) -> list[list[str]]:
+    """Time of a training step, its memory and whether it repeats bit for bit."""
+    rows = []
+    for batch, row in result["batches"].items():
+        ours, plain = row["ours"], row["plain"]
+        theirs, goal = authors["step_ms"].get(batch), STEP_GOAL_MS.get(batch)
+        rows.append(time_row(f"training step, batch {batch}, float32", theirs, plain, ours, goal))
+        below = ours["peak_mib"] < 1024 * MEMORY_GOAL_GIB
+        rows.append(
+            [
+                f"memory of it, state and activations ({ours['kernels']} kernels)",
+                NOTHING,
+                f"{plain['peak_mib'] / 1024:.2f} GiB",
+                f"{ours['peak_mib'] / 1024:.2f} GiB",
+                NOTHING,
+                verdict(f"< {MEMORY_GOAL_GIB} GiB", below) if batch == "64" else NOTHING,
+            ]
+        )
+    same = all(row["same_bits"] for row in result["batches"].values())
+    cells = [NOTHING, NOTHING, "yes" if same else "no", NOTHING, verdict("yes", same)]
+    return [*rows, ["the same seed gives the same bits", *cells]]
+
+
+def inference_rows(result: dict[str, Any], authors: dict[str, Any]) -> list[list[str]]:
+    """Time per batch in float32, and the rate in the fastest precision whose masks agree."""
+    rows = []
+    for batch, row in result["batches"].items():
+        theirs, goal = authors["inference_ms"].get(batch), INFERENCE_GOAL_MS.get(batch)
+        name = f"inference, batch {batch}, float32"
+        rows.append(time_row(name, theirs, row["float32, plain torch"], row["float32"], goal))
+    if FASTEST_BATCH not in result["batches"]:
+        return rows
+    row = result["batches"][FASTEST_BATCH]
+    agreement = (result["agreement"] or {"precisions": {}})["precisions"]
+    agreeing = [name for name, at in agreement.items() if at["pooled_dice"] >= AGREEING]
+    name = max(["float32", *agreeing], key=lambda each: row[each]["images_per_second"])
+    rate = row[name]["images_per_second"]
+    words = f"the same, batch {FASTEST_BATCH}, fastest precision that agrees: {name}"
+    if name in agreement:
+        at = agreement[name]
+        words += f", Dice {at['pooled_dice']:.5f} pooled, ≥ {at['lowest_dice']:.5f} per image"
+    plain = f"{row['float32, plain torch']['images_per_second']:,} images/s"
+    reached = verdict(f"≥ {FASTEST_GOAL:,} images/s", rate >= FASTEST_GOAL)
+    return [*rows, [words, NOTHING, plain, f"{rate:,} images/s", NOTHING, reached]]
+
+
+def schedule_rows(result: dict[str, Any], authors: dict[str, Any]) -> list[list[str]]:
+    """Wall time of the whole recipe, compiling and with the kernels of the run before."""
+    rows = []
+    complete = result["epochs"] == authors["epochs"]
+    for name, words in (("cold", "compiling the kernels"), ("warm", "kernels cached")):
+        run, goal = result["runs"][name], SCHEDULE_GOAL_S[name]
+        theirs, wall = authors["schedule_s"], run["wall_s"]
+        rows.append(
+            [
+                f"`ulvm train paper`, ISIC 2017, {result['epochs']} epochs, {words}",
+                f"about {theirs / 60:.0f} min" if complete else NOTHING,
+                NOTHING,
+                f"{wall:.1f} s (start-up {run['start_up_s']:.1f} s)",
+                f"{theirs / wall:.0f}" if complete else NOTHING,
+                verdict(f"≤ {goal} s", wall <= goal) if complete else NOTHING,
+            ]
+        )
+    return rows
+
+
+def time_row(
+    name: str,
+    authors_ms: float | None,
+    plain: dict[str, Any],
+    ours: dict[str, Any],
+    goal_ms: float | None,
+) -> list[str]:
+    """Cells of one timing: name, authors, plain torch, ours, ratio, goal."""
+    median = ours["median_ms"]
+    return [
+        name,
+        f"{authors_ms} ms" if authors_ms else NOTHING,
+        f"{plain['median_ms']:.2f} ms",
+        f"{median:.3f} ms ({ours['q1_ms']:.3f}–{ours['q3_ms']:.3f})",
+        f"{authors_ms / median:.1f}" if authors_ms else NOTHING,
+        verdict(f"≤ {goal_ms:g} ms", median <= goal_ms) if goal_ms else NOTHING,
+    ]
+
+
+def verdict(goal: str, reached: bool) -> str:
+    """A goal and whether it is reached."""
+    return f"{goal}: {'reached' if reached else 'missed'}"
