@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ulvm.nn.fused import compiling_ahead
+from ulvm.nn.kernels import compiling_ahead
 
 _WARM_UPS = 3  # torch's documentation: libraries choose algorithms and allocate in the first ones
 

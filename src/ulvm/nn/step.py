@@ -21,8 +21,9 @@ from ulvm.errors import InputError
 from ulvm.nn.augment import Part, augment
 from ulvm.nn.distributed import Processes
 from ulvm.nn.epoch import Epoch, draw_epoch
-from ulvm.nn.fused.check import use_kernels_if_right
 from ulvm.nn.graph import record
+from ulvm.nn.kernels import accelerate
+from ulvm.nn.kernels.check import use_kernels_if_right
 from ulvm.nn.loss import segmentation_loss, targets_of
 from ulvm.nn.model import UltraLightVMUNet
 from ulvm.nn.networks import build_network
@@ -47,7 +48,7 @@ class Learner:
         processes = processes or Processes()
         self.device = device
         self.classes = run.model.classes
-        self.model = build_network(run.model).to(device)
+        self.model = accelerate(build_network(run.model).to(device))
         if device.type == "cpu":  # the full-size convolutions run faster and stay the same
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.model) if run.train.average_decay else self.model

@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ulvm.nn.fused.layer_norm import row_gradient, row_statistics
-from ulvm.nn.fused.norms import reciprocal, sigmoid, silu_slope
-from ulvm.nn.fused.scan import (
+from ulvm.nn.kernels.layer_norm import row_gradient, row_statistics
+from ulvm.nn.kernels.norms import reciprocal, sigmoid, silu_slope
+from ulvm.nn.kernels.scan import (
     _decay,
     _gather_chunks,
     _load,
@@ -33,7 +33,7 @@ from ulvm.nn.fused.scan import (
     choose_chunk,
     padded,
 )
-from ulvm.nn.fused.sums import sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 ROWS, WARPS = 16, 2  # tokens and warps of one program that works on tokens
 WIDE_WARPS = 8  # where the matrices exceed the registers of two warps

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ulvm.nn.fused.norms import sigmoid, silu_slope
-from ulvm.nn.fused.sums import sum_partials
+from ulvm.nn.kernels.norms import sigmoid, silu_slope
+from ulvm.nn.kernels.sums import sum_partials
 
 TILE = 512  # numbers that a program works on at a time: four of each thread
 PROGRAMS = 1056  # of backward, at most, for each block of channels: see ``layer_norm.py``

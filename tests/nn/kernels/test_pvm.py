@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ulvm.nn.fused import pvm
-from ulvm.nn.fused.layers import weights_of
+from ulvm.nn.kernels import pvm
+from ulvm.nn.kernels.modules import weights_of
 from ulvm.nn.model import PVMLayer
 
 

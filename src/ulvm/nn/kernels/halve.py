@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ulvm.nn.fused.conv import (
+from ulvm.nn.kernels.conv import (
     K_BLOCK,
     SUM_BLOCK,
     WINDOWS,
@@ -30,7 +30,7 @@ from ulvm.nn.fused.conv import (
     store_sums,
     zero_sums,
 )
-from ulvm.nn.fused.norms import (
+from ulvm.nn.kernels.norms import (
     GROUPS,
     gelu,
     gelu_slope,
@@ -42,7 +42,7 @@ from ulvm.nn.fused.norms import (
     save_norm,
     write_sums,
 )
-from ulvm.nn.fused.sums import sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 # Pooled pixels of a block on the way back: there are four rows for each, and wgmma wants 64.
 POOLED_BACK = 16

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernel_errors import errors
-from ulvm.nn.fused import causal_conv as convs
-from ulvm.nn.model import CausalConv
+from ulvm.nn.kernels import causal_conv as convs
+from ulvm.nn.kernels import modules
+from ulvm.nn.mamba import CausalConv
 
 
 def oracle(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -54,13 +55,11 @@ def test_half_tokens(dtype: torch.dtype, device: str) -> None:
 
 def test_the_layer_is_what_it_stands_for(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as torch's way, and it is the kernel that runs."""
-    from ulvm.nn.fused import layers
-
     torch.manual_seed(0)
     conv, x = CausalConv(6, 4).to(device), torch.randn(2, 9, 6, device=device)
-    monkeypatch.setattr("ulvm.nn.model.kernels_for", lambda _: None)
     expected = conv(x)
-    monkeypatch.setattr("ulvm.nn.model.kernels_for", lambda _: layers)
+    modules.swap(conv)
+    monkeypatch.setattr(modules, "usable", lambda _: True)
     torch.testing.assert_close(conv(x), expected)
-    monkeypatch.setattr(layers, "causal_conv", lambda *_: torch.zeros(()))
+    monkeypatch.setattr(modules, "causal_conv", lambda *_: torch.zeros(()))
     assert conv(x).shape == ()

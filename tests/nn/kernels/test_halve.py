@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernel_errors import errors
-from ulvm.nn.fused import halve as kernels
+from ulvm.nn.kernels import halve as kernels
 
 EPS = 1e-5
 conv_halve = partial(kernels.conv_halve, eps=EPS)
@@ -58,7 +58,7 @@ def test_conv_halve_matches_torch(shape: tuple[int, int, int, int], out: int, de
 def test_conv_halve_with_many_blocks_per_program(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ulvm.nn.fused.halve.PROGRAMS", 4)
+    monkeypatch.setattr("ulvm.nn.kernels.halve.PROGRAMS", 4)
     assert max(errors(conv_halve, conv_oracle, drawn_conv((2, 12, 14, 4), 8, device))) < 1e-5
 
 
@@ -125,8 +125,8 @@ def test_picture_of_one_value(level: float, device: str) -> None:
 
 def test_picture_needs_no_gradient(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a program's second block only some pixels exist."""
-    monkeypatch.setattr("ulvm.nn.fused.halve.PICTURE", 8)
-    monkeypatch.setattr("ulvm.nn.fused.halve.PROGRAMS", 1)
+    monkeypatch.setattr("ulvm.nn.kernels.halve.PICTURE", 8)
+    monkeypatch.setattr("ulvm.nn.kernels.halve.PROGRAMS", 1)
     x, *parameters = drawn_conv((2, 4, 10, 3), 8, device)
     exact = [each.detach().double().requires_grad_() for each in [x, *parameters]]
     conv_halve(x.detach(), *parameters).sum().backward()

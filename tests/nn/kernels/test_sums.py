@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ulvm.nn.fused.sums import sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 
 @pytest.mark.parametrize("shapes", [[(1, 1)], [(300, 5), (7, 40)], [(3, 16)] * 5])

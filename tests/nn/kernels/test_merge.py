@@ -43,7 +43,7 @@ def assert_close(ours: Sequence[Tensor], exact: Sequence[Tensor], tolerance: flo
 def compare_merge(
     x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor, doubled: bool, tolerance: float = 1e-5
 ) -> None:
-    from ulvm.nn.fused.merge import norm_merge
+    from ulvm.nn.kernels.merge import norm_merge
 
     inputs = [each.requires_grad_() for each in (x, weight, bias, skip)]
     exact = [each.detach().double().requires_grad_() for each in inputs]
@@ -80,8 +80,8 @@ def test_merge(
 
 def test_merge_of_a_large_picture(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics from partial sums, and several tiles for each program."""
-    monkeypatch.setattr("ulvm.nn.fused.merge._WHOLE", 0)
-    monkeypatch.setattr("ulvm.nn.fused.merge._PROGRAMS", 4)
+    monkeypatch.setattr("ulvm.nn.kernels.merge._WHOLE", 0)
+    monkeypatch.setattr("ulvm.nn.kernels.merge._PROGRAMS", 4)
     compare_merge(
         draw(2, 12, 13, 16, device=device),
         draw(16, device=device),
@@ -96,7 +96,7 @@ def test_merge_of_a_constant_picture(
     whole: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Channels of one value each, far from zero: sums of plain squares would cancel."""
-    monkeypatch.setattr("ulvm.nn.fused.merge._WHOLE", whole)
+    monkeypatch.setattr("ulvm.nn.kernels.merge._WHOLE", whole)
     values = 300 + torch.arange(8.0, device=device)
     compare_merge(
         values.expand(1, 20, 15, 8).contiguous(),
@@ -130,7 +130,7 @@ def test_head(
 
 
 def compare_head(x: Tensor, weight: Tensor, bias: Tensor, tolerance: float = 1e-5) -> None:
-    from ulvm.nn.fused.merge import head_double
+    from ulvm.nn.kernels.merge import head_double
 
     inputs = [each.requires_grad_() for each in (x, weight, bias)]
     exact = [each.detach().double().requires_grad_() for each in inputs]

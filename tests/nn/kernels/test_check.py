@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ulvm.nn import fused
-from ulvm.nn.fused.check import use_kernels_if_right
+from ulvm.nn.kernels import check as checks
+from ulvm.nn.kernels import device
+from ulvm.nn.kernels.check import use_kernels_if_right
 
 
 class Network(nn.Module):
@@ -28,19 +29,19 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.conv(images)
         wrong = logits.detach() + (logits - logits.detach()) * self.factor
-        return wrong if fused.kernels_for(images) else logits
+        return wrong if usable(images) else logits
 
 
-def kernels_for(images: Tensor) -> object | None:
-    return fused if fused.enabled and images.dtype != torch.float64 else None
+def usable(images: Tensor) -> bool:
+    return device.enabled and images.dtype != torch.float64
 
 
 @pytest.fixture(autouse=True)
 def enabled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ULVM_CACHE", str(tmp_path))
-    monkeypatch.setattr(fused, "enabled", True)
-    monkeypatch.setattr(fused, "kernels_for", kernels_for)
-    monkeypatch.setattr(fused, "compiling_ahead", contextlib.nullcontext)
+    monkeypatch.setattr(device, "enabled", True)
+    monkeypatch.setattr(checks, "usable", usable)
+    monkeypatch.setattr(checks, "compiling_ahead", contextlib.nullcontext)
 
 
 def check(factor: float) -> None:
@@ -53,19 +54,19 @@ def test_right_kernels_stay(factor: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(factor)
-    assert fused.enabled
+    assert device.enabled
 
 
 @pytest.mark.parametrize("factor", [1.1, 0.0, math.nan])
 def test_wrong_kernels_are_switched_off(factor: float) -> None:
     with pytest.warns(UserWarning, match="plain torch is used"):
         check(factor)
-    assert not fused.enabled
+    assert not device.enabled
 
 
 def test_right_kernels_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     check(1.0)
-    monkeypatch.setattr("ulvm.nn.fused.check._gradients", None)  # would fail if it were called
+    monkeypatch.setattr("ulvm.nn.kernels.check._gradients", None)  # would fail if it were called
     check(1.0)
 
 
@@ -77,7 +78,7 @@ def test_others_wait_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.2)  # long enough for the other to come in, if it could
         return True
 
-    monkeypatch.setattr("ulvm.nn.fused.check._are_right", compare)
+    monkeypatch.setattr("ulvm.nn.kernels.check._are_right", compare)
     both = [threading.Thread(target=check, args=(1.0,)) for _ in range(2)]
     for each in both:
         each.start()
@@ -88,7 +89,7 @@ def test_others_wait_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_kernels_are_asked_each_time() -> None:
     for _ in range(2):
-        fused.enabled = True
+        device.enabled = True
         with pytest.warns(UserWarning, match="plain torch is used"):
             check(1.1)
 
@@ -99,4 +100,4 @@ def test_right_kernels_stay_where_nothing_can_be_remembered(
     (tmp_path / "file").touch()
     monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "file"))
     check(1.0)
-    assert fused.enabled
+    assert device.enabled

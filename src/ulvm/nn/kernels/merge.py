@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ulvm.nn.fused.norms import (
+from ulvm.nn.kernels.norms import (
     combine_channels,
     gelu,
     gelu_slope,
@@ -30,7 +30,7 @@ from ulvm.nn.fused.norms import (
     write_block,
     write_sums,
 )
-from ulvm.nn.fused.sums import sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 # A tile of 2048 numbers is 8 a thread: the four neighbours, skip and result fit the registers.
 _TILE = 2048

@@ -7,7 +7,7 @@ import torch
 
 from ulvm.nn import augment
 from ulvm.nn.augment import Part, draw
-from ulvm.nn.fused.gather import gather_nearest
+from ulvm.nn.kernels.gather import gather_nearest
 
 
 @pytest.mark.parametrize("size", [(24, 40), (32, 32)])

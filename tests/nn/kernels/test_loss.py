@@ -9,7 +9,7 @@ from ulvm.nn.loss import segmentation_loss
 
 def compare(logits: Tensor, masks: Tensor, truth: Tensor) -> None:
     """Value and gradient of the fused loss against float64 ones, to 1e-5 of the largest."""
-    from ulvm.nn.fused.loss import bce_dice
+    from ulvm.nn.kernels.loss import bce_dice
 
     logits.requires_grad_()
     exact_logits = logits.detach().double().requires_grad_()
@@ -46,7 +46,7 @@ def test_extreme_logits(logit: float, device: str) -> None:
 
 
 def test_same_bits_again(device: str) -> None:
-    from ulvm.nn.fused.loss import bce_dice
+    from ulvm.nn.kernels.loss import bce_dice
 
     logits, masks = torch.randn(2, 1, 64, 64).to(device), torch.rand(2, 64, 64).to(device)
     assert torch.equal(bce_dice(logits, masks), bce_dice(logits, masks))

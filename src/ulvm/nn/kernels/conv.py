@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ulvm.nn.fused.sums import sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 K_BLOCK = 32  # wastes 13 % of 28, 24 % of 73 and 9 % of 145 numbers; 16 makes twice the products
 WINDOWS = 64  # rows of one wgmma of four warps

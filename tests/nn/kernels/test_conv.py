@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernel_errors import errors
-from ulvm.nn.fused.conv import conv
+from ulvm.nn.kernels.conv import conv
 
 
 def oracle(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def test_matches_torch(shape: tuple[int, int, int, int], out: int, device: str) 
 
 
 def test_many_blocks_per_program(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ulvm.nn.fused.conv.PROGRAMS", 3)
+    monkeypatch.setattr("ulvm.nn.kernels.conv.PROGRAMS", 3)
     assert max(errors(conv, oracle, drawn((2, 16, 13, 4), 4, device))) < 1e-5
 
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ulvm.nn.fused.sums import sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 LARGEST_STATE = 64
 TILE = 256  # states of one program at most: eight registers of each thread

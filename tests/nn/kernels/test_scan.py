@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ulvm.nn import scan as plain
-from ulvm.nn.fused import layers, scan
+from ulvm.nn.kernels import modules, scan
+from ulvm.nn.mamba import SelectiveScan
 
 RunCompiler = Callable[[str], subprocess.CompletedProcess[str]]
 
@@ -133,18 +134,25 @@ def use_kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.append(x.shape[1])
         return scan.scan(x, *others)
 
-    monkeypatch.setattr(layers, "scan", spy)
-    monkeypatch.setattr(plain, "kernels_for", lambda x: layers)
+    monkeypatch.setattr(modules, "scan", spy)
+    monkeypatch.setattr(modules, "usable", lambda _: True)
     return lengths
 
 
-def test_auto_takes_views(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def fast(state: int) -> Callable[..., Tensor]:
+    """The recurrence of a module with the kernels put in."""
+    module = SelectiveScan(6, state, 1)
+    modules.swap(module)
+    return module.recur
+
+
+def test_the_module_takes_views(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = use_kernels(monkeypatch)
     x, delta, A, B, C, D = (each.to(device) for each in draw_operands(2, 20, 6, 5))
     B, C = torch.cat([B, C], 2).split(5, 2)  # as a projection's
     views = [x.mT.contiguous().mT.flip(1), delta, A, B, C, D]
     assert not any(view.is_contiguous() for view in (views[0], B, C))
-    results = gradients(plain.selective_scan, views)
+    results = gradients(fast(5), views)
     assert max(differences(results, views).values()) <= TOLERANCE
     assert lengths == [20]
 
@@ -152,10 +160,10 @@ def test_auto_takes_views(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_runs_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = use_kernels(monkeypatch)
     operands = draw_operands(1, 3, 2, 65)  # more than the largest state
-    plain.selective_scan(*operands)
-    for backend in ("parallel", "reference"):
-        plain.selective_scan(*draw_operands(1, 3, 2, 2), backend=backend)  # type: ignore[arg-type]
+    fast(65)(*operands)
     assert lengths == []
+    fast(64)(*draw_operands(1, 3, 2, 64))
+    assert lengths == [3]
 
 
 def test_comparison_notices_one_wrong_step(device: str) -> None:
@@ -194,7 +202,7 @@ import pathlib, re, subprocess, tempfile
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from ulvm.nn.fused import scan
+from ulvm.nn.kernels import scan
 
 tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 scalars = {"length": "i32", "steps": "i32"}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ulvm.nn.fused.bridge import TILE, bridge, lay_out
+from ulvm.nn.kernels.bridge import TILE, bridge, lay_out
 
 WIDTHS = (8, 16, 24, 32, 48)
 

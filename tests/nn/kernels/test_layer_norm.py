@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernel_errors import errors
-from ulvm.nn.fused import layer_norm as norms
-from ulvm.nn.model import LayerNorm
+from ulvm.nn.kernels import layer_norm as norms
+from ulvm.nn.kernels import modules
 
 EPS = 1e-5
 layer_norm = partial(norms.layer_norm, eps=EPS)
@@ -72,11 +72,10 @@ def test_the_layer_takes_it_for_narrow_rows(
         calls.append(operands[0].dtype)
         return kernel(*operands)
 
-    monkeypatch.setattr("ulvm.nn.fused.layers.layer_norm", counted)
-    monkeypatch.setattr("ulvm.nn.model.kernels_for", lambda _: layers)
-    from ulvm.nn.fused import layers
-
-    norm = LayerNorm(channels).to(device)
+    monkeypatch.setattr(modules, "layer_norm", counted)
+    monkeypatch.setattr(modules, "usable", lambda _: True)
+    norm = nn.LayerNorm(channels).to(device)
+    modules.swap(norm)
     x = torch.randn(2, 5, channels, device=device)
     torch.testing.assert_close(norm(x), F.layer_norm(x, (channels,), norm.weight, norm.bias))
     with torch.autocast(device, torch.bfloat16):

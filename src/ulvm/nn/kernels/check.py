@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ulvm.errors import InputError
 from ulvm.files import find_cache_folder, make_folder, write_atomically
-from ulvm.nn import fused
+from ulvm.nn.kernels import compiling_ahead
+from ulvm.nn.kernels.device import enable, usable
 from ulvm.nn.loss import segmentation_loss, targets_of
 
 NOISE = 0.2  # at fresh weights some gradients are 1e-13, nothing but rounding
@@ -34,7 +35,7 @@ def use_kernels_if_right(network: nn.Module, images: Tensor, soft: Tensor) -> No
         images: float32 (batch, channels, height, width), normalised real pictures.
         soft: float32 (batch, height, width), their masks in 0..1.
     """
-    if fused.kernels_for(images) is None:  # then plain torch runs anyway
+    if not usable(images):  # then plain torch runs anyway
         return
     right = find_cache_folder() / f"kernels-{_fingerprint(network, images.device)}"
     with _alone(right.with_suffix(".lock")):
@@ -55,21 +56,21 @@ def _alone(path: Path) -> contextlib.AbstractContextManager[object]:
 def _are_right(network: nn.Module, images: Tensor, soft: Tensor) -> bool:
     """Whether they are; if not, they are switched off, with a warning."""
     network = _with_noise(network)
-    with fused.compiling_ahead():
+    with compiling_ahead():
         _gradients(network, images, soft)
     ours = _gradients(network, images, soft)
-    fused.enabled = False
+    enable(False)
     try:
         # Without the short floats that cuDNN takes by default.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             plain = _gradients(network, images, soft)
     finally:
-        fused.enabled = True
+        enable(True)
     exact = _gradients(network.double(), images.double(), soft.double())  # plain torch, too
     errors = _errors(ours, exact)
     allowed = [TOLERANCE + ROUNDING * error for error in _errors(plain, exact)]
     if not all(error <= limit for error, limit in zip(errors, allowed, strict=True)):  # NaN is not
-        fused.enabled = False
+        enable(False)
         warnings.warn(
             f"the GPU kernels' gradients are up to {max(errors):.0e} off on this machine; plain "
             "torch is used instead. Please report the GPU, torch and Triton versions.",

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ulvm.nn.fused.norms import load_channels
-from ulvm.nn.fused.sums import sum_partials
+from ulvm.nn.kernels.norms import load_channels
+from ulvm.nn.kernels.sums import sum_partials
 
 WIDEST = 256  # channels; wider rows keep torch's threads busy
 TILE = 2048  # numbers that a program works on at a time

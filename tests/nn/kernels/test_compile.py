@@ -20,11 +20,11 @@ triton.runtime.driver.set_active(Driver())
 torch.cuda.current_device = lambda: 0
 torch.cuda.set_device = lambda device: None
 
-from ulvm.nn import augment, loss, model, scan
-from ulvm.nn.fused import compile, layers
+from ulvm.nn import augment, loss, model
+from ulvm.nn.kernels import compile, modules
 from ulvm.spec import ModelSpec
-for module in (model, augment, loss, scan):
-    module.kernels_for = lambda tensor: layers
+for module in (modules, augment, loss):
+    module.usable = lambda tensor: True
 
 {change}
 compiled = []
@@ -35,13 +35,15 @@ def run(self, *args, **options):
 triton.JITFunction.run = run
 
 network = model.UltraLightVMUNet(ModelSpec(widths=(8, 8, 8, 8, 8, 24)))
+layer = model.PVMLayer(8, 8, mixer="bidirectional")
+modules.swap(network)
+modules.swap(layer)
 pictures = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
 part = augment.Part(pictures, pictures[:, 0].contiguous())
 with compile.compiling_ahead():
     draws = augment.draw("paper", 2, 3, torch.Generator())
     images, masks = augment.augment(part, torch.arange(2), draws)
     loss.segmentation_loss(network(images), masks).backward()
-    layer = model.PVMLayer(8, 8, mixer="bidirectional")
     layer(torch.zeros(2, 8, 8, 8)).sum().backward()
 print(*sorted(set(compiled)))
 """
@@ -65,7 +67,7 @@ def test_kernels_compile_for_a_gpu(run_compiler: RunCompiler) -> None:
 
 def test_what_the_compiler_refuses_is_noticed(run_compiler: RunCompiler) -> None:
     # The interpreter takes ranges of any size, the compiler powers of two.
-    change = "layers.pvm.padded = lambda size: 16 if size <= 16 else size - 1"
+    change = "modules.pvm.padded = lambda size: 16 if size <= 16 else size - 1"
     done = run_compiler(SCRIPT.replace("{change}", change))
     assert done.returncode != 0
     assert "power of 2" in done.stderr
@@ -75,7 +77,7 @@ SHARED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from ulvm.nn.fused import pvm
+from ulvm.nn.kernels import pvm
 
 scalars = {"rows": "i32", "length": "i32", "tiles": "i32", "eps": "fp32"}
 for channels, out, branches in [(64, 48, 4), (64, 48, 2), (128, 128, 4)]:
