@@ -1,9 +1,9 @@
 """The training step: rows → augmented batch → loss → backward → AdamW → moving average.
 
-On one CUDA GPU a whole step is recorded as a CUDA graph; everything that differs from step to
-step is read from the epoch's tables on the device, found by a counter that the step advances.
-Elsewhere, in float16 (the loss scale is adjusted outside) and with several processes (the
-gradients are averaged outside) the same function runs eagerly, on several GPUs too.
+On CUDA a whole step is recorded as a CUDA graph, with the sum of the gradients over the GPUs in
+it; everything that differs from step to step is read from the epoch's tables on the device, found
+by a counter that the step advances. Elsewhere, and in float16 (the loss scale is adjusted outside),
+the same function runs eagerly.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Learner:
         if device.type == "cpu":  # the full-size convolutions run faster and stay the same
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.model) if run.train.average_decay else self.model
-        self._network = processes.wrap(self.model, device)
+        self._processes = processes
         self.precision = getattr(torch, run.train.precision)
         half = self.precision == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)  # else it passes all on
-        self.recordable = device.type == "cuda" and processes.count == 1 and not half
+        self.recordable = device.type == "cuda" and not half
         self._rate = torch.zeros((), device=device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -95,11 +95,11 @@ class Learner:
         images = images.contiguous(memory_format=torch.channels_last)
         lower = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision, enabled=lower):
-            logits = self._network(images)
+            logits = self.model(images)
         return segmentation_loss(logits.float(), targets_of(masks, self.classes))
 
     def update(self, loss: Tensor, rate: Tensor, pull: Tensor) -> None:
-        """Take one step down the loss.
+        """Take one step down the loss, or down the processes' mean of it.
 
         Args:
             loss: Scalar with its graph.
@@ -109,11 +109,12 @@ class Learner:
         self._rate.copy_(rate)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        weights: list[Tensor] = list(self.model.parameters())
+        self._processes.average([each.grad for each in weights if each.grad is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not self.model:
             with torch.no_grad():
-                weights: list[Tensor] = list(self.model.parameters())
                 averaged: list[Tensor] = list(self.averaged.parameters())
                 way = torch._foreach_sub(weights, averaged)
                 torch._foreach_mul_(way, pull)
