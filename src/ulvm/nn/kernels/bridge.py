@@ -13,10 +13,11 @@ order, never through atomics, so results repeat bit by bit.
 Source: Wu et al., arXiv 2403.20035, section 3.3; the formulas are ``SkipBridge`` in nn/model.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -46,8 +47,7 @@ COLUMNS = tl.constexpr(32)
 IMAGES = tl.constexpr(32)
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """One skip of a picture, and where its numbers begin in the arrays shared by all stages."""
 
     height: int
@@ -59,13 +59,30 @@ class Stage:
     point: int  # its first pixel among those of all stages
     frame: int  # its first pixel among the frames of all stages
     block: int  # its first block; the picture's pixels are cut into blocks
-    blocks: int
     frame_block: int  # the same for the blocks of the frame
-    frame_blocks: int
+
+    @property
+    def size(self) -> int:
+        return self.height * self.width
+
+    @property
+    def frame_width(self) -> int:
+        return self.width + 2 * REACH.value
+
+    @property
+    def frame_size(self) -> int:
+        return (self.height + 2 * REACH.value) * self.frame_width
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.size // self.pixels)
+
+    @property
+    def frame_blocks(self) -> int:
+        return -(-self.frame_size // self.pixels)
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The stages of one picture, and the sizes of the arrays shared by them."""
 
     stages: tuple[Stage, ...]
@@ -81,65 +98,83 @@ class Layout:
 def lay_out(shapes: tuple[tuple[int, int, int], ...], tile: int = TILE) -> Layout:
     """Cut the stages, given as (height, width, channels), into blocks of about ``tile`` numbers."""
     stages: list[Stage] = []
-    channel = point = frame = block = frame_block = 0
+    ends = [0] * 5  # of channels, points, frames, blocks and blocks of the frames
     for height, width, channels in shapes:
         padded = triton.next_power_of_2(channels)
         pixels = max(tile // padded, LANES.value)
-        framed = (height + 2 * REACH.value) * (width + 2 * REACH.value)
-        blocks = triton.cdiv(height * width, pixels)
-        frame_blocks = triton.cdiv(framed, pixels)
-        stages.append(
-            Stage(
-                height=height,
-                width=width,
-                channels=channels,
-                padded=padded,
-                pixels=pixels,
-                channel=channel,
-                point=point,
-                frame=frame,
-                block=block,
-                blocks=blocks,
-                frame_block=frame_block,
-                frame_blocks=frame_blocks,
-            )
-        )
-        channel += channels
-        point += height * width
-        frame += framed
-        block += blocks
-        frame_block += frame_blocks
-    most = max(stage.blocks for stage in stages)
-    return Layout(tuple(stages), channel, point, frame, block, frame_block, most)
+        stage = Stage(height, width, channels, padded, pixels, *ends)
+        stages.append(stage)
+        lengths = (channels, stage.size, stage.frame_size, stage.blocks, stage.frame_blocks)
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    return Layout(tuple(stages), *ends, max(stage.blocks for stage in stages))
+
+
+class Pointers(NamedTuple):
+    """All arrays; None without the attention that they belong to. ``d_`` are gradients."""
+
+    skips: Any  # per stage (batch, height, width, channels), and so are the next three
+    results: Any = None
+    d_results: Any = None
+    d_skips: Any = None
+
+    spatial_weight: Any = None  # (2, 7, 7), for mean and maximum
+    spatial_bias: Any = None  # (1,)
+    maps: Any = None  # (batch, frames, 2), mean and maximum over the channels
+    attention: Any = None  # (batch, points)
+    d_local: Any = None  # (batch, points), the part of d_attention that needs no other pixel
+    d_raw: Any = None  # (batch, frames), before the sigmoid
+    spatial_partials: Any = None  # (batch, blocks, ROW)
+    d_spatial: Any = None  # (99,), of weight and bias
+
+    conv: Any = None  # (3,), along the channels
+    heads: Any = None  # per stage (channels, all channels)
+    biases: Any = None  # per stage (channels,)
+    partials: Any = None  # (batch, most blocks, all channels)
+    means: Any = None  # (batch, all channels), and so are the next three
+    weights: Any = None  # the channel attention
+    d_logits: Any = None
+    d_means: Any = None
+    conv_partials: Any = None  # (batch, parts, 4)
+    d_heads: Any = None  # (all channels, all channels)
+    d_biases: Any = None  # (all channels,)
+    d_conv: Any = None  # (1, 1, 3)
 
 
 @triton.jit
-def _has_block(block, S: tl.constexpr, LAYOUT: tl.constexpr):
-    """Whether a block lies in stage S."""
-    STAGE: tl.constexpr = LAYOUT.stages[S]
-    return (block >= STAGE.block) & (block < STAGE.block + STAGE.blocks)
+def _each_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
+    """Run ``body`` for the stage that this program's block lies in."""
+    block = tl.program_id(0)
+    for S in tl.static_range(len(LAYOUT.stages)):
+        first = LAYOUT.stages[S].block
+        if (block >= first) & (block < first + LAYOUT.stages[S].blocks):
+            body(p, tl.program_id(1), block - first, S, LAYOUT)
 
 
 @triton.jit
-def _has_frame_block(block, S: tl.constexpr, LAYOUT: tl.constexpr):
-    """Whether a frame's block lies in stage S."""
-    STAGE: tl.constexpr = LAYOUT.stages[S]
-    return (block >= STAGE.frame_block) & (block < STAGE.frame_block + STAGE.frame_blocks)
+def _each_frame_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
+    """Run ``body`` for the stage that this program's block of a frame lies in."""
+    block = tl.program_id(0)
+    for S in tl.static_range(len(LAYOUT.stages)):
+        first = LAYOUT.stages[S].frame_block
+        if (block >= first) & (block < first + LAYOUT.stages[S].frame_blocks):
+            body(p, tl.program_id(1), block - first, S, LAYOUT)
 
 
 @triton.jit
-def _block_pixels(block, STAGE: tl.constexpr):
-    """The (pixels,) numbers of one block's pixels, and which of them the picture has."""
-    pixel = (block - STAGE.block) * STAGE.pixels + tl.arange(0, STAGE.pixels)
-    return pixel, pixel < STAGE.height * STAGE.width
+def _block_pixels(image, block, STAGE: tl.constexpr):
+    """For one block: (pixels,) pixel, which exist; (pixels, padded) place in a skip, which exist."""
+    pixel = block * STAGE.pixels + tl.arange(0, STAGE.pixels)
+    inside = pixel < STAGE.size
+    here, real = _places(image, pixel, inside, STAGE)
+    return pixel, inside, here, real
 
 
 @triton.jit
 def _frame_pixels(block, STAGE: tl.constexpr):
     """For one block of a frame: (pixels,) place in the frame, pixel below, which have a pixel."""
-    place = (block - STAGE.frame_block) * STAGE.pixels + tl.arange(0, STAGE.pixels)
-    y = place // (STAGE.width + 2 * REACH) - REACH
-    x = place % (STAGE.width + 2 * REACH) - REACH
+    place = block * STAGE.pixels + tl.arange(0, STAGE.pixels)
+    y = place // STAGE.frame_width - REACH
+    x = place % STAGE.frame_width - REACH
     inside = (y >= 0) & (y < STAGE.height) & (x >= 0) & (x < STAGE.width)
     return place, tl.where(inside, y * STAGE.width + x, 0), inside
 
@@ -148,16 +183,28 @@ def _frame_pixels(block, STAGE: tl.constexpr):
 def _corner(image, pixel, inside, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """Where in the frames the convolution's first tap of each pixel lies."""
     y = pixel // STAGE.width
-    corner = tl.where(inside, y * (STAGE.width + 2 * REACH) + pixel - y * STAGE.width, 0)
+    corner = tl.where(inside, y * STAGE.frame_width + pixel - y * STAGE.width, 0)
     return image * LAYOUT.frames + STAGE.frame + corner
 
 
 @triton.jit
-def _offsets(image, pixel, inside, STAGE: tl.constexpr):
-    """Offsets (pixels, padded) into a skip and the mask of its real numbers."""
+def _places(image, pixel, inside, STAGE: tl.constexpr):
+    """Places (pixels, padded) in a skip and the mask of its real numbers."""
     channel = tl.arange(0, STAGE.padded)
-    first = (image * (STAGE.height * STAGE.width) + pixel) * STAGE.channels
+    first = (image * STAGE.size + pixel) * STAGE.channels
     return first[:, None] + channel[None, :], inside[:, None] & (channel < STAGE.channels)[None, :]
+
+
+@triton.jit
+def _load(pointer, here, real):
+    """float32 numbers of a skip, zero outside."""
+    return tl.load(pointer + here, mask=real, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(pointer, here, real, value):
+    """Numbers of a skip, in its type."""
+    tl.store(pointer + here, value.to(pointer.dtype.element_ty), mask=real)
 
 
 @triton.jit
@@ -172,7 +219,7 @@ def _per_channel(pointer, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
 def _write_partial(pointer, image, block, sums, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """Write one block's (padded,) sums into partials (batch, most blocks, all channels)."""
     channel = tl.arange(0, STAGE.padded)
-    row = image * LAYOUT.most_blocks + block - STAGE.block
+    row = image * LAYOUT.most_blocks + block
     pointer += row * LAYOUT.channels + STAGE.channel
     tl.store(pointer + channel, sums, mask=channel < STAGE.channels)
 
@@ -197,165 +244,84 @@ def _add_partials(pointer, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _map_kernel(skips, maps_ptr, LAYOUT: tl.constexpr):
+def _map_kernel(p, LAYOUT: tl.constexpr):
     """A program writes mean and maximum over the channels for one block of a frame."""
-    block = tl.program_id(0)
-    image = tl.program_id(1)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        if _has_frame_block(block, S, LAYOUT):
-            _map_block(skips[S], maps_ptr, image, block, S, LAYOUT)
+    _each_frame_block(_map, p, LAYOUT)
 
 
 @triton.jit
-def _map_block(skip_ptr, maps_ptr, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+def _map(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
     place, pixel, inside = _frame_pixels(block, STAGE)
-    at, real = _offsets(image, pixel, inside, STAGE)
-    x = tl.load(skip_ptr + at, mask=real, other=0.0).to(tl.float32)
+    here, real = _places(image, pixel, inside, STAGE)
+    x = _load(p.skips[S], here, real)
     mean = tl.sum(x, 1) / STAGE.channels
     highest = tl.max(tl.where(real, x, float("-inf")), 1)
     pair = tl.join(mean, tl.where(inside, highest, 0.0))  # (pixels, 2)
     to = (image * LAYOUT.frames + STAGE.frame + place)[:, None] * 2 + tl.arange(0, 2)[None, :]
-    SIZE: tl.constexpr = (STAGE.height + 2 * REACH) * (STAGE.width + 2 * REACH)
-    tl.store(maps_ptr + to, pair, mask=(place < SIZE)[:, None])
+    tl.store(p.maps + to, pair, mask=(place < STAGE.frame_size)[:, None])
 
 
 @triton.jit
-def _attend_kernel(
-    skips,
-    results,
-    maps_ptr,
-    weight_ptr,
-    bias_ptr,
-    attention_ptr,
-    partials_ptr,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-    CHANNEL: tl.constexpr,
-):
+def _attend_kernel(p, LAYOUT: tl.constexpr):
     """A program makes one block's spatial attention, and its channel sums or the result."""
-    block = tl.program_id(0)
-    image = tl.program_id(1)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        if _has_block(block, S, LAYOUT):
-            _attend_block(
-                skips[S],
-                results[S],
-                maps_ptr,
-                weight_ptr,
-                bias_ptr,
-                attention_ptr,
-                partials_ptr,
-                image,
-                block,
-                S,
-                LAYOUT,
-                SPATIAL,
-                CHANNEL,
-            )
+    _each_block(_attend, p, LAYOUT)
 
 
 @triton.jit
-def _attend_block(
-    skip_ptr,
-    result_ptr,
-    maps_ptr,
-    weight_ptr,
-    bias_ptr,
-    attention_ptr,
-    partials_ptr,
-    image,
-    block,
-    S: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-    CHANNEL: tl.constexpr,
-):
+def _attend(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    pixel, inside = _block_pixels(block, STAGE)
-    at, real = _offsets(image, pixel, inside, STAGE)
-    residual = tl.load(skip_ptr + at, mask=real, other=0.0).to(tl.float32)
-    if SPATIAL:
+    pixel, inside, here, real = _block_pixels(image, block, STAGE)
+    residual = _load(p.skips[S], here, real)
+    if p.attention is not None:
         PIXELS: tl.constexpr = STAGE.pixels
         half = tl.arange(0, 2)
         corner = _corner(image, pixel, inside, STAGE, LAYOUT)
-        taps_ptr = maps_ptr + corner[:, None] * 2 + half[None, :]  # mean and maximum side by side
+        taps = p.maps + corner[:, None] * 2 + half[None, :]  # mean and maximum side by side
         sums = tl.zeros((PIXELS, 2), tl.float32)
         for down in range(SIDE):
             for right in tl.static_range(SIDE):
-                step = STEP * (down * (STAGE.width + 2 * REACH) + right)
-                weight = tl.load(weight_ptr + half * TAPS + (down * SIDE + right))
-                sums += tl.load(taps_ptr + 2 * step) * weight[None, :]
-        attention = tl.sigmoid(tl.sum(sums, 1) + tl.load(bias_ptr))  # (pixels,)
-        to = attention_ptr + image * LAYOUT.points + STAGE.point + pixel
+                step = STEP * (down * STAGE.frame_width + right)
+                weight = tl.load(p.spatial_weight + half * TAPS + (down * SIDE + right))
+                sums += tl.load(taps + 2 * step) * weight[None, :]
+        attention = tl.sigmoid(tl.sum(sums, 1) + tl.load(p.spatial_bias))  # (pixels,)
+        to = p.attention + image * LAYOUT.points + STAGE.point + pixel
         tl.store(to, attention, mask=inside)
         residual += attention[:, None] * residual
-    if CHANNEL:
-        _write_partial(partials_ptr, image, block, tl.sum(residual, 0), STAGE, LAYOUT)
+    if p.weights is not None:
+        _write_partial(p.partials, image, block, tl.sum(residual, 0), STAGE, LAYOUT)
     else:
-        tl.store(result_ptr + at, residual.to(result_ptr.dtype.element_ty), mask=real)
+        _store(p.results[S], here, real, residual)
 
 
 @triton.jit
-def _channel_kernel(
-    partials_ptr, conv_ptr, heads, biases, means_ptr, channel_ptr, LAYOUT: tl.constexpr
-):
+def _channel_kernel(p, LAYOUT: tl.constexpr):
     """A program makes the channel attention of one image and stage; that of stage 0 the means."""
-    image = tl.program_id(0)
     for S in tl.static_range(len(LAYOUT.stages)):
         if tl.program_id(1) == S:
-            _channel_stage(
-                partials_ptr,
-                conv_ptr,
-                heads[S],
-                biases[S],
-                means_ptr,
-                channel_ptr,
-                image,
-                S,
-                LAYOUT,
-            )
+            _weigh_channels(p, tl.program_id(0), S, LAYOUT)
 
 
 @triton.jit
-def _channel_stage(
-    partials_ptr,
-    conv_ptr,
-    head_ptr,
-    bias_ptr,
-    means_ptr,
-    channel_ptr,
-    image,
-    S: tl.constexpr,
-    LAYOUT: tl.constexpr,
-):
+def _weigh_channels(p, image, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
     out = tl.arange(0, STAGE.padded)
-    logits = tl.load(bias_ptr + out, mask=out < STAGE.channels, other=0.0)
+    logits = tl.load(p.biases[S] + out, mask=out < STAGE.channels, other=0.0)
     for T in tl.static_range(len(LAYOUT.stages)):
-        logits += _head_of_stage(partials_ptr, conv_ptr, head_ptr, means_ptr, image, S, T, LAYOUT)
-    to = channel_ptr + image * LAYOUT.channels + STAGE.channel + out
+        logits += _head_of_stage(p, image, S, T, LAYOUT)
+    to = p.weights + image * LAYOUT.channels + STAGE.channel + out
     tl.store(to, tl.sigmoid(logits), mask=out < STAGE.channels)
 
 
 @triton.jit
-def _head_of_stage(
-    partials_ptr,
-    conv_ptr,
-    head_ptr,
-    means_ptr,
-    image,
-    S: tl.constexpr,
-    T: tl.constexpr,
-    LAYOUT: tl.constexpr,
-):
+def _head_of_stage(p, image, S: tl.constexpr, T: tl.constexpr, LAYOUT: tl.constexpr):
     """What the means of stage T add to the logits of stage S, (padded,)."""
     SOURCE: tl.constexpr = LAYOUT.stages[T]
-    means = _add_partials(partials_ptr, image, SOURCE, LAYOUT) / (SOURCE.height * SOURCE.width)
+    means = _add_partials(p.partials, image, SOURCE, LAYOUT) / SOURCE.size
     column = tl.arange(0, SOURCE.padded)
     real = column < SOURCE.channels
     if S == 0:
-        to = means_ptr + image * LAYOUT.channels + SOURCE.channel + column
+        to = p.means + image * LAYOUT.channels + SOURCE.channel + column
         tl.store(to, means, mask=real)
     # The convolution along the channels is moved onto the head's columns, which lie in memory.
     PADDED: tl.constexpr = LAYOUT.stages[S].padded
@@ -363,163 +329,80 @@ def _head_of_stage(
     weight = tl.zeros((PADDED, WIDTH), tl.float32)
     for tap in tl.static_range(3):
         at = SOURCE.channel + column + (1 - tap)
-        weight += tl.load(conv_ptr + tap) * _head_tile(head_ptr, at, real, S, LAYOUT)
+        weight += tl.load(p.conv + tap) * _head_tile(p.heads[S], at, real, S, LAYOUT)
     return tl.sum(weight * means[None, :], 1)
 
 
 @triton.jit
-def _head_tile(head_ptr, column, real, S: tl.constexpr, LAYOUT: tl.constexpr):
+def _head_tile(head, column, real, S: tl.constexpr, LAYOUT: tl.constexpr):
     """Stage S's head weights (padded, columns) at these columns, zero beyond the matrix."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     out = tl.arange(0, STAGE.padded)
     real = real & (column >= 0) & (column < LAYOUT.channels)
     at = out[:, None] * LAYOUT.channels + column[None, :]
-    return tl.load(head_ptr + at, mask=(out < STAGE.channels)[:, None] & real[None, :], other=0.0)
+    return tl.load(head + at, mask=(out < STAGE.channels)[:, None] & real[None, :], other=0.0)
 
 
 @triton.jit
-def _result_kernel(
-    skips, results, attention_ptr, channel_ptr, LAYOUT: tl.constexpr, SPATIAL: tl.constexpr
-):
+def _result_kernel(p, LAYOUT: tl.constexpr):
     """A program weighs one block of a skip with both attentions."""
-    block = tl.program_id(0)
-    image = tl.program_id(1)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        if _has_block(block, S, LAYOUT):
-            _result_block(
-                skips[S],
-                results[S],
-                attention_ptr,
-                channel_ptr,
-                image,
-                block,
-                S,
-                LAYOUT,
-                SPATIAL,
-            )
+    _each_block(_weigh_skip, p, LAYOUT)
 
 
 @triton.jit
-def _result_block(
-    skip_ptr,
-    result_ptr,
-    attention_ptr,
-    channel_ptr,
-    image,
-    block,
-    S: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-):
+def _weigh_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    pixel, inside = _block_pixels(block, STAGE)
-    at, real = _offsets(image, pixel, inside, STAGE)
-    x = tl.load(skip_ptr + at, mask=real, other=0.0).to(tl.float32)
-    attention = _per_pixel(attention_ptr, image, pixel, inside, STAGE, LAYOUT, SPATIAL)
-    channel = _per_channel(channel_ptr, image, STAGE, LAYOUT)
-    result = x * _weigh(attention, channel[None, :], SPATIAL)
-    tl.store(result_ptr + at, result.to(result_ptr.dtype.element_ty), mask=real)
+    pixel, inside, here, real = _block_pixels(image, block, STAGE)
+    x = _load(p.skips[S], here, real)
+    attention = _per_pixel(p.attention, image, pixel, inside, STAGE, LAYOUT)
+    factor = _factor(p, attention, image, STAGE, LAYOUT)
+    _store(p.results[S], here, real, x * factor)
 
 
 @triton.jit
-def _per_pixel(
-    attention_ptr,
-    image,
-    pixel,
-    inside,
-    STAGE: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-):
+def _per_pixel(pointer, image, pixel, inside, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """The spatial attention (pixels, 1); zeros, never used, without one."""
-    if SPATIAL:
+    if pointer is not None:
         at = image * LAYOUT.points + STAGE.point + pixel
-        attention = tl.load(attention_ptr + at, mask=inside, other=0.0)
+        attention = tl.load(pointer + at, mask=inside, other=0.0)
     else:
         attention = tl.zeros_like(pixel).to(tl.float32)
     return attention[:, None]
 
 
 @triton.jit
-def _weigh(attention, channel, SPATIAL: tl.constexpr):
+def _factor(p, attention, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """The factor of a skip in the result: c·(a + 1) + a, or c + 1 without spatial attention."""
-    return channel * (attention + 1.0) + attention if SPATIAL else channel + 1.0
+    channel = _per_channel(p.weights, image, STAGE, LAYOUT)[None, :]
+    return channel * (attention + 1.0) + attention if p.attention is not None else channel + 1.0
 
 
 # ---------------------------------------------------------------- backward
 
 
 @triton.jit
-def _product_kernel(
-    skips,
-    slopes,
-    attention_ptr,
-    channel_ptr,
-    partials_ptr,
-    local_ptr,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-):
+def _product_kernel(p, LAYOUT: tl.constexpr):
     """A program writes one block's part of dc, and the part of da that needs no other pixel."""
-    block = tl.program_id(0)
-    image = tl.program_id(1)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        if _has_block(block, S, LAYOUT):
-            _product_block(
-                skips[S],
-                slopes[S],
-                attention_ptr,
-                channel_ptr,
-                partials_ptr,
-                local_ptr,
-                image,
-                block,
-                S,
-                LAYOUT,
-                SPATIAL,
-            )
+    _each_block(_multiply, p, LAYOUT)
 
 
 @triton.jit
-def _product_block(
-    skip_ptr,
-    slope_ptr,
-    attention_ptr,
-    channel_ptr,
-    partials_ptr,
-    local_ptr,
-    image,
-    block,
-    S: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-):
+def _multiply(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    pixel, inside = _block_pixels(block, STAGE)
-    at, real = _offsets(image, pixel, inside, STAGE)
-    product = tl.load(skip_ptr + at, mask=real, other=0.0).to(tl.float32)
-    product *= tl.load(slope_ptr + at, mask=real, other=0.0).to(tl.float32)
-    attention = _per_pixel(attention_ptr, image, pixel, inside, STAGE, LAYOUT, SPATIAL)
+    pixel, inside, here, real = _block_pixels(image, block, STAGE)
+    product = _load(p.skips[S], here, real)
+    product *= _load(p.d_results[S], here, real)
+    attention = _per_pixel(p.attention, image, pixel, inside, STAGE, LAYOUT)
     sums = tl.sum(product * (1.0 + attention), 0)
-    _write_partial(partials_ptr, image, block, sums, STAGE, LAYOUT)
-    if SPATIAL:
-        channel = _per_channel(channel_ptr, image, STAGE, LAYOUT)
+    _write_partial(p.partials, image, block, sums, STAGE, LAYOUT)
+    if p.attention is not None:
+        channel = _per_channel(p.weights, image, STAGE, LAYOUT)
         local = tl.sum(product * (1.0 + channel)[None, :], 1)
-        tl.store(local_ptr + image * LAYOUT.points + STAGE.point + pixel, local, mask=inside)
+        tl.store(p.d_local + image * LAYOUT.points + STAGE.point + pixel, local, mask=inside)
 
 
 @triton.jit
-def _channel_back_kernel(
-    partials_ptr,
-    channel_ptr,
-    means_ptr,
-    conv_ptr,
-    heads,
-    logit_slopes_ptr,
-    mean_slopes_ptr,
-    conv_partials_ptr,
-    LAYOUT: tl.constexpr,
-):
+def _channel_back_kernel(p, LAYOUT: tl.constexpr):
     """A program takes one image's gradient back through the heads to COLUMNS of the means.
 
     It also writes its columns' part of the gradient of the convolution along the channels.
@@ -532,331 +415,181 @@ def _channel_back_kernel(
     middle = tl.zeros((COLUMNS,), tl.float32)
     after = tl.zeros((COLUMNS,), tl.float32)
     for S in tl.static_range(len(LAYOUT.stages)):
-        slopes = _logit_slopes(partials_ptr, channel_ptr, logit_slopes_ptr, image, part, S, LAYOUT)
-        before += tl.sum(slopes * _head_tile(heads[S], column + 1, real, S, LAYOUT), 0)
-        middle += tl.sum(slopes * _head_tile(heads[S], column, real, S, LAYOUT), 0)
-        after += tl.sum(slopes * _head_tile(heads[S], column - 1, real, S, LAYOUT), 0)
-    slope = tl.load(conv_ptr) * before + tl.load(conv_ptr + 1) * middle
-    slope += tl.load(conv_ptr + 2) * after
+        d_logits = _d_logits(p, image, part, S, LAYOUT)
+        before += tl.sum(d_logits * _head_tile(p.heads[S], column + 1, real, S, LAYOUT), 0)
+        middle += tl.sum(d_logits * _head_tile(p.heads[S], column, real, S, LAYOUT), 0)
+        after += tl.sum(d_logits * _head_tile(p.heads[S], column - 1, real, S, LAYOUT), 0)
+    d_means = tl.load(p.conv) * before + tl.load(p.conv + 1) * middle
+    d_means += tl.load(p.conv + 2) * after
     at = image * LAYOUT.channels + column
-    tl.store(mean_slopes_ptr + at, slope, mask=real)
-    means = tl.load(means_ptr + at, mask=real, other=0.0)
-    conv_partials_ptr += (image * tl.num_programs(1) + part) * 4
-    tl.store(conv_partials_ptr, tl.sum(means * before, 0))
-    tl.store(conv_partials_ptr + 1, tl.sum(means * middle, 0))
-    tl.store(conv_partials_ptr + 2, tl.sum(means * after, 0))
+    tl.store(p.d_means + at, d_means, mask=real)
+    means = tl.load(p.means + at, mask=real, other=0.0)
+    to = p.conv_partials + (image * tl.num_programs(1) + part) * 4
+    tl.store(to, tl.sum(means * before, 0))
+    tl.store(to + 1, tl.sum(means * middle, 0))
+    tl.store(to + 2, tl.sum(means * after, 0))
 
 
 @triton.jit
-def _logit_slopes(
-    partials_ptr, channel_ptr, logit_slopes_ptr, image, part, S: tl.constexpr, LAYOUT: tl.constexpr
-):
+def _d_logits(p, image, part, S: tl.constexpr, LAYOUT: tl.constexpr):
     """The gradient (padded, 1) of one stage's logits, also written by the first part."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     out = tl.arange(0, STAGE.padded)
-    attention = _per_channel(channel_ptr, image, STAGE, LAYOUT)
-    slopes = _add_partials(partials_ptr, image, STAGE, LAYOUT) * attention * (1.0 - attention)
-    to = logit_slopes_ptr + image * LAYOUT.channels + STAGE.channel + out
-    tl.store(to, slopes, mask=(out < STAGE.channels) & (part == 0))
-    return slopes[:, None]
+    attention = _per_channel(p.weights, image, STAGE, LAYOUT)
+    d_logits = _add_partials(p.partials, image, STAGE, LAYOUT) * attention * (1.0 - attention)
+    to = p.d_logits + image * LAYOUT.channels + STAGE.channel + out
+    tl.store(to, d_logits, mask=(out < STAGE.channels) & (part == 0))
+    return d_logits[:, None]
 
 
 @triton.jit
-def _spatial_slope_kernel(
-    skips,
-    slopes,
-    attention_ptr,
-    local_ptr,
-    mean_slopes_ptr,
-    frame_slopes_ptr,
-    LAYOUT: tl.constexpr,
-    CHANNEL: tl.constexpr,
-):
+def _spatial_back_kernel(p, LAYOUT: tl.constexpr):
     """A program writes the gradient before the sigmoid for one block of a frame."""
-    block = tl.program_id(0)
-    image = tl.program_id(1)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        if _has_frame_block(block, S, LAYOUT):
-            _spatial_slope_block(
-                skips[S],
-                slopes[S],
-                attention_ptr,
-                local_ptr,
-                mean_slopes_ptr,
-                frame_slopes_ptr,
-                image,
-                block,
-                S,
-                LAYOUT,
-                CHANNEL,
-            )
+    _each_frame_block(_differentiate_attention, p, LAYOUT)
 
 
 @triton.jit
-def _spatial_slope_block(
-    skip_ptr,
-    slope_ptr,
-    attention_ptr,
-    local_ptr,
-    mean_slopes_ptr,
-    frame_slopes_ptr,
-    image,
-    block,
-    S: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    CHANNEL: tl.constexpr,
-):
+def _differentiate_attention(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
     place, pixel, inside = _frame_pixels(block, STAGE)
-    at, real = _offsets(image, pixel, inside, STAGE)
+    here, real = _places(image, pixel, inside, STAGE)
     point = image * LAYOUT.points + STAGE.point + pixel
-    x = tl.load(skip_ptr + at, mask=real, other=0.0).to(tl.float32)
-    if CHANNEL:
-        mean_slope = _per_channel(mean_slopes_ptr, image, STAGE, LAYOUT)
-        slope = tl.sum(x * mean_slope[None, :], 1) / (STAGE.height * STAGE.width)
-        slope += tl.load(local_ptr + point, mask=inside, other=0.0)
+    x = _load(p.skips[S], here, real)
+    if p.weights is not None:
+        d_mean = _per_channel(p.d_means, image, STAGE, LAYOUT)
+        d_raw = tl.sum(x * d_mean[None, :], 1) / STAGE.size
+        d_raw += tl.load(p.d_local + point, mask=inside, other=0.0)
     else:
-        slope = tl.sum(x * tl.load(slope_ptr + at, mask=real, other=0.0).to(tl.float32), 1)
-    attention = tl.load(attention_ptr + point, mask=inside, other=0.0)
-    slope *= attention * (1.0 - attention)  # zero in the border
-    SIZE: tl.constexpr = (STAGE.height + 2 * REACH) * (STAGE.width + 2 * REACH)
-    to = frame_slopes_ptr + image * LAYOUT.frames + STAGE.frame + place
-    tl.store(to, slope, mask=place < SIZE)
+        d_raw = tl.sum(x * _load(p.d_results[S], here, real), 1)
+    attention = tl.load(p.attention + point, mask=inside, other=0.0)
+    d_raw *= attention * (1.0 - attention)  # zero in the border
+    to = p.d_raw + image * LAYOUT.frames + STAGE.frame + place
+    tl.store(to, d_raw, mask=place < STAGE.frame_size)
 
 
 @triton.jit
-def _skip_slope_kernel(
-    skips,
-    slopes,
-    skip_slopes,
-    attention_ptr,
-    channel_ptr,
-    mean_slopes_ptr,
-    frame_slopes_ptr,
-    maps_ptr,
-    weight_ptr,
-    partials_ptr,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-    CHANNEL: tl.constexpr,
-):
+def _skip_back_kernel(p, LAYOUT: tl.constexpr):
     """A program writes one block of a skip's gradient and its part of the 7×7 weights' one."""
-    block = tl.program_id(0)
-    image = tl.program_id(1)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        if _has_block(block, S, LAYOUT):
-            _skip_slope_block(
-                skips[S],
-                slopes[S],
-                skip_slopes[S],
-                attention_ptr,
-                channel_ptr,
-                mean_slopes_ptr,
-                frame_slopes_ptr,
-                weight_ptr,
-                image,
-                block,
-                S,
-                LAYOUT,
-                SPATIAL,
-                CHANNEL,
-            )
-            if SPATIAL:
-                _weight_slope_block(
-                    maps_ptr, frame_slopes_ptr, partials_ptr, image, block, S, LAYOUT
-                )
+    _each_block(_differentiate_skip, p, LAYOUT)
 
 
 @triton.jit
-def _skip_slope_block(
-    skip_ptr,
-    slope_ptr,
-    skip_slope_ptr,
-    attention_ptr,
-    channel_ptr,
-    mean_slopes_ptr,
-    frame_slopes_ptr,
-    weight_ptr,
-    image,
-    block,
-    S: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-    CHANNEL: tl.constexpr,
-):
+def _differentiate_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    pixel, inside = _block_pixels(block, STAGE)
-    at, real = _offsets(image, pixel, inside, STAGE)
-    slope = tl.load(slope_ptr + at, mask=real, other=0.0).to(tl.float32)
-    attention = _per_pixel(attention_ptr, image, pixel, inside, STAGE, LAYOUT, SPATIAL)
-    if CHANNEL:
-        channel = _per_channel(channel_ptr, image, STAGE, LAYOUT)
-        mean_slope = _per_channel(mean_slopes_ptr, image, STAGE, LAYOUT)
-        mean_slope /= STAGE.height * STAGE.width
-        slope *= _weigh(attention, channel[None, :], SPATIAL)
-        slope += mean_slope[None, :] * (1.0 + attention)
+    pixel, inside, here, real = _block_pixels(image, block, STAGE)
+    d_skip = _load(p.d_results[S], here, real)
+    attention = _per_pixel(p.attention, image, pixel, inside, STAGE, LAYOUT)
+    if p.weights is not None:
+        d_mean = _per_channel(p.d_means, image, STAGE, LAYOUT)
+        d_mean /= STAGE.size
+        d_skip *= _factor(p, attention, image, STAGE, LAYOUT)
+        d_skip += d_mean[None, :] * (1.0 + attention)
     else:
-        slope *= 1.0 + attention
-    if SPATIAL:
-        x = tl.load(skip_ptr + at, mask=real, other=0.0).to(tl.float32)
+        d_skip *= 1.0 + attention
+    if p.attention is not None:
+        x = _load(p.skips[S], here, real)
         x = tl.where(real, x, float("-inf"))
         at_highest = tl.where(x == tl.max(x, 1)[:, None], 1.0, 0.0)
         ties = tl.sum(at_highest, 1)  # they share the gradient, as torch's amax does
-        to_mean, to_highest = _convolve_back(
-            frame_slopes_ptr, weight_ptr, image, pixel, inside, STAGE, LAYOUT
-        )
-        slope += (to_mean / STAGE.channels)[:, None] + at_highest * (to_highest / ties)[:, None]
-    tl.store(skip_slope_ptr + at, slope.to(skip_slope_ptr.dtype.element_ty), mask=real)
+        to_mean, to_highest = _convolve_back(p, image, pixel, inside, STAGE, LAYOUT)
+        d_skip += (to_mean / STAGE.channels)[:, None] + at_highest * (to_highest / ties)[:, None]
+    _store(p.d_skips[S], here, real, d_skip)
+    if p.attention is not None:
+        _sum_spatial_gradient(p, image, block, STAGE, LAYOUT)
 
 
 @triton.jit
-def _convolve_back(
-    frame_slopes_ptr,
-    weight_ptr,
-    image,
-    pixel,
-    inside,
-    STAGE: tl.constexpr,
-    LAYOUT: tl.constexpr,
-):
+def _convolve_back(p, image, pixel, inside, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """The transposed 7×7 convolution: gradients (pixels,) of the mean and of the maximum."""
-    corner_ptr = frame_slopes_ptr + _corner(image, pixel, inside, STAGE, LAYOUT)
+    corner = p.d_raw + _corner(image, pixel, inside, STAGE, LAYOUT)
     to_mean = tl.zeros_like(pixel).to(tl.float32)
     to_highest = tl.zeros_like(pixel).to(tl.float32)
     for down in range(SIDE):
         for right in tl.static_range(SIDE):
-            slope = tl.load(corner_ptr + STEP * (down * (STAGE.width + 2 * REACH) + right))
+            d_raw = tl.load(corner + STEP * (down * STAGE.frame_width + right))
             turned = TAPS - 1 - (down * SIDE + right)  # by half a circle
-            to_mean += slope * tl.load(weight_ptr + turned)
-            to_highest += slope * tl.load(weight_ptr + TAPS + turned)
+            to_mean += d_raw * tl.load(p.spatial_weight + turned)
+            to_highest += d_raw * tl.load(p.spatial_weight + TAPS + turned)
     return to_mean, to_highest
 
 
 @triton.jit
-def _weight_slope_block(
-    maps_ptr, frame_slopes_ptr, partials_ptr, image, block, S: tl.constexpr, LAYOUT: tl.constexpr
-):
+def _sum_spatial_gradient(p, image, block, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """Write one block's part of the gradients of the 7×7 weights and of their bias."""
-    STAGE: tl.constexpr = LAYOUT.stages[S]
-    FRAME_WIDTH: tl.constexpr = STAGE.width + 2 * REACH
     tap = tl.arange(0, 64)
     kept = tl.where(tap < TAPS, tap, 0)
-    step = STEP * ((kept // SIDE) * FRAME_WIDTH + kept % SIDE)
+    step = STEP * ((kept // SIDE) * STAGE.frame_width + kept % SIDE)
     by_mean = tl.zeros((64, LANES), tl.float32)
     by_highest = tl.zeros((64, LANES), tl.float32)
     bias = tl.zeros((LANES,), tl.float32)
     for chunk in range(STAGE.pixels // LANES):
-        pixel = (block - STAGE.block) * STAGE.pixels + chunk * LANES + tl.arange(0, LANES)
-        inside = pixel < STAGE.height * STAGE.width
+        pixel = block * STAGE.pixels + chunk * LANES + tl.arange(0, LANES)
+        inside = pixel < STAGE.size
         corner = _corner(image, pixel, inside, STAGE, LAYOUT)
-        centre = corner + REACH * FRAME_WIDTH + REACH
-        slope = tl.load(frame_slopes_ptr + corner[None, :] + step[:, None])  # (64, LANES)
-        mean = tl.load(maps_ptr + centre * 2, mask=inside, other=0.0)
-        highest = tl.load(maps_ptr + centre * 2 + 1, mask=inside, other=0.0)
-        by_mean += slope * mean[None, :]
-        by_highest += slope * highest[None, :]
-        bias += tl.load(frame_slopes_ptr + centre, mask=inside, other=0.0)
-    partials_ptr += (image * LAYOUT.blocks + block) * ROW
+        centre = corner + REACH * STAGE.frame_width + REACH
+        d_raw = tl.load(p.d_raw + corner[None, :] + step[:, None])  # (64, LANES)
+        mean = tl.load(p.maps + centre * 2, mask=inside, other=0.0)
+        highest = tl.load(p.maps + centre * 2 + 1, mask=inside, other=0.0)
+        by_mean += d_raw * mean[None, :]
+        by_highest += d_raw * highest[None, :]
+        bias += tl.load(p.d_raw + centre, mask=inside, other=0.0)
+    to = p.spatial_partials + (image * LAYOUT.blocks + STAGE.block + block) * ROW
     turned = TAPS - 1 - tap
-    tl.store(partials_ptr + turned, tl.sum(by_mean, 1), mask=tap < TAPS)
-    tl.store(partials_ptr + TAPS + turned, tl.sum(by_highest, 1), mask=tap < TAPS)
-    tl.store(partials_ptr + 2 * TAPS, tl.sum(bias, 0))
+    tl.store(to + turned, tl.sum(by_mean, 1), mask=tap < TAPS)
+    tl.store(to + TAPS + turned, tl.sum(by_highest, 1), mask=tap < TAPS)
+    tl.store(to + 2 * TAPS, tl.sum(bias, 0))
 
 
 @triton.jit(do_not_specialize=["batch"])
-def _parameter_kernel(
-    logit_slopes_ptr,
-    means_ptr,
-    conv_ptr,
-    conv_partials_ptr,
-    spatial_partials_ptr,
-    head_slopes_ptr,
-    bias_slopes_ptr,
-    conv_slopes_ptr,
-    spatial_slopes_ptr,
-    batch,
-    LAYOUT: tl.constexpr,
-    SPATIAL: tl.constexpr,
-    CHANNEL: tl.constexpr,
-    TILES: tl.constexpr,
-    PARTS: tl.constexpr,
-):
+def _parameter_kernel(p, batch, LAYOUT: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr):
     """A program adds up over the batch one tile of the head weights, or some other gradients.
 
     The first TILES programs take the heads, the next the convolution along the channels, the
     rest SECTOR columns each of the 7×7 convolution. PARTS is the conv partials of one image.
     """
     part = tl.program_id(0)
-    if CHANNEL:
+    if p.weights is not None:
         if part < TILES:
-            _head_slopes(
-                logit_slopes_ptr,
-                means_ptr,
-                conv_ptr,
-                head_slopes_ptr,
-                bias_slopes_ptr,
-                part,
-                batch,
-                LAYOUT,
-                PARTS,
-            )
+            _sum_head_gradient(p, part, batch, LAYOUT, PARTS)
         elif part == TILES:
-            _add_rows(conv_partials_ptr, conv_slopes_ptr, 0, batch * PARTS, 3, 4, 4)
+            _add_rows(p.conv_partials, p.d_conv, 0, batch * PARTS, 3, 4, 4)
         part -= TILES + 1
-    if SPATIAL:  # known when compiled, the next one is not
+    if p.attention is not None:  # known when compiled, the next one is not
         if part >= 0:
             rows = batch * LAYOUT.blocks
             WIDTH: tl.constexpr = 2 * TAPS + 1
-            _add_rows(
-                spatial_partials_ptr, spatial_slopes_ptr, part * SECTOR, rows, WIDTH, ROW, SECTOR
-            )
+            _add_rows(p.spatial_partials, p.d_spatial, part * SECTOR, rows, WIDTH, ROW, SECTOR)
 
 
 @triton.jit
-def _head_slopes(
-    logit_slopes_ptr,
-    means_ptr,
-    conv_ptr,
-    head_slopes_ptr,
-    bias_slopes_ptr,
-    part,
-    batch,
-    LAYOUT: tl.constexpr,
-    PARTS: tl.constexpr,
-):
+def _sum_head_gradient(p, part, batch, LAYOUT: tl.constexpr, PARTS: tl.constexpr):
     """One tile (ROWS, COLUMNS) of the head weights' gradient, all stages' rows in one matrix."""
     row = (part // PARTS) * ROWS + tl.arange(0, ROWS)
     column = (part % PARTS) * COLUMNS + tl.arange(0, COLUMNS)
-    weights = tl.zeros((ROWS, COLUMNS), tl.float32)
-    bias = tl.zeros((ROWS,), tl.float32)
+    d_weight = tl.zeros((ROWS, COLUMNS), tl.float32)
+    d_bias = tl.zeros((ROWS,), tl.float32)
     for first in range(0, batch, IMAGES):
         image = first + tl.arange(0, IMAGES)
         real = (image < batch)[None, :] & (row < LAYOUT.channels)[:, None]
         at = image[None, :] * LAYOUT.channels + row[:, None]
-        slopes = tl.load(logit_slopes_ptr + at, mask=real, other=0.0)  # (ROWS, IMAGES)
+        d_logits = tl.load(p.d_logits + at, mask=real, other=0.0)  # (ROWS, IMAGES)
         inputs = tl.zeros((IMAGES, COLUMNS), tl.float32)
         for tap in tl.static_range(3):
             source = column + (tap - 1)
             real = (source >= 0) & (source < LAYOUT.channels) & (image < batch)[:, None]
             at = image[:, None] * LAYOUT.channels + source[None, :]
-            inputs += tl.load(conv_ptr + tap) * tl.load(means_ptr + at, mask=real, other=0.0)
-        weights = tl.dot(slopes, inputs, weights, input_precision="tf32x3")
-        bias += tl.sum(slopes, 1)
+            inputs += tl.load(p.conv + tap) * tl.load(p.means + at, mask=real, other=0.0)
+        d_weight = tl.dot(d_logits, inputs, d_weight, input_precision="tf32x3")
+        d_bias += tl.sum(d_logits, 1)
     at = row[:, None] * LAYOUT.channels + column[None, :]
     real = (row < LAYOUT.channels)[:, None] & (column < LAYOUT.channels)[None, :]
-    tl.store(head_slopes_ptr + at, weights, mask=real)
-    tl.store(bias_slopes_ptr + row, bias, mask=(row < LAYOUT.channels) & (part % PARTS == 0))
+    tl.store(p.d_heads + at, d_weight, mask=real)
+    tl.store(p.d_biases + row, d_bias, mask=(row < LAYOUT.channels) & (part % PARTS == 0))
 
 
 @triton.jit
 def _add_rows(
-    pointer,
-    to_ptr,
-    first,
-    rows,
-    WIDTH: tl.constexpr,
-    PITCH: tl.constexpr,
-    COUNT: tl.constexpr,
+    pointer, to, first, rows, WIDTH: tl.constexpr, PITCH: tl.constexpr, COUNT: tl.constexpr
 ):
     """Add up COUNT columns, from ``first`` on, of an array (rows, PITCH) with WIDTH real ones."""
     CHUNK: tl.constexpr = 512
@@ -866,7 +599,7 @@ def _add_rows(
         row = start + tl.arange(0, CHUNK)
         real = (row < rows)[:, None] & (column < WIDTH)[None, :]
         sums += tl.load(pointer + row[:, None] * PITCH + column[None, :], mask=real, other=0.0)
-    tl.store(to_ptr + column, tl.sum(sums, 0), mask=column < WIDTH)
+    tl.store(to + column, tl.sum(sums, 0), mask=column < WIDTH)
 
 
 # ---------------------------------------------------------------- launches
@@ -885,163 +618,99 @@ class _Bridge(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         spatial, channel = spatial_weight is not None, conv_weight is not None
         stages = len(tensors) // 3 if channel else len(tensors)
-        skips, heads = tensors[:stages], tensors[stages : 2 * stages]
+        skips = tensors[:stages]
         layout = lay_out(tuple((t.shape[1], t.shape[2], t.shape[3]) for t in skips))
-        batch = skips[0].shape[0]
-        blocks, frame_blocks = (layout.blocks, batch), (layout.frame_blocks, batch)
+        batch = len(skips[0])
+        blocks = (layout.blocks, batch)
 
         def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=skips[0].device)
+            return skips[0].new_empty(shape, dtype=torch.float32)
 
-        results = tuple(torch.empty_like(skip) for skip in skips)
-        maps = attention = partials = means = weights = None
+        p = Pointers(skips, tuple(torch.empty_like(skip) for skip in skips))
         if spatial:
-            maps = empty(batch, layout.frames, 2)
-            attention = empty(batch, layout.points)
-            _map_kernel[frame_blocks](skips, maps, LAYOUT=layout, num_warps=WARPS)
-        if channel:
-            partials = empty(batch, layout.most_blocks, layout.channels)
-            means = empty(batch, layout.channels)
-            weights = empty(batch, layout.channels)
-        _attend_kernel[blocks](
-            skips,
-            results,
-            maps,
-            spatial_weight,
-            spatial_bias,
-            attention,
-            partials,
-            LAYOUT=layout,
-            SPATIAL=spatial,
-            CHANNEL=channel,
-            num_warps=WARPS,
-        )
-        if channel:
-            _channel_kernel[(batch, stages)](
-                partials, conv_weight, heads, tensors[2 * stages :], means, weights, LAYOUT=layout
+            p = p._replace(
+                spatial_weight=spatial_weight,
+                spatial_bias=spatial_bias,
+                maps=empty(batch, layout.frames, 2),
+                attention=empty(batch, layout.points),
             )
-            _result_kernel[blocks](
-                skips,
-                results,
-                attention,
-                weights,
-                LAYOUT=layout,
-                SPATIAL=spatial,
-                num_warps=WARPS,
+            _map_kernel[(layout.frame_blocks, batch)](p, LAYOUT=layout, num_warps=WARPS)
+        if channel:
+            p = p._replace(
+                conv=conv_weight,
+                heads=tensors[stages : 2 * stages],
+                biases=tensors[2 * stages :],
+                partials=empty(batch, layout.most_blocks, layout.channels),
+                means=empty(batch, layout.channels),
+                weights=empty(batch, layout.channels),
             )
+        _attend_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+        if channel:
+            _channel_kernel[(batch, stages)](p, LAYOUT=layout)
+            _result_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
         ctx.layout = layout
-        ctx.save_for_backward(
-            spatial_weight, conv_weight, maps, attention, means, weights, *skips, *heads
-        )
-        return results
+        kept = (p.spatial_weight, p.maps, p.attention, p.conv, p.means, p.weights)
+        ctx.save_for_backward(*kept, *skips, *(p.heads or ()))
+        return p.results
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *d_results: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
-        stages = len(layout.stages)
-        spatial_weight, conv_weight, maps, attention, means, weights, *tensors = ctx.saved_tensors
-        spatial, channel = spatial_weight is not None, conv_weight is not None
+        stages, width = len(layout.stages), layout.channels
+        spatial_weight, maps, attention, conv, means, weights, *tensors = ctx.saved_tensors
         skips, heads = tuple(tensors[:stages]), tuple(tensors[stages:])
-        slopes = tuple(slope.contiguous() for slope in slopes)
-        batch = skips[0].shape[0]
-        blocks, frame_blocks = (layout.blocks, batch), (layout.frame_blocks, batch)
+        batch = len(skips[0])
+        blocks = (layout.blocks, batch)
+        parts = triton.cdiv(width, COLUMNS.value)
 
         def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=skips[0].device)
+            return skips[0].new_empty(shape, dtype=torch.float32)
 
-        width = layout.channels
-        parts = triton.cdiv(width, COLUMNS.value)
-        skip_slopes = tuple(torch.empty_like(skip) for skip in skips)
-        head_slopes = bias_slopes = conv_slopes = spatial_slopes = None
-        local = logit_slopes = mean_slopes = conv_partials = None
-        frame_slopes = spatial_partials = None
-        if channel:
-            head_slopes, bias_slopes = empty(width, width), empty(width)
-            conv_slopes = empty(1, 1, 3)
-            partials = empty(batch, layout.most_blocks, width)
-            logit_slopes, mean_slopes = empty(batch, width), empty(batch, width)
-            conv_partials = empty(batch, parts, 4)
-            local = empty(batch, layout.points) if spatial else None
-            _product_kernel[blocks](
-                skips,
-                slopes,
-                attention,
-                weights,
-                partials,
-                local,
-                LAYOUT=layout,
-                SPATIAL=spatial,
-                num_warps=WARPS,
-            )
-            _channel_back_kernel[(batch, parts)](
-                partials,
-                weights,
-                means,
-                conv_weight,
-                heads,
-                logit_slopes,
-                mean_slopes,
-                conv_partials,
-                LAYOUT=layout,
-            )
-        if spatial:
-            spatial_slopes = empty(2 * TAPS.value + 1)
-            spatial_partials = empty(batch, layout.blocks, ROW.value)
-            frame_slopes = empty(batch, layout.frames)
-            _spatial_slope_kernel[frame_blocks](
-                skips,
-                slopes,
-                attention,
-                local,
-                mean_slopes,
-                frame_slopes,
-                LAYOUT=layout,
-                CHANNEL=channel,
-                num_warps=WARPS,
-            )
-        _skip_slope_kernel[blocks](
+        p = Pointers(
             skips,
-            slopes,
-            skip_slopes,
-            attention,
-            weights,
-            mean_slopes,
-            frame_slopes,
-            maps,
-            spatial_weight,
-            spatial_partials,
-            LAYOUT=layout,
-            SPATIAL=spatial,
-            CHANNEL=channel,
-            num_warps=WARPS,
+            d_results=tuple(each.contiguous() for each in d_results),
+            d_skips=tuple(torch.empty_like(skip) for skip in skips),
+            spatial_weight=spatial_weight,
+            maps=maps,
+            attention=attention,
+            conv=conv,
+            heads=heads or None,
+            means=means,
+            weights=weights,
         )
-        tiles = triton.cdiv(width, ROWS.value) * parts if channel else 0
-        _parameter_kernel[(tiles + channel + spatial * ROW.value // SECTOR.value,)](
-            logit_slopes,
-            means,
-            conv_weight,
-            conv_partials,
-            spatial_partials,
-            head_slopes,
-            bias_slopes,
-            conv_slopes,
-            spatial_slopes,
-            batch,
-            LAYOUT=layout,
-            SPATIAL=spatial,
-            CHANNEL=channel,
-            TILES=tiles,
-            PARTS=parts,
-        )
-        gradients: list[Tensor | None] = [None, None, conv_slopes]
-        if spatial_slopes is not None:
+        if weights is not None:
+            p = p._replace(
+                partials=empty(batch, layout.most_blocks, width),
+                d_local=None if attention is None else empty(batch, layout.points),
+                d_logits=empty(batch, width),
+                d_means=empty(batch, width),
+                conv_partials=empty(batch, parts, 4),
+                d_heads=empty(width, width),
+                d_biases=empty(width),
+                d_conv=empty(1, 1, 3),
+            )
+            _product_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+            _channel_back_kernel[(batch, parts)](p, LAYOUT=layout)
+        if attention is not None:
+            p = p._replace(
+                d_raw=empty(batch, layout.frames),
+                spatial_partials=empty(batch, layout.blocks, ROW.value),
+                d_spatial=empty(2 * TAPS.value + 1),
+            )
+            _spatial_back_kernel[(layout.frame_blocks, batch)](p, LAYOUT=layout, num_warps=WARPS)
+        _skip_back_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+        tiles = 0 if weights is None else triton.cdiv(width, ROWS.value) * parts
+        sectors = 0 if attention is None else ROW.value // SECTOR.value
+        programs = tiles + (weights is not None) + sectors
+        _parameter_kernel[(programs,)](p, batch, LAYOUT=layout, TILES=tiles, PARTS=parts)
+        gradients: list[Tensor | None] = [None, None, p.d_conv, *p.d_skips]
+        if attention is not None:
             taps = 2 * TAPS.value
-            gradients[:2] = [spatial_slopes[:taps].view_as(spatial_weight), spatial_slopes[taps:]]
-        gradients += skip_slopes
-        if head_slopes is not None and bias_slopes is not None:
+            gradients[:2] = [p.d_spatial[:taps].view_as(spatial_weight), p.d_spatial[taps:]]
+        if weights is not None:
             widths = [stage.channels for stage in layout.stages]
-            gradients += [*head_slopes.split(widths), *bias_slopes.split(widths)]
+            gradients += [*p.d_heads.split(widths), *p.d_biases.split(widths)]
         return tuple(gradients)
 
 
