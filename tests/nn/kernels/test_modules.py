@@ -216,11 +216,11 @@ def test_a_hook_that_is_passed_over_would_be_noticed(
 
 
 def test_layers_too_wide_for_the_chip_run_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "_shared_memory", lambda device: 232_448)  # of an H100
+    monkeypatch.setattr("ulvm.nn.kernels.device.shared_memory", lambda _: 232_448)  # of an H100
     paper = [part for part in UltraLightVMUNet().modules() if isinstance(part, PVMLayer)]
     assert all(modules.fits_pvm(layer) for layer in paper)
     assert modules.fits_pvm(PVMLayer(64, 64, branches=1))
     assert not modules.fits_pvm(PVMLayer(128, 256))
     assert not modules.fits_pvm(PVMLayer(64, 64, mixer="bidirectional"))
-    monkeypatch.setattr(modules, "_shared_memory", lambda device: 40_000)
+    monkeypatch.setattr("ulvm.nn.kernels.device.shared_memory", lambda _: 40_000)
     assert not modules.fits_pvm(PVMLayer(64, 48))

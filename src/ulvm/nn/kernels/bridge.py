@@ -98,14 +98,14 @@ class Layout(NamedTuple):
 def lay_out(shapes: tuple[tuple[int, int, int], ...], tile: int = TILE) -> Layout:
     """Cut the stages, given as (height, width, channels), into blocks of about ``tile`` numbers."""
     stages: list[Stage] = []
-    ends = [0] * 5  # of channels, points, frames, blocks and blocks of the frames
+    ends = (0,) * 5  # of channels, points, frames, blocks and blocks of the frames
     for height, width, channels in shapes:
         padded = triton.next_power_of_2(channels)
         pixels = max(tile // padded, LANES.value)
         stage = Stage(height, width, channels, padded, pixels, *ends)
         stages.append(stage)
         lengths = (channels, stage.size, stage.frame_size, stage.blocks, stage.frame_blocks)
-        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+        ends = tuple(map(sum, zip(ends, lengths, strict=True)))
     return Layout(tuple(stages), *ends, max(stage.blocks for stage in stages))
 
 
@@ -162,7 +162,7 @@ def _each_frame_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
 
 @triton.jit
 def _block_pixels(image, block, STAGE: tl.constexpr):
-    """For one block: (pixels,) pixel, which exist; (pixels, padded) place in a skip, which exist."""
+    """For one block: (pixels,) pixel, which exist; (pixels, padded) place in a skip, likewise."""
     pixel = block * STAGE.pixels + tl.arange(0, STAGE.pixels)
     inside = pixel < STAGE.size
     here, real = _places(image, pixel, inside, STAGE)

@@ -9,7 +9,9 @@ one 1: its weight is the bias, so that the bias and its gradient cost nothing of
 are taken in blocks, for tl.dot wants powers of two.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,214 +19,177 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ulvm.nn.kernels import device
 from ulvm.nn.kernels.sums import sum_partials
 
-K_BLOCK = 32  # wastes 13 % of 28, 24 % of 73 and 9 % of 145 numbers; 16 makes twice the products
+# 32 wastes 13 % of 28, 24 % of 73 and 9 % of 145 numbers; 16 makes twice the products.
+K_BLOCK = tl.constexpr(32)
+# In the weight's gradient K is the product's height, and wgmma wants 64.
+SUM_BLOCK = tl.constexpr(64)
 WINDOWS = 64  # rows of one wgmma of four warps
 PIXELS = 64  # likewise
-SUM_BLOCK = 64  # in the weight's gradient K is the product's height, and wgmma wants 64
-PROGRAMS = 264  # for sums over all pixels: two for each of an H100's 132 multiprocessors
+PROGRAMS = device.TWO_ON_EACH
+
+
+class Plane(NamedTuple):
+    """Where an activation (batch, height, width, channels) lies, and its size."""
+
+    x: Any
+    height: Any
+    width: Any
+
+
+class Spots(NamedTuple):
+    """Some pixels: (M,) row, column and whether it exists; the image is one number or (M,)."""
+
+    image: Any
+    row: Any
+    column: Any
+    inside: Any
+
+
+class Sizes(NamedTuple):
+    """What the kernels of a convolution are compiled for."""
+
+    IN: int
+    OUT: int
+    N: int  # OUT, padded
+    SIDE: int = 0  # pixels of a row that one product takes
+    K: int = 0  # their numbers, padded
+    SPAN: int = 0  # blocks of the weight's gradient that one program sums up
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of weight and bias."""
+        return self.OUT * (9 * self.IN + 1)
+
+
+class Pointers(NamedTuple):
+    """What the kernels here read and write; None where one does not."""
+
+    x: Any  # (batch, height, width, IN)
+    weight: Any  # (OUT, IN, 3, 3); transposed (IN, OUT, 3, 3)
+    bias: Any = None  # (OUT,); None makes the transposed convolution
+    y: Any = None  # (batch, height, width, OUT)
+    d_y: Any = None  # (batch, height, width, OUT)
+    partials: Any = None  # (programs, OUT · (9 · IN + 1))
 
 
 @triton.jit
-def load_columns(
-    x_ptr, start, image, row, column, inside, height, width, IN: tl.constexpr, K: tl.constexpr
-):
+def load_columns(plane, at, start, IN: tl.constexpr, K: tl.constexpr):
     """Neighbourhoods: (M,) pixels → (M, K), their numbers ``start`` .. ``start + K``.
 
-    x (batch, height, width, IN); number k is channel k % IN of neighbour k // IN.
+    Number k is channel k % IN of neighbour k // IN.
     """
     k = start + tl.arange(0, K)[None, :]
     down = k // IN // 3 - 1
     right = k // IN % 3 - 1
-    y = row[:, None] + down
-    x = column[:, None] + right
-    keep = inside[:, None] & (k < 9 * IN) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    centre = ((image * height + row) * width + column) * IN
-    here = centre[:, None] + ((down * width + right) * IN + k % IN)
-    values = tl.load(x_ptr + here, mask=keep, other=0.0).to(tl.float32)
+    y = at.row[:, None] + down
+    x = at.column[:, None] + right
+    keep = at.inside[:, None] & (k < 9 * IN)
+    keep = keep & (y >= 0) & (y < plane.height) & (x >= 0) & (x < plane.width)
+    centre = ((at.image * plane.height + at.row) * plane.width + at.column) * IN
+    here = centre[:, None] + ((down * plane.width + right) * IN + k % IN)
+    values = tl.load(plane.x + here, mask=keep, other=0.0).to(tl.float32)
     return tl.where(k == 9 * IN, 1.0, values)
 
 
 @triton.jit
-def weight_places(start, IN: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
-    """(K, N) places of numbers ``start`` .. in a weight (OUT, IN, 3, 3) with its bias after it."""
-    k = start + tl.arange(0, K)[:, None]
-    out = tl.arange(0, N)[None, :]
-    place = tl.where(k < 9 * IN, (out * IN + k % IN) * 9 + k // IN, OUT * IN * 9 + out)
-    return place, (k <= 9 * IN) & (out < OUT)
-
-
-@triton.jit
-def load_weights(
-    weight_ptr,
-    bias_ptr,
-    start,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    K: tl.constexpr,
-    N: tl.constexpr,
-):
-    """(K, N) numbers ``start`` .. of weight (OUT, IN, 3, 3), for ``load_columns``."""
-    k = start + tl.arange(0, K)[:, None]
-    out = tl.arange(0, N)[None, :]
-    keep = (k < 9 * IN) & (out < OUT)
-    weight = tl.load(weight_ptr + (out * IN + k % IN) * 9 + k // IN, mask=keep, other=0.0)
-    bias = tl.load(bias_ptr + out, mask=out < OUT, other=0.0)
-    return tl.where(k == 9 * IN, bias, weight)
-
-
-@triton.jit
-def convolve(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    image,
-    row,
-    column,
-    inside,
-    height,
-    width,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    K: tl.constexpr,
-    N: tl.constexpr,
-):
+def convolve(plane, at, weight, bias, S: tl.constexpr):
     """(M,) pixels → (M, N), the convolution there in float32."""
-    result = tl.zeros((row.shape[0], N), tl.float32)
-    for block in tl.static_range((9 * IN + K) // K):
-        columns = load_columns(x_ptr, block * K, image, row, column, inside, height, width, IN, K)
-        weights = load_weights(weight_ptr, bias_ptr, block * K, IN, OUT, K, N)
-        result = tl.dot(columns, weights, result, input_precision="tf32x3")
+    N: tl.constexpr = S.N
+    result = tl.zeros((at.row.shape[0], N), tl.float32)
+    out = tl.arange(0, N)[None, :]
+    for block in tl.static_range((9 * S.IN + K_BLOCK) // K_BLOCK):
+        columns = load_columns(plane, at, block * K_BLOCK, S.IN, K_BLOCK)
+        k = block * K_BLOCK + tl.arange(0, K_BLOCK)[:, None]
+        keep = (k < 9 * S.IN) & (out < S.OUT)
+        place = (out * S.IN + k % S.IN) * 9 + k // S.IN
+        factors = tl.load(weight + place, mask=keep, other=0.0)
+        constant = tl.load(bias + out, mask=out < S.OUT, other=0.0)
+        factors = tl.where(k == 9 * S.IN, constant, factors)
+        result = tl.dot(columns, factors, result, input_precision="tf32x3")
     return result
 
 
 @triton.jit
-def zero_sums(BLOCKS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
-    """Tuple of BLOCKS zeros (K, N), for ``add_products``."""
+def zero_sums(BLOCKS: tl.constexpr, N: tl.constexpr):
+    """Tuple of BLOCKS zeros (SUM_BLOCK, N), for ``add_products``."""
     if BLOCKS == 0:
         return ()
     else:
-        first = (tl.zeros((K, N), tl.float32),)
-        return first + zero_sums(BLOCKS - 1, K, N)
+        return (tl.zeros((SUM_BLOCK, N), tl.float32),) + zero_sums(BLOCKS - 1, N)
 
 
 @triton.jit
-def add_products(
-    sums,
-    grad,
-    x_ptr,
-    first,
-    image,
-    row,
-    column,
-    inside,
-    height,
-    width,
-    IN: tl.constexpr,
-    K: tl.constexpr,
-):
-    """Add neighbourhoodᵀ · grad of (M,) pixels, grad (M, N), to the sums of blocks ``first`` on."""
+def add_products(sums, d_y, plane, at, first, IN: tl.constexpr):
+    """Add neighbourhoodᵀ · d_y of (M,) pixels, d_y (M, N), to the sums of blocks ``first`` on."""
     added = ()
     for block in tl.static_range(len(sums)):
-        columns = load_columns(
-            x_ptr, (first + block) * K, image, row, column, inside, height, width, IN, K
-        )
-        product = tl.dot(tl.trans(columns), grad, sums[block], input_precision="tf32x3")
+        columns = load_columns(plane, at, (first + block) * SUM_BLOCK, IN, SUM_BLOCK)
+        product = tl.dot(tl.trans(columns), d_y, sums[block], input_precision="tf32x3")
         added = added + (product,)
     return added
 
 
 @triton.jit
-def store_sums(
-    sums,
-    row_ptr,
-    first,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    K: tl.constexpr,
-    N: tl.constexpr,
-):
+def store_sums(sums, row, first, S: tl.constexpr):
     """Write the sums as a weight (OUT, IN, 3, 3) and after it a bias (OUT,)."""
     for block in tl.static_range(len(sums)):
-        place, keep = weight_places((first + block) * K, IN, OUT, K, N)
-        tl.store(row_ptr + place, sums[block], mask=keep)
+        k = (first + block) * SUM_BLOCK + tl.arange(0, SUM_BLOCK)[:, None]
+        out = tl.arange(0, S.N)[None, :]
+        of_weight = (out * S.IN + k % S.IN) * 9 + k // S.IN
+        place = tl.where(k < 9 * S.IN, of_weight, S.OUT * S.IN * 9 + out)
+        tl.store(row + place, sums[block], mask=(k <= 9 * S.IN) & (out < S.OUT))
 
 
 @triton.jit
 def find_pixels(block, pixels, height, width, M: tl.constexpr):
-    """Block of M of all images' pixels → (M,) number, image, row, column, and whether it exists."""
+    """Block of M of all images' pixels → their (M,) numbers, and the ``Spots``."""
     pixel = block * M + tl.arange(0, M)
-    return (
-        pixel,
-        pixel // (height * width),
-        pixel // width % height,
-        pixel % width,
-        pixel < pixels,
-    )
+    image = pixel // (height * width)
+    return pixel, Spots(image, pixel // width % height, pixel % width, pixel < pixels)
 
 
 @triton.jit
-def load_row_weights(
-    weight_ptr,
-    down,
-    right,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
-    """(K, N) weights of pixels side by side, the first one the neighbour (down, right).
-
-    weight (OUT, IN, 3, 3), or (IN, OUT, 3, 3) if TRANSPOSED (then of the gradient).
-    """
-    k = tl.arange(0, K)[:, None]
-    out = tl.arange(0, N)[None, :]
-    right += k // IN
-    keep = (right >= 0) & (right < 3) & (out < OUT)
+def load_row_weights(weight, down, right, S: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """(K, N) weights of pixels side by side, the first one the neighbour (down, right)."""
+    k = tl.arange(0, S.K)[:, None]
+    out = tl.arange(0, S.N)[None, :]
+    right += k // S.IN
+    keep = (right >= 0) & (right < 3) & (out < S.OUT)
     if TRANSPOSED:
-        place = (k % IN * OUT + out) * 9 + 8 - 3 * down - right
+        place = (k % S.IN * S.OUT + out) * 9 + 8 - 3 * down - right
     else:
-        place = (out * IN + k % IN) * 9 + 3 * down + right
-    return tl.load(weight_ptr + place, mask=keep, other=0.0)
+        place = (out * S.IN + k % S.IN) * 9 + 3 * down + right
+    return tl.load(weight + place, mask=keep, other=0.0)
 
 
 @triton.jit
 def convolve_windows(
-    x_ptr,
-    weight_ptr,
-    image,
-    row,
-    column,
-    inside,
-    height,
-    width,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    SIDE: tl.constexpr,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    KIND: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
+    plane, at, weight, S: tl.constexpr, KIND: tl.constexpr, TRANSPOSED: tl.constexpr
 ):
     """(T,) windows → for each of their four places (T, N) the convolution in float32, no bias.
 
-    ``row`` and ``column`` are of the upper left pixel; factors are rounded to KIND.
+    ``at`` are the upper left pixels; factors are rounded to KIND.
     """
+    SIDE: tl.constexpr = S.SIDE
+    K: tl.constexpr = S.K
+    N: tl.constexpr = S.N
     k = tl.arange(0, K)[None, :]
-    corner = ((image * height + row - 1) * width + column - 1) * IN
+    row, height, width = at.row, plane.height, plane.width
+    corner = ((at.image * height + row - 1) * width + at.column - 1) * S.IN
     zero = tl.zeros((row.shape[0], N), tl.float32)
     upper_left, upper_right, lower_left, lower_right = zero, zero, zero, zero
     left = tl.zeros((K, N), KIND)
     right = left
     for first in tl.static_range(0, 4, SIDE):
-        x = column[:, None] + (first - 1 + k // IN)
-        across = inside[:, None] & (x >= 0) & (x < width) & (k < SIDE * IN)
+        x = at.column[:, None] + (first - 1 + k // S.IN)
+        across = at.inside[:, None] & (x >= 0) & (x < width) & (k < SIDE * S.IN)
         for y in tl.static_range(4):
             keep = across & (row + y >= 1)[:, None] & (row + y <= height)[:, None]
-            start = corner + (y * width + first) * IN
-            values = tl.load(x_ptr + (start[:, None] + k), mask=keep, other=0.0).to(KIND)
+            start = corner + (y * width + first) * S.IN
+            values = tl.load(plane.x + (start[:, None] + k), mask=keep, other=0.0).to(KIND)
             if y > 0:  # for the lower pixels this is one neighbour further up: weights at hand
                 if first < 3:
                     lower_left = tl.dot(values, left, lower_left, input_precision="tf32x3")
@@ -232,106 +197,54 @@ def convolve_windows(
                     lower_right = tl.dot(values, right, lower_right, input_precision="tf32x3")
             if y < 3:
                 if first < 3:
-                    left = load_row_weights(weight_ptr, y, first, IN, OUT, K, N, TRANSPOSED)
-                    left = left.to(KIND)
+                    left = load_row_weights(weight, y, first, S, TRANSPOSED).to(KIND)
                     upper_left = tl.dot(values, left, upper_left, input_precision="tf32x3")
                 if first + SIDE > 1:
-                    right = load_row_weights(weight_ptr, y, first - 1, IN, OUT, K, N, TRANSPOSED)
-                    right = right.to(KIND)
+                    right = load_row_weights(weight, y, first - 1, S, TRANSPOSED).to(KIND)
                     upper_right = tl.dot(values, right, upper_right, input_precision="tf32x3")
     return upper_left, upper_right, lower_left, lower_right
 
 
 @triton.jit
-def convolve_pixels(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    result_ptr,
-    images,
-    height,
-    width,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    N: tl.constexpr,
-    T: tl.constexpr,
-    SIDE: tl.constexpr,
-    K: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
+def convolve_pixels(p, images, height, width, S: tl.constexpr, T: tl.constexpr):
     """A program makes T windows of the result, over image borders."""
     down = tl.cdiv(height, 2)
     across = tl.cdiv(width, 2)
-    _, image, row, column, inside = find_pixels(
-        tl.program_id(0), images * down * across, down, across, T
-    )
-    row *= 2
-    column *= 2
-    kind: tl.constexpr = result_ptr.dtype.element_ty
-    places = convolve_windows(
-        x_ptr,
-        weight_ptr,
-        image,
-        row,
-        column,
-        inside,
-        height,
-        width,
-        IN,
-        OUT,
-        SIDE,
-        K,
-        N,
-        kind,
-        TRANSPOSED,
-    )
-    out = tl.arange(0, N)[None, :]
-    if not TRANSPOSED:
-        bias = tl.load(bias_ptr + out, mask=out < OUT, other=0.0)
+    _, window = find_pixels(tl.program_id(0), images * down * across, down, across, T)
+    at = Spots(window.image, window.row * 2, window.column * 2, window.inside)
+    kind: tl.constexpr = p.y.dtype.element_ty
+    places = convolve_windows(Plane(p.x, height, width), at, p.weight, S, kind, p.bias is None)
+    out = tl.arange(0, S.N)[None, :]
+    if p.bias is not None:
+        bias = tl.load(p.bias + out, mask=out < S.OUT, other=0.0)
     for place in tl.static_range(4):
         values = places[place]
-        if not TRANSPOSED:
+        if p.bias is not None:
             values += bias
-        y = row + place // 2
-        x = column + place % 2
-        keep = inside & (y < height) & (x < width)
-        here = ((image * height + y) * width + x)[:, None] * OUT + out
-        tl.store(result_ptr + here, values.to(kind), mask=keep[:, None] & (out < OUT))
+        y = at.row + place // 2
+        x = at.column + place % 2
+        keep = at.inside & (y < height) & (x < width)
+        here = ((at.image * height + y) * width + x)[:, None] * S.OUT + out
+        tl.store(p.y + here, values.to(kind), mask=keep[:, None] & (out < S.OUT))
 
 
 @triton.jit
-def sum_weight_gradient(
-    x_ptr,
-    grad_ptr,
-    partials_ptr,
-    pixels,
-    height,
-    width,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    K: tl.constexpr,
-    SPAN: tl.constexpr,
-):
+def sum_weight_gradient(p, pixels, height, width, S: tl.constexpr, M: tl.constexpr):
     """A program adds up the weight's gradient over every so many blocks of M pixels.
 
-    Programs along the second axis share the weight, SPAN blocks of K numbers each.
+    Programs along the second axis share the weight, SPAN blocks of SUM_BLOCK numbers each.
     """
-    first = tl.program_id(1) * SPAN
-    out = tl.arange(0, N)[None, :]
-    sums = zero_sums(SPAN, K, N)
+    first = tl.program_id(1) * S.SPAN
+    out = tl.arange(0, S.N)[None, :]
+    sums = zero_sums(S.SPAN, S.N)
     block = tl.program_id(0)
     while block * M < pixels:
-        pixel, image, row, column, inside = find_pixels(block, pixels, height, width, M)
-        here = grad_ptr + pixel[:, None] * OUT + out
-        grad = tl.load(here, mask=inside[:, None] & (out < OUT), other=0.0).to(tl.float32)
-        sums = add_products(
-            sums, grad, x_ptr, first, image, row, column, inside, height, width, IN, K
-        )
+        pixel, at = find_pixels(block, pixels, height, width, M)
+        here = p.d_y + pixel[:, None] * S.OUT + out
+        d_y = tl.load(here, mask=at.inside[:, None] & (out < S.OUT), other=0.0).to(tl.float32)
+        sums = add_products(sums, d_y, Plane(p.x, height, width), at, first, S.IN)
         block += tl.num_programs(0)
-    size: tl.constexpr = OUT * (9 * IN + 1)
-    store_sums(sums, partials_ptr + tl.program_id(0) * size, first, IN, OUT, K, N)
+    store_sums(sums, p.partials + tl.program_id(0) * S.parameters, first, S)
 
 
 def pad_channels(channels: int) -> int:
@@ -339,19 +252,22 @@ def pad_channels(channels: int) -> int:
     return max(16, triton.next_power_of_2(channels))
 
 
-def choose_side(channels: int, most: int) -> int:
-    """How many of a row's four pixels one product takes: ``most`` numbers or a single pixel."""
-    return min(4, max(1, most // triton.next_power_of_2(channels)))
+def window_sizes(channels: int, out: int, padded: int, most: int) -> Sizes:
+    """The sizes for ``convolve_windows`` where a product takes ``most`` numbers of a row, or a
+    single pixel."""
+    side = min(4, max(1, most // triton.next_power_of_2(channels)))
+    return Sizes(channels, out, padded, SIDE=side, K=pad_channels(side * channels))
 
 
-def choose_span(in_channels: int, padded: int) -> tuple[int, int]:
-    """How many blocks of the weight one program sums up, and how many programs share it.
+def gradient_sizes(channels: int, out: int) -> tuple[Sizes, int]:
+    """The sizes for sums of the weight's gradient, and how many programs share the weight.
 
     8192 numbers are 64 registers of each of 128 threads; more would go to memory.
     """
-    blocks = triton.cdiv(9 * in_channels + 1, SUM_BLOCK)
-    span = min(blocks, max(1, 8192 // (SUM_BLOCK * padded)))
-    return span, triton.cdiv(blocks, span)
+    padded, block = pad_channels(out), SUM_BLOCK.value
+    blocks = triton.cdiv(9 * channels + 1, block)
+    span = min(blocks, max(1, 8192 // (block * padded)))
+    return Sizes(channels, out, padded, SPAN=span), triton.cdiv(blocks, span)
 
 
 def convolve_all(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -368,28 +284,15 @@ def convolve_all(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
     """
     batch, height, width, channels = x.shape
     out = weight.shape[0] if bias is not None else weight.shape[1]
-    result = x.new_empty((batch, height, width, out), dtype=dtype)
+    y = x.new_empty((batch, height, width, out), dtype=dtype)
     windows = batch * triton.cdiv(height, 2) * triton.cdiv(width, 2)
     padded = pad_channels(out)
-    side = choose_side(channels, 512 // padded)  # with more, registers spill
+    sizes = window_sizes(channels, out, padded, 512 // padded)  # with more, registers spill
+    p = Pointers(x, weight, bias, y)
     convolve_pixels[(triton.cdiv(windows, WINDOWS),)](
-        x,
-        weight,
-        weight if bias is None else bias,
-        result,
-        batch,
-        height,
-        width,
-        IN=channels,
-        OUT=out,
-        N=padded,
-        T=WINDOWS,
-        SIDE=side,
-        K=pad_channels(side * channels),
-        TRANSPOSED=bias is None,
-        num_warps=4,
+        p, batch, height, width, S=sizes, T=WINDOWS, num_warps=4
     )
-    return result
+    return y
 
 
 class _Conv(torch.autograd.Function):
@@ -400,33 +303,22 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
+        d_y = d_y.contiguous()
         batch, height, width, channels = x.shape
         out = weight.shape[0]
         pixels = batch * height * width
-        span, shares = choose_span(channels, pad_channels(out))
+        sizes, shares = gradient_sizes(channels, out)
         programs = min(PROGRAMS, triton.cdiv(pixels, PIXELS))
-        partials = x.new_empty((programs, out * (9 * channels + 1)), dtype=torch.float32)
+        partials = x.new_empty((programs, sizes.parameters), dtype=torch.float32)
+        p = Pointers(x, weight, d_y=d_y, partials=partials)
         sum_weight_gradient[(programs, shares)](
-            x,
-            grad,
-            partials,
-            pixels,
-            height,
-            width,
-            IN=channels,
-            OUT=out,
-            N=pad_channels(out),
-            M=PIXELS,
-            K=SUM_BLOCK,
-            SPAN=span,
-            num_warps=4,
+            p, pixels, height, width, S=sizes, M=PIXELS, num_warps=4
         )
         (totals,) = sum_partials(partials)
-        grad_x = convolve_all(grad, weight, None, x.dtype) if ctx.needs_input_grad[0] else None
-        return grad_x, totals[:-out].view(weight.shape), totals[-out:]
+        d_x = convolve_all(d_y, weight, None, x.dtype) if ctx.needs_input_grad[0] else None
+        return d_x, totals[:-out].view(weight.shape), totals[-out:]
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -6,16 +6,13 @@ run and the modules inside are as the plain class builds them; else it is the pl
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ulvm.nn.kernels import conv, halve, merge, pvm
+from ulvm.nn.kernels import conv, device, halve, merge, pvm
 from ulvm.nn.kernels.bridge import bridge
 from ulvm.nn.kernels.causal_conv import causal_conv
 from ulvm.nn.kernels.device import usable
@@ -226,16 +223,7 @@ def fits_pvm(layer: PVMLayer) -> bool:
     if any(each.bias is None for each in biased) or any(each.bias is not None for each in unbiased):
         return False
     needed = pvm.sizes_of(weights_of(layer), layer.branches).shared_bytes
-    return needed <= _shared_memory(layer.norm.weight.device)
-
-
-@functools.cache
-def _shared_memory(device: torch.device) -> float:
-    """Bytes that one program may take on a multiprocessor; no limit in the interpreter."""
-    if device.type == "cpu":
-        return math.inf
-    properties = triton.runtime.driver.active.utils.get_device_properties(device.index)
-    return float(properties["max_shared_mem"])
+    return needed <= device.shared_memory(layer.norm.weight.device)
 
 
 def weights_of(layer: PVMLayer) -> pvm.Weights:

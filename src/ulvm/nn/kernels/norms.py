@@ -6,8 +6,11 @@ from the block's own mean. The next kernel combines the blocks of its image with
 cancellation (Chan et al. 1983, "Algorithms for computing the sample variance") and so needs
 no launch in between. Nothing is added atomically, so results repeat bit by bit.
 
-Channels are padded to C, a power of two; CHANNELS is the real number, a multiple of four.
+Channels are padded to C, a power of two; CHANNELS is the real number, a multiple of four. Of the
+four groups a *norm* (batch, 2, 4) float32 keeps mean and 1/deviation for backward.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -69,7 +72,7 @@ def group_totals(per_channel, GROUP: tl.constexpr):
 
 @triton.jit
 def write_block(
-    partials_ptr, image, block, blocks, values, keep, count, C: tl.constexpr, CHANNELS: tl.constexpr
+    partials, image, block, blocks, values, keep, count, C: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """Write the partials of one block: values (pixels, C), keep (pixels, C) marks the real ones.
 
@@ -77,22 +80,22 @@ def write_block(
     """
     total = tl.sum(tl.where(keep, values, 0.0), 0)  # (C,)
     offset = tl.where(keep, values - (total / count)[None, :], 0.0)
-    write_sums(partials_ptr, image, block, blocks, total, tl.sum(offset * offset, 0), C, CHANNELS)
+    write_sums(partials, image, block, blocks, total, tl.sum(offset * offset, 0), C, CHANNELS)
 
 
 @triton.jit
 def write_sums(
-    partials_ptr, image, block, blocks, first, second, C: tl.constexpr, CHANNELS: tl.constexpr
+    partials, image, block, blocks, first, second, C: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """Write two (C,) numbers of one block into partials (batch, blocks, 2, CHANNELS)."""
     channel = tl.arange(0, C)
-    here = partials_ptr + (image * blocks + block) * 2 * CHANNELS + channel
+    here = partials + (image * blocks + block) * 2 * CHANNELS + channel
     tl.store(here, first, mask=channel < CHANNELS)
     tl.store(here + CHANNELS, second, mask=channel < CHANNELS)
 
 
 @triton.jit
-def read_sums(partials_ptr, image, blocks, C: tl.constexpr, CHANNELS: tl.constexpr):
+def read_sums(partials, image, blocks, C: tl.constexpr, CHANNELS: tl.constexpr):
     """Add up both numbers of all blocks of one image, always in the same order: (C,), (C,)."""
     TILE: tl.constexpr = 2048 // C  # blocks read at once; most sizes need one round
     channel = tl.arange(0, C)[None, :]
@@ -102,7 +105,7 @@ def read_sums(partials_ptr, image, blocks, C: tl.constexpr, CHANNELS: tl.constex
     while start < blocks:
         block = start + tl.arange(0, TILE)[:, None]
         keep = (block < blocks) & (channel < CHANNELS)
-        here = partials_ptr + (image * blocks + block) * 2 * CHANNELS + channel
+        here = partials + (image * blocks + block) * 2 * CHANNELS + channel
         first += tl.load(here, mask=keep, other=0.0)
         second += tl.load(here + CHANNELS, mask=keep, other=0.0)
         start += TILE
@@ -111,18 +114,11 @@ def read_sums(partials_ptr, image, blocks, C: tl.constexpr, CHANNELS: tl.constex
 
 @triton.jit
 def read_norm(
-    partials_ptr,
-    image,
-    blocks,
-    pixels_per_block,
-    pixels,
-    eps,
-    C: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    partials, image, blocks, block_pixels, pixels, eps, C: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """Statistics of an image from its partials: (C,) mean and (C,) 1/deviation of the group.
 
-    Every block holds ``pixels_per_block`` of the image's ``pixels``, the last one the rest.
+    Every block holds ``block_pixels`` of the image's ``pixels``, the last one the rest.
     """
     TILE: tl.constexpr = 2048 // C
     channel = tl.arange(0, C)[None, :]
@@ -133,12 +129,12 @@ def read_norm(
     while start < blocks:
         block = start + tl.arange(0, TILE)[:, None]
         keep = (block < blocks) & (channel < CHANNELS)
-        here = partials_ptr + (image * blocks + block) * 2 * CHANNELS + channel
+        here = partials + (image * blocks + block) * 2 * CHANNELS + channel
         sums = tl.load(here, mask=keep, other=0.0)  # (TILE, C)
         squares = tl.load(here + CHANNELS, mask=keep, other=0.0)
-        count = tl.maximum(tl.minimum(pixels - block * pixels_per_block, pixels_per_block), 0)
+        count = tl.maximum(tl.minimum(pixels - block * block_pixels, block_pixels), 0)
         count = count.to(tl.float32)
-        new = tl.minimum(pixels - start * pixels_per_block, TILE * pixels_per_block).to(tl.float32)
+        new = tl.minimum(pixels - start * block_pixels, TILE * block_pixels).to(tl.float32)
         new_total = tl.sum(sums, 0)
         off = sums / tl.maximum(count, 1.0) - (new_total / new)[None, :]
         apart = new_total / new - total / tl.maximum(seen, 1.0)
@@ -166,22 +162,61 @@ def combine_channels(total, centred, pixels, eps, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def save_norm(norm_ptr, image, mean, rstd, C: tl.constexpr, CHANNELS: tl.constexpr):
+def save_norm(norm, image, mean, rstd, C: tl.constexpr, CHANNELS: tl.constexpr):
     """Keep (C,) mean and 1/deviation for backward in norms (batch, 2, 4) float32."""
     GROUP: tl.constexpr = CHANNELS // GROUPS
     channel = tl.arange(0, C)
     first = (channel < CHANNELS) & (channel % GROUP == 0)
-    here = norm_ptr + image * 2 * GROUPS + channel // GROUP
+    here = norm + image * 2 * GROUPS + channel // GROUP
     tl.store(here, mean, mask=first)
     tl.store(here + GROUPS, rstd, mask=first)
 
 
 @triton.jit
-def load_norm(norm_ptr, image, C: tl.constexpr, CHANNELS: tl.constexpr):
+def load_norm(norm, image, C: tl.constexpr, CHANNELS: tl.constexpr):
     """(C,) mean and 1/deviation that ``save_norm`` kept; zero for padding."""
     GROUP: tl.constexpr = CHANNELS // GROUPS
     channel = tl.arange(0, C)
-    here = norm_ptr + image * 2 * GROUPS + channel // GROUP
+    here = norm + image * 2 * GROUPS + channel // GROUP
     mean = tl.load(here, mask=channel < CHANNELS, other=0.0)
     rstd = tl.load(here + GROUPS, mask=channel < CHANNELS, other=0.0)
     return mean, rstd
+
+
+class Norm(NamedTuple):
+    """A GroupNorm of one image, (C,) each."""
+
+    mean: Any
+    rstd: Any
+    weight: Any
+    bias: Any
+
+
+@triton.jit
+def load_image_norm(p, image, C: tl.constexpr, CHANNELS: tl.constexpr):
+    """The ``Norm`` of an image from p.norm, p.norm_weight and p.norm_bias."""
+    mean, rstd = load_norm(p.norm, image, C, CHANNELS)
+    weight = load_channels(p.norm_weight, C, CHANNELS)
+    return Norm(mean, rstd, weight, load_channels(p.norm_bias, C, CHANNELS))
+
+
+@triton.jit
+def standardise(x, norm):
+    """(pixels, C) before weight and bias."""
+    return (x - norm.mean[None, :]) * norm.rstd[None, :]
+
+
+@triton.jit
+def norm_gradient(partials, image, blocks, weight, pixels, C: tl.constexpr, CHANNELS: tl.constexpr):
+    """What an image's gradient before the norm loses, from the sums of g and of g · x̂ in partials.
+
+    It is 1/deviation times ``g · weight − shift − x̂ · slope``; ``pixels`` is a float.
+
+    Returns:
+        (C,) each: shift, slope, and both sums: the gradients of bias and weight.
+    """
+    GROUP: tl.constexpr = CHANNELS // GROUPS
+    sums, products = read_sums(partials, image, blocks, C, CHANNELS)
+    members = pixels * GROUP
+    shift = group_totals(weight * sums, GROUP) / members
+    return shift, group_totals(weight * products, GROUP) / members, sums, products
