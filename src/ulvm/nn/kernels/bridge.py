@@ -60,26 +60,11 @@ class Stage(NamedTuple):
     frame: int  # its first pixel among the frames of all stages
     block: int  # its first block; the picture's pixels are cut into blocks
     frame_block: int  # the same for the blocks of the frame
-
-    @property
-    def size(self) -> int:
-        return self.height * self.width
-
-    @property
-    def frame_width(self) -> int:
-        return self.width + 2 * REACH.value
-
-    @property
-    def frame_size(self) -> int:
-        return (self.height + 2 * REACH.value) * self.frame_width
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.size // self.pixels)
-
-    @property
-    def frame_blocks(self) -> int:
-        return -(-self.frame_size // self.pixels)
+    size: int  # pixels
+    blocks: int
+    frame_width: int
+    frame_size: int
+    frame_blocks: int
 
 
 class Layout(NamedTuple):
@@ -102,9 +87,13 @@ def lay_out(shapes: tuple[tuple[int, int, int], ...], tile: int = TILE) -> Layou
     for height, width, channels in shapes:
         padded = triton.next_power_of_2(channels)
         pixels = max(tile // padded, LANES.value)
-        stage = Stage(height, width, channels, padded, pixels, *ends)
-        stages.append(stage)
-        lengths = (channels, stage.size, stage.frame_size, stage.blocks, stage.frame_blocks)
+        size, blocks = height * width, triton.cdiv(height * width, pixels)
+        frame_width = width + 2 * REACH.value
+        frame_size = (height + 2 * REACH.value) * frame_width
+        frame_blocks = triton.cdiv(frame_size, pixels)
+        derived = (size, blocks, frame_width, frame_size, frame_blocks)
+        stages.append(Stage(height, width, channels, padded, pixels, *ends, *derived))
+        lengths = (channels, size, frame_size, blocks, frame_blocks)
         ends = tuple(map(sum, zip(ends, lengths, strict=True)))
     return Layout(tuple(stages), *ends, max(stage.blocks for stage in stages))
 

@@ -54,14 +54,10 @@ class Sizes(NamedTuple):
     IN: int
     OUT: int
     N: int  # OUT, padded
+    COUNT: int  # numbers of weight and bias
     SIDE: int = 0  # pixels of a row that one product takes
     K: int = 0  # their numbers, padded
     SPAN: int = 0  # blocks of the weight's gradient that one program sums up
-
-    @property
-    def parameters(self) -> int:
-        """Numbers of weight and bias."""
-        return self.OUT * (9 * self.IN + 1)
 
 
 class Pointers(NamedTuple):
@@ -244,7 +240,7 @@ def sum_weight_gradient(p, pixels, height, width, S: tl.constexpr, M: tl.constex
         d_y = tl.load(here, mask=at.inside[:, None] & (out < S.OUT), other=0.0).to(tl.float32)
         sums = add_products(sums, d_y, Plane(p.x, height, width), at, first, S.IN)
         block += tl.num_programs(0)
-    store_sums(sums, p.partials + tl.program_id(0) * S.parameters, first, S)
+    store_sums(sums, p.partials + tl.program_id(0) * S.COUNT, first, S)
 
 
 def pad_channels(channels: int) -> int:
@@ -252,11 +248,16 @@ def pad_channels(channels: int) -> int:
     return max(16, triton.next_power_of_2(channels))
 
 
+def sizes_of(channels: int, out: int, padded: int) -> Sizes:
+    """The sizes that every kernel needs."""
+    return Sizes(channels, out, padded, out * (9 * channels + 1))
+
+
 def window_sizes(channels: int, out: int, padded: int, most: int) -> Sizes:
     """The sizes for ``convolve_windows`` where a product takes ``most`` numbers of a row, or a
     single pixel."""
     side = min(4, max(1, most // triton.next_power_of_2(channels)))
-    return Sizes(channels, out, padded, SIDE=side, K=pad_channels(side * channels))
+    return sizes_of(channels, out, padded)._replace(SIDE=side, K=pad_channels(side * channels))
 
 
 def gradient_sizes(channels: int, out: int) -> tuple[Sizes, int]:
@@ -267,7 +268,7 @@ def gradient_sizes(channels: int, out: int) -> tuple[Sizes, int]:
     padded, block = pad_channels(out), SUM_BLOCK.value
     blocks = triton.cdiv(9 * channels + 1, block)
     span = min(blocks, max(1, 8192 // (block * padded)))
-    return Sizes(channels, out, padded, SPAN=span), triton.cdiv(blocks, span)
+    return sizes_of(channels, out, padded)._replace(SPAN=span), triton.cdiv(blocks, span)
 
 
 def convolve_all(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -311,7 +312,7 @@ class _Conv(torch.autograd.Function):
         pixels = batch * height * width
         sizes, shares = gradient_sizes(channels, out)
         programs = min(PROGRAMS, triton.cdiv(pixels, PIXELS))
-        partials = x.new_empty((programs, sizes.parameters), dtype=torch.float32)
+        partials = x.new_empty((programs, sizes.COUNT), dtype=torch.float32)
         p = Pointers(x, weight, d_y=d_y, partials=partials)
         sum_weight_gradient[(programs, shares)](
             p, pixels, height, width, S=sizes, M=PIXELS, num_warps=4

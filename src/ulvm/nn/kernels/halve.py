@@ -22,13 +22,13 @@ from ulvm.nn.kernels import device
 from ulvm.nn.kernels.conv import (
     WINDOWS,
     Plane,
-    Sizes,
     Spots,
     add_products,
     convolve,
     convolve_all,
     convolve_windows,
     gradient_sizes,
+    sizes_of,
     store_sums,
     window_sizes,
     zero_sums,
@@ -176,7 +176,7 @@ def hand_in_norms(row, sums, products, S: tl.constexpr):
     """An image's sums are also the normalisation's gradients; one of its programs hands them in."""
     share = tl.where(tl.program_id(0) == 0, 1.0, 0.0)
     channel = tl.arange(0, S.N)
-    here = row + S.parameters + channel
+    here = row + S.COUNT + channel
     tl.store(here, products * share, mask=channel < S.OUT)
     tl.store(here + S.OUT, sums * share, mask=channel < S.OUT)
 
@@ -218,7 +218,7 @@ def convolve_back(p, height, width, blocks, S: tl.constexpr, P: tl.constexpr):
                 tl.store(there, d_raw.to(p.d_raw.dtype.element_ty), mask=keep_all)
         sums = add_products(sums, d_raw, plane, at, first, S.IN)
         block += tl.num_programs(0)
-    size: tl.constexpr = S.parameters + 2 * S.OUT
+    size: tl.constexpr = S.COUNT + 2 * S.OUT
     numbers = p.d_parameters + (image * tl.num_programs(0) + tl.program_id(0)) * size
     store_sums(sums, numbers, first, S)
     hand_in_norms(numbers, sum_normal, sum_product, S)
@@ -334,7 +334,7 @@ def convolve_picture_back(p, height, width, blocks, S: tl.constexpr, P: tl.const
         sums = new
         block += tl.num_programs(0)
 
-    size: tl.constexpr = S.parameters + 2 * S.OUT
+    size: tl.constexpr = S.COUNT + 2 * S.OUT
     numbers = p.d_parameters + (image * tl.num_programs(0) + tl.program_id(0)) * size
     each = first + tl.arange(0, 4)
     for k in tl.static_range(9 * IN):
@@ -509,7 +509,7 @@ class _ConvHalve(torch.autograd.Function):
         padded = triton.next_power_of_2(out)
         sizes = window_sizes(channels, out, max(8, padded), 32)  # with more, registers spill
         convolve_and_pool[(blocks, batch)](p, height, width, S=sizes, P=windows, num_warps=4)
-        sizes, elements = Sizes(channels, out, padded), ELEMENTS // padded
+        sizes, elements = sizes_of(channels, out, padded), ELEMENTS // padded
         normalise_pooled[(triton.cdiv(pixels, elements), batch)](
             p, pixels, blocks, 4 * windows, eps, S=sizes, P=elements, num_warps=4
         )
@@ -540,7 +540,7 @@ class _ConvHalve(torch.autograd.Function):
             d_partials=x.new_empty((batch, blocks, 2, out), dtype=torch.float32),
             d_raw=x.new_empty((batch, height, width, out)) if wants_x else None,
         )
-        sizes = Sizes(channels, out, padded)
+        sizes = sizes_of(channels, out, padded)
         gelu_back[(blocks, batch)](p, pixels, S=sizes, P=elements, num_warps=4)
         if channels <= 3 and not wants_x:
             kernel, windows, shares = convolve_picture_back, PICTURE, out // 4
@@ -550,7 +550,7 @@ class _ConvHalve(torch.autograd.Function):
             sizes, shares = gradient_sizes(channels, out)
             programs = triton.cdiv(PROGRAMS, batch)
         programs = min(triton.cdiv(pixels, windows), programs)
-        numbers = sizes.parameters + 2 * out
+        numbers = sizes.COUNT + 2 * out
         p = p._replace(d_parameters=x.new_empty((batch * programs, numbers), dtype=torch.float32))
         kernel[(programs, batch, shares)](p, height, width, blocks, S=sizes, P=windows, num_warps=4)
         d_x = convolve_all(p.d_raw, weight, None, x.dtype) if wants_x else None

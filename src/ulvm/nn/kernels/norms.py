@@ -19,6 +19,15 @@ GROUPS = tl.constexpr(4)
 
 
 @triton.jit
+def zeros(M: tl.constexpr, N: tl.constexpr = None):
+    """float32 (M, N), or (M,)."""
+    if N is None:
+        return tl.zeros((M,), tl.float32)
+    else:
+        return tl.zeros((M, N), tl.float32)
+
+
+@triton.jit
 def gelu(x):
     """x · Φ(x), exact."""
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))

@@ -1,14 +1,10 @@
-"""The PVM layer: kernels over tokens for its projections, kernels over steps for its scan.
+"""The PVM layer: kernels over tokens for its projections; ``scan.py`` for the steps between.
 
-A sequence is one branch of one picture. The scan cuts each sequence into chunks; one warp walks
-through one chunk with the states of 16 inner channels in registers. As in ``nn/scan.py``, the
-state that enters a chunk is put together from what each earlier chunk adds to it. Backward starts
-from every fourth state, which forward keeps, and recomputes the three between. Without a gradient,
-what the scan does not need is neither made nor stored, and the scan applies the gate as well.
+A sequence is one branch of one picture. Without a gradient, what the scan does not need is neither
+made nor stored, and the scan applies the gate as well.
 
-Arrays between the kernels are float32, or without a gradient of the tokens' type: *inner* arrays
-(sequence, length, E) and *state* arrays (sequence, length, N), E and N the inner width and the
-state size padded to powers of two.
+Arrays between the kernels are float32, or without a gradient of the tokens' type; E and N are the
+inner width and the state size, padded to powers of two.
 
 Source: arXiv 2403.20035, section 3.2; Gu & Dao 2023, arXiv 2312.00752, algorithm 2.
 """
@@ -22,29 +18,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ulvm.nn.kernels import device
+from ulvm.nn.kernels import scan as scans
 from ulvm.nn.kernels.layer_norm import row_gradient, row_statistics
-from ulvm.nn.kernels.norms import reciprocal, sigmoid, silu_slope
-from ulvm.nn.kernels.scan import (
-    _decay,
-    _gather_chunks,
-    _load,
-    _state,
-    _store,
-    choose_chunk,
-    padded,
-)
+from ulvm.nn.kernels.norms import reciprocal, sigmoid, silu_slope, zeros
+from ulvm.nn.kernels.scan import choose_chunk, padded, run_scan, run_scan_back
 from ulvm.nn.kernels.sums import sum_partials
 
 ROWS, WARPS = 16, 2  # tokens and warps of one program that works on tokens
 WIDE_WARPS = 8  # where the matrices exceed the registers of two warps
 MANY_ROWS = 32  # tokens of one forward, where that leaves enough programs
-ENOUGH = 1056  # of these programs: eight on each multiprocessor
-LANES = 16  # inner channels of one program that scans
-STEPS = 4  # steps whose operands are loaded together, and between two kept states
-MANY_STEPS = 8  # the first without a gradient, where more registers are free
-PROGRAMS = 1056  # of the kernels that sum parameter gradients: eight on each multiprocessor
-SCANNERS = 1056  # programs that a scan should have at least: eight on each multiprocessor
-
+ENOUGH = device.EIGHT_ON_EACH  # of these programs
+LANES = tl.constexpr(16)  # inner channels of one program that scans
+MANY_STEPS = 8  # loaded together without a gradient, where more registers are free
+PROGRAMS = device.EIGHT_ON_EACH  # of the kernels that sum parameter gradients
+SCANNERS = device.EIGHT_ON_EACH  # programs that a scan should have at least
 
 # How exact products are: float32, or ten bits, which those of half precision have.
 PRECISIONS = {torch.float32: "tf32x3", torch.float16: "half", torch.bfloat16: "tf32"}
@@ -69,49 +57,66 @@ class Weights(NamedTuple):
     project_bias: Tensor  # (out_channels,)
 
 
+class Pointers(NamedTuple):
+    """What the kernels read and write besides; None where one does not. ``d_`` are gradients."""
+
+    tokens: Any  # (batch, length, channels)
+    inner: Any  # (sequences, length, E), before the convolution
+    before: Any  # (sequences, length, E), the convolution before its SiLU; None without a gradient
+    gate: Any  # (sequences, length, E), before its SiLU; without a gradient after it
+    delta: Any  # (sequences, length, E)
+    x: Any  # (sequences, length, E), what the scan takes; with a gradient times delta
+    B: Any  # (sequences, length, N)
+    C: Any  # (sequences, length, N)
+    y: Any  # (sequences, length, E), what the scan gives; without a gradient gated
+    mixed: Any  # (batch, length, channels), before the second LayerNorm
+    out: Any = None  # (batch, length, out_channels)
+    d_out: Any = None  # (batch, length, out_channels)
+    d_mixed: Any = None  # (batch, length, channels)
+    d_gate: Any = None  # (sequences, length, E)
+    d_y: Any = None  # (sequences, length, E)
+    d_x: Any = None  # (sequences, length, E)
+    d_delta: Any = None  # (sequences, length, E), by way of delta · A
+    d_B: Any = None  # (blocks, sequences, length, N)
+    d_C: Any = None  # (blocks, sequences, length, N)
+    d_before: Any = None  # (sequences, length, E)
+    d_normal: Any = None  # (batch, length, channels)
+    d_tokens: Any = None  # (batch, length, channels)
+    # Partial sums of the parameters' gradients, a row of numbers a program, in this order:
+    of_mix: Any = None  # project_weight, project_bias, out_proj, D
+    of_operands: Any = None  # x_proj, dt_weight, dt_bias
+    of_tokens: Any = None  # in_proj, conv_weight, conv_bias, skip_scale
+    of_norm: Any = None  # norm_weight, norm_bias; of the programs of ``of_mix``, then ``of_tokens``
+
+
 class Sizes(NamedTuple):
-    """What the kernels are compiled for."""
+    """What the kernels are compiled for; C, G, E, N, O and TAPS are padded.
 
-    channels: int
-    branches: int
-    inner: int
-    state: int
-    rank: int
-    width: int
-    out: int
+    Fields only, for Triton's cache on disk knows these, not what a property makes of them.
+    """
 
-    @property
-    def group(self) -> int:
-        return self.channels // self.branches
-
-    def for_tokens(self, rows: int) -> dict[str, int]:
-        """Keyword arguments of the kernels that work on tokens, ``rows`` in one program."""
-        return {
-            "CHANNELS": self.channels,
-            "BRANCHES": self.branches,
-            "GROUP": self.group,
-            "INNER": self.inner,
-            "STATE": self.state,
-            "RANK": self.rank,
-            "WIDTH": self.width,
-            "OUT": self.out,
-            "C": padded(self.channels),
-            "G": padded(self.group),
-            "E": padded(self.inner),
-            "N": padded(self.state),
-            "O": padded(self.out),
-            "ROWS": rows,
-            "LANES": LANES,
-            "num_warps": WIDE_WARPS
-            if self._products[0] > 4096 or self._products[1] > 512
-            else WARPS,
-        }
+    CHANNELS: int
+    BRANCHES: int
+    GROUP: int
+    INNER: int
+    STATE: int
+    RANK: int
+    WIDTH: int
+    OUT: int
+    C: int
+    G: int
+    E: int
+    N: int
+    O: int
+    TAPS: int
+    ROWS: int = ROWS  # tokens of one program
+    PRECISION: str = "tf32x3"
+    TRAIN: bool = True
 
     @property
-    def _products(self) -> tuple[int, int]:
-        """Entries of the last projection's matrix, and of one branch's."""
-        last = padded(self.channels) * padded(self.out)
-        return last, padded(self.group) * padded(self.inner)
+    def warps(self) -> int:
+        """Of one program that works on tokens."""
+        return WIDE_WARPS if self.C * self.O > 4096 or self.G * self.E > 512 else WARPS
 
     @property
     def shared_bytes(self) -> int:
@@ -119,24 +124,26 @@ class Sizes(NamedTuple):
 
         Fitted to what the compiler reports for widths of 24 to 256.
         """
-        last, branch = self._products
-        return 4 * (2 * last + 5 * branch + 2048)
+        return 4 * (2 * self.C * self.O + 5 * self.G * self.E + 2048)
 
-    def for_scan(self, steps: int, even: bool) -> dict[str, int]:
-        """Keyword arguments of the kernels that scan; ``even`` if all chunks are full."""
-        return {
-            "INNER": self.inner,
-            "STATE": self.state,
-            "E": padded(self.inner),
-            "N": padded(self.state),
-            "LANES": LANES,
-            "STEPS": steps,
-            "EVEN": even,
-            "num_warps": 1,
-        }
+    def of_scan(self, even: bool) -> scans.Sizes:
+        """The sizes of the scan between; ``even`` if all chunks are full."""
+        return scans.Sizes(
+            INNER=self.INNER,
+            STATE=self.STATE,
+            W=self.E,
+            N=self.N,
+            LANES=LANES.value,
+            E_ROW=self.E,
+            N_ROW=self.N,
+            EVEN=even,
+            STEPS=scans.STEPS if self.TRAIN else MANY_STEPS,
+            OF_LOG=True,
+            DRIVEN=self.TRAIN,
+        )
 
 
-_SIZES = ["rows", "length", "tiles", "steps"]  # one compiled kernel serves all
+_LENGTHS = ["rows", "length", "tiles"]  # one compiled kernel serves all
 
 
 def choose_rows(rows: int) -> int:
@@ -146,14 +153,24 @@ def choose_rows(rows: int) -> int:
 
 def sizes_of(weights: Weights, branches: int) -> Sizes:
     """The sizes that the parameters have."""
+    channels, out = len(weights.norm_weight), len(weights.project_bias)
+    inner, state = weights.A_log.shape
+    width = weights.conv_weight.shape[2]
     return Sizes(
-        channels=weights.norm_weight.shape[0],
-        branches=branches,
-        inner=weights.D.shape[0],
-        state=weights.A_log.shape[1],
-        rank=weights.dt_weight.shape[1],
-        width=weights.conv_weight.shape[2],
-        out=weights.project_bias.shape[0],
+        CHANNELS=channels,
+        BRANCHES=branches,
+        GROUP=channels // branches,
+        INNER=inner,
+        STATE=state,
+        RANK=weights.dt_weight.shape[1],
+        WIDTH=width,
+        OUT=out,
+        C=padded(channels),
+        G=padded(channels // branches),
+        E=padded(inner),
+        N=padded(state),
+        O=padded(out),
+        TAPS=triton.next_power_of_2(width),
     )
 
 
@@ -181,154 +198,100 @@ class _PVM(torch.autograd.Function):
         ctx: Any, tokens: Tensor, eps: float, branches: int, train: bool, *parameters: Tensor
     ) -> Tensor:
         w = Weights(*(each.contiguous() for each in parameters))
-        sizes = sizes_of(w, branches)
-        tokens = tokens.contiguous()
-        batch, length, channels = tokens.shape
-        rows, sequences = batch * length, batch * branches
-        chunk = choose_chunk(sequences * (padded(sizes.inner) // LANES), length, SCANNERS)
-        chunks, even = triton.cdiv(length, chunk), length % chunk == 0
-        E, N = padded(sizes.inner), padded(sizes.state)
-
         # Only backward needs more than the tokens' own precision.
         kind = torch.float32 if train else tokens.dtype
-        precision = PRECISIONS[kind]
-
-        def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return tokens.new_empty(shape, dtype=dtype)
+        sizes = sizes_of(w, branches)._replace(TRAIN=train, PRECISION=PRECISIONS[kind])
+        tokens = tokens.contiguous()
+        batch, length, _ = tokens.shape
+        rows, sequences = batch * length, batch * branches
 
         def operand(width: int) -> Tensor:
-            return scratch(sequences, length, width, dtype=kind)
+            return tokens.new_empty(sequences, length, width, dtype=kind)
 
-        # Without a gradient, ``driven`` is still without its step size, ``gate`` is after its SiLU,
-        # ``y`` is gated, and nothing reads ``before``.
-        inner, gate, delta, driven, y = (operand(E) for _ in range(5))
-        before = operand(E) if train else driven
-        B, C = operand(N), operand(N)
-        ends, spans = scratch(sequences, chunks, E, N), scratch(sequences, chunks, E)
-        kept = scratch(sequences, triton.cdiv(length, STEPS) if train else 0, E, N)
-        mixed = scratch(batch, length, channels, dtype=kind)
-        out = tokens.new_empty(batch, length, sizes.out)
-
-        tile = choose_rows(rows * branches)
-        tiles = triton.cdiv(rows, tile - (sizes.width - 1))  # it needs the tokens before as well
+        p = Pointers(
+            tokens,
+            inner=operand(sizes.E),
+            before=operand(sizes.E) if train else None,
+            gate=operand(sizes.E),
+            delta=operand(sizes.E),
+            x=operand(sizes.E),
+            B=operand(sizes.N),
+            C=operand(sizes.N),
+            y=operand(sizes.E),
+            mixed=torch.empty_like(tokens, dtype=kind),
+            out=tokens.new_empty(batch, length, sizes.OUT),
+        )
+        on_tokens = sizes._replace(ROWS=choose_rows(rows * branches))
+        # It needs the tokens before as well.
+        tiles = triton.cdiv(rows, on_tokens.ROWS - (sizes.WIDTH - 1))
         # A program does all branches of its tokens where that leaves enough programs.
         _operands_kernel[(tiles, 1 if tiles >= ENOUGH else branches)](
-            tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.conv_bias, w.x_proj,
-            w.dt_weight, w.dt_bias, inner, before, gate, delta, driven, B, C, rows, length, eps,
-            TAPS=triton.next_power_of_2(sizes.width), TRAIN=train, PRECISION=precision,
-            **sizes.for_tokens(tile),
-        )  # fmt: skip
-        grid = (sequences, chunks, E // LANES)
-        on_steps = sizes.for_scan(STEPS if train else MANY_STEPS, even)
-        if chunks > 1:
-            _ends_kernel[(sequences, chunks - 1, E // LANES)](  # nothing follows the last
-                w.A_log, delta, driven, B, ends, spans, length, chunk,
-                TRAIN=train, **on_steps,
-            )  # fmt: skip
-        _scan_kernel[grid](
-            w.A_log, w.D, delta, driven, B, C, None if train else gate, ends, spans, y, kept,
-            length, chunk, TRAIN=train, **on_steps,
-        )  # fmt: skip
-        tile = choose_rows(rows)
-        _mix_kernel[(triton.cdiv(rows, tile),)](
-            tokens, w.norm_weight, w.norm_bias, w.D, w.out_proj, w.skip_scale, w.project_weight,
-            w.project_bias, before, gate, y, mixed, out, rows, length, eps,
-            TRAIN=train, PRECISION=precision, **sizes.for_tokens(tile),
-        )  # fmt: skip
+            p, w, rows, length, eps, S=on_tokens, num_warps=sizes.warps
+        )
+        chunk = choose_chunk(sequences * (sizes.E // LANES.value), length, SCANNERS)
+        gate = None if train else p.gate
+        scan = scans.Pointers(w.A_log, w.D, p.delta, p.x, p.B, p.C, p.y, gate)
+        scan = run_scan(scan, chunk, sizes.of_scan(length % chunk == 0), keep=train)
+        on_tokens = sizes._replace(ROWS=choose_rows(rows))
+        _mix_kernel[(triton.cdiv(rows, on_tokens.ROWS),)](
+            p, w, rows, length, eps, S=on_tokens, num_warps=sizes.warps
+        )
         if train:
-            ctx.save_for_backward(
-                tokens, inner, before, gate, delta, driven, B, C, y, kept, mixed, *w
-            )
+            ctx.save_for_backward(scan.kept, *w, *p[: Pointers._fields.index("out")])
             ctx.eps, ctx.sizes, ctx.chunk = eps, sizes, chunk
-        return out
+        return p.out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, inner, before, gate, delta, driven, B, C, y, kept, mixed, *parameters = (
-            ctx.saved_tensors
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        sizes, eps, chunk = ctx.sizes, ctx.eps, ctx.chunk
+        kept, *saved = ctx.saved_tensors
+        count = len(Weights._fields)
+        w, p = Weights(*saved[:count]), Pointers(*saved[count:])
+        batch, length, _ = p.tokens.shape
+        rows, sequences = batch * length, batch * sizes.BRANCHES
+        tiles, branch_tiles = triton.cdiv(rows, ROWS), triton.cdiv(sequences * length, ROWS)
+        programs, branch_programs = min(tiles, PROGRAMS), min(branch_tiles, PROGRAMS)
+        options = {"S": sizes, "num_warps": sizes.warps}
+
+        def partials(programs: int, *parameters: Tensor) -> Tensor:
+            numbers = sum(each.numel() for each in parameters)
+            return p.tokens.new_empty(programs, numbers, dtype=torch.float32)
+
+        of_mix = (w.project_weight, w.project_bias, w.out_proj, w.D)
+        of_operands = (w.x_proj, w.dt_weight, w.dt_bias)
+        of_tokens = (w.in_proj, w.conv_weight, w.conv_bias, w.skip_scale)
+        p = p._replace(
+            d_out=d_out.contiguous(),
+            d_mixed=torch.empty_like(p.mixed),
+            d_gate=torch.empty_like(p.gate),
+            d_y=torch.empty_like(p.y),
+            d_x=torch.empty_like(p.x),
+            d_delta=torch.empty_like(p.delta),
+            d_before=torch.empty_like(p.before),
+            d_normal=torch.empty_like(p.mixed),
+            d_tokens=torch.empty_like(p.tokens),
+            of_mix=partials(programs, *of_mix),
+            of_operands=partials(branch_programs, *of_operands),
+            of_tokens=partials(programs, *of_tokens),
+            of_norm=partials(2 * programs, w.norm_weight, w.norm_bias),
         )
-        w, sizes, eps, chunk = Weights(*parameters), ctx.sizes, ctx.eps, ctx.chunk
-        batch, length, channels = tokens.shape
-        rows, sequences = batch * length, batch * sizes.branches
-        chunks, blocks = triton.cdiv(length, chunk), padded(sizes.inner) // LANES
-        on_tokens = sizes.for_tokens(ROWS)
-        tiles = triton.cdiv(rows, ROWS)
+        _mix_back_kernel[(programs,)](p, w, rows, length, tiles, eps, **options)
+        scan = scans.Pointers(w.A_log, w.D, p.delta, p.x, p.B, p.C, kept=kept, d_y=p.d_y)
+        scan = scan._replace(d_x=p.d_x, d_delta=p.d_delta)
+        scan = run_scan_back(scan, chunk, sizes.of_scan(length % chunk == 0))
+        p = p._replace(d_B=scan.d_B, d_C=scan.d_C)
+        _operands_back_kernel[(branch_programs,)](p, w, sequences * length, branch_tiles, **options)
+        _tokens_back_kernel[(programs,)](p, w, rows, length, tiles, eps, **options)
 
-        def scratch(*shape: int) -> Tensor:
-            return tokens.new_empty(shape, dtype=torch.float32)
-
-        mix_sizes = [w.project_weight.numel(), sizes.out, w.out_proj.numel(), sizes.inner]
-        mix_partials = scratch(min(tiles, PROGRAMS), sum(mix_sizes))
-        token_sizes = [w.in_proj.numel(), w.conv_weight.numel(), sizes.inner, 1]
-        token_partials = scratch(min(tiles, PROGRAMS), sum(token_sizes))
-        # Of the LayerNorm, which both of these kernels pass.
-        norm_partials = scratch(len(mix_partials) + len(token_partials), 2 * channels)
-        grad_mixed, grad_gate, grad_y = (torch.empty_like(each) for each in (mixed, gate, y))
-        _mix_backward_kernel[(len(mix_partials),)](
-            w.norm_weight, w.norm_bias, w.D, w.out_proj, w.project_weight, before, gate, y, mixed,
-            grad_out.contiguous(), grad_mixed, grad_gate, grad_y, mix_partials, norm_partials,
-            rows, length, tiles, eps, **on_tokens,
-        )  # fmt: skip
-
-        grid = (sequences, chunks, blocks)
-        leaving = scratch(sequences, chunks, *kept.shape[2:])
-        spans = scratch(sequences, chunks, kept.shape[2])
-        if chunks > 1:
-            _leaving_kernel[grid](
-                w.A_log, delta, C, grad_y, leaving, spans, length, chunk,
-                **sizes.for_scan(STEPS, length % chunk == 0),
-            )  # fmt: skip
-        grad_driven, grad_exponent = torch.empty_like(delta), torch.empty_like(delta)
-        grad_B, grad_C = (scratch(blocks, *B.shape) for _ in range(2))
-        scan_partials = scratch(sequences * chunks, w.A_log.numel())
-        _scan_backward_kernel[grid](
-            w.A_log, delta, driven, B, C, kept, leaving, spans, grad_y,
-            grad_driven, grad_exponent, grad_B, grad_C, scan_partials, length, chunk,
-            **sizes.for_scan(STEPS, length % chunk == 0),
-        )  # fmt: skip
-
-        operand_sizes = [w.x_proj.numel(), w.dt_weight.numel(), sizes.inner]
-        branch_tiles = triton.cdiv(sequences * length, ROWS)
-        operand_partials = scratch(min(branch_tiles, PROGRAMS), sum(operand_sizes))
-        grad_before = torch.empty_like(before)
-        _operands_backward_kernel[(len(operand_partials),)](
-            w.x_proj, w.dt_weight, w.D, before, delta, grad_y, grad_driven, grad_exponent, grad_B,
-            grad_C, grad_before, operand_partials, sequences * length, branch_tiles, **on_tokens,
-        )  # fmt: skip
-
-        grad_normal, grad_tokens = torch.empty_like(mixed), torch.empty_like(tokens)
-        _tokens_backward_kernel[(len(token_partials),)](
-            tokens, w.norm_weight, w.norm_bias, w.in_proj, w.conv_weight, w.skip_scale, inner,
-            grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, token_partials,
-            norm_partials[len(mix_partials) :], rows, length, tiles, eps, **on_tokens,
-        )  # fmt: skip
-
-        mix, A_log, operands, inputs, norm = sum_partials(
-            mix_partials, scan_partials, operand_partials, token_partials, norm_partials
-        )
-        project_weight, project_bias, out_proj, D = mix.split(mix_sizes)
-        x_proj, dt_weight, dt_bias = operands.split(operand_sizes)
-        in_proj, conv_weight, conv_bias, skip_scale = inputs.split(token_sizes)
-        norm_weight, norm_bias = norm.split(channels)
-        grads = Weights(
-            norm_weight=norm_weight,
-            norm_bias=norm_bias,
-            in_proj=in_proj,
-            conv_weight=conv_weight,
-            conv_bias=conv_bias,
-            x_proj=x_proj,
-            dt_weight=dt_weight,
-            dt_bias=dt_bias,
-            A_log=A_log,
-            D=D,
-            out_proj=out_proj,
-            skip_scale=skip_scale,
-            project_weight=project_weight,
-            project_bias=project_bias,
-        )
-        shaped = (grad.view_as(parameter) for grad, parameter in zip(grads, w, strict=True))
-        return grad_tokens, None, None, None, *shaped
+        sums = sum_partials(p.of_mix, scan.d_A, p.of_operands, p.of_tokens, p.of_norm)
+        summed = (of_mix, (w.A_log,), of_operands, of_tokens, (w.norm_weight, w.norm_bias))
+        gradients = {}
+        for total, parameters in zip(sums, summed, strict=True):
+            parts = total.split([each.numel() for each in parameters])
+            for parameter, part in zip(parameters, parts, strict=True):
+                gradients[id(parameter)] = part.view_as(parameter)
+        return p.d_tokens, None, None, None, *(gradients[id(each)] for each in w)
 
 
 @triton.jit
@@ -387,534 +350,302 @@ def _store_rows(pointer, row, inside, value, WIDTH: tl.constexpr, WIDE: tl.const
 
 @triton.jit
 def _store_sum(pointer, value, row, column, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
-    """Write a (row, column) matrix of that size into a row of partial sums."""
+    """Write a (row, column) matrix of that size into a row of partial sums; where it ends."""
     keep = (row < ROW_COUNT) & (column < COLUMN_COUNT)
     tl.store(pointer + row * COLUMN_COUNT + column, value, keep)
+    return pointer + ROW_COUNT * COLUMN_COUNT
 
 
 @triton.jit
-def _normal_group(
-    tokens, norm_weight, norm_bias, row, inside, branch, mean, scale,
-    CHANNELS: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr,
-):  # fmt: skip
+def _store_norm_sums(p, program, d_weight, d_bias, c, S: tl.constexpr):
+    """Write a program's part of the LayerNorm's gradients."""
+    row = p.of_norm + program * 2 * S.CHANNELS
+    tl.store(row + c, d_weight, c < S.CHANNELS)
+    tl.store(row + S.CHANNELS + c, d_bias, c < S.CHANNELS)
+
+
+@triton.jit
+def _group_places(row, inside, branch, S: tl.constexpr):
+    """(rows, G) places of one branch's channels of some tokens, and which exist."""
+    g = tl.arange(0, S.G)
+    keep = inside[:, None] & (g < S.GROUP)[None, :]
+    return row[:, None] * S.CHANNELS + branch * S.GROUP + g[None, :], keep
+
+
+@triton.jit
+def _normal_group(p, w, row, inside, branch, mean, scale, S: tl.constexpr):
     """One branch's channels of some tokens after the LayerNorm, (rows, G), zeros outside."""
-    g = tl.arange(0, G)
-    keep = inside[:, None] & (g < GROUP)[None, :]
-    place = row[:, None] * CHANNELS + branch * GROUP + g[None, :]
-    x = tl.load(tokens + place, keep, 0.0).to(tl.float32)
-    weight = _vector(norm_weight + branch * GROUP, g, GROUP)
-    bias = _vector(norm_bias + branch * GROUP, g, GROUP)
+    g = tl.arange(0, S.G)
+    place, keep = _group_places(row, inside, branch, S)
+    x = tl.load(p.tokens + place, keep, 0.0).to(tl.float32)
+    weight = _vector(w.norm_weight + branch * S.GROUP, g, S.GROUP)
+    bias = _vector(w.norm_bias + branch * S.GROUP, g, S.GROUP)
     return tl.where(keep, (x - mean) * scale * weight + bias, 0.0)
 
 
 @triton.jit
-def _place_in_sequence(row, length, branch, BRANCHES: tl.constexpr):
+def _place_in_sequence(row, length, branch, S: tl.constexpr):
     """Row of a (sequence · length) array that holds a token's branch."""
-    return (row // length * BRANCHES + branch) * length + row % length
+    return (row // length * S.BRANCHES + branch) * length + row % length
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _operands_kernel(
-    tokens, norm_weight, norm_bias, in_proj, conv_weight, conv_bias, x_proj, dt_weight, dt_bias,
-    inner, before, gate, delta_out, driven_out, B_out, C_out, rows, length, eps,
-    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
-    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
-    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr,
-    TAPS: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=_LENGTHS)
+def _operands_kernel(p, w, rows, length, eps, S: tl.constexpr):
     """From some tokens of one branch, or of several in turn, to everything that the scan reads.
 
     A program's first WIDTH − 1 rows belong to the program before; it makes them again for the
     convolution, which reads what this program itself has written.
     """
-    first = tl.program_id(0) * (ROWS - (WIDTH - 1))
-    row = first - (WIDTH - 1) + tl.arange(0, ROWS)
+    PRECISION: tl.constexpr = S.PRECISION
+    RANK: tl.constexpr = S.RANK
+    INNER: tl.constexpr = S.INNER
+    E: tl.constexpr = S.E
+    first = tl.program_id(0) * (S.ROWS - (S.WIDTH - 1))
+    row = first - (S.WIDTH - 1) + tl.arange(0, S.ROWS)
     inside = (row >= 0) & (row < rows)
-    own_row = first + tl.arange(0, ROWS)
-    own = (own_row < rows) & (tl.arange(0, ROWS) < ROWS - (WIDTH - 1))
-    g, e, n = tl.arange(0, G), tl.arange(0, E), tl.arange(0, N)
-    mean, scale = row_statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
-    to_inner = _matrix(in_proj, e[None, :], g[:, None], INNER, GROUP)  # (G, E)
-    to_gate = _matrix(in_proj + INNER * GROUP, e[None, :], g[:, None], INNER, GROUP)
-    to_B = _matrix(x_proj + RANK * INNER, n[None, :], e[:, None], STATE, INNER)  # (E, N)
-    to_C = _matrix(x_proj + (RANK + STATE) * INNER, n[None, :], e[:, None], STATE, INNER)
-    tap = tl.arange(0, TAPS)
-    back = WIDTH - 1 - tap
+    own_row = first + tl.arange(0, S.ROWS)
+    own = (own_row < rows) & (tl.arange(0, S.ROWS) < S.ROWS - (S.WIDTH - 1))
+    g, e, n = tl.arange(0, S.G), tl.arange(0, E), tl.arange(0, S.N)
+    tokens = _load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
+    mean, scale = row_statistics(tokens, eps, S.CHANNELS, S.C)
+    to_inner = _matrix(w.in_proj, e[None, :], g[:, None], INNER, S.GROUP)  # (G, E)
+    to_gate = _matrix(w.in_proj + INNER * S.GROUP, e[None, :], g[:, None], INNER, S.GROUP)
+    to_B = _matrix(w.x_proj + RANK * INNER, n[None, :], e[:, None], S.STATE, INNER)  # (E, N)
+    of_C = w.x_proj + (RANK + S.STATE) * INNER
+    to_C = _matrix(of_C, n[None, :], e[:, None], S.STATE, INNER)
+    tap = tl.arange(0, S.TAPS)
+    back = S.WIDTH - 1 - tap
     weight = tl.load(
-        conv_weight + (e * WIDTH)[None, None, :] + tap[None, :, None],
-        (e < INNER)[None, None, :] & (tap < WIDTH)[None, :, None],
+        w.conv_weight + (e * S.WIDTH)[None, None, :] + tap[None, :, None],
+        (e < INNER)[None, None, :] & (tap < S.WIDTH)[None, :, None],
         0.0,
     )
-    for branch in range(tl.program_id(1), BRANCHES, tl.num_programs(1)):
-        group = _normal_group(
-            tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
-        )
+    for branch in range(tl.program_id(1), S.BRANCHES, tl.num_programs(1)):
+        group = _normal_group(p, w, row, inside, branch, mean, scale, S)
         z = _dot(group, to_gate, PRECISION)
-        if not TRAIN:
+        if not S.TRAIN:
             z *= sigmoid(z)
-        place = _place_in_sequence(row, length, branch, BRANCHES)
-        _store_rows(inner, place, inside, _dot(group, to_inner, PRECISION), E, E)
-        _store_rows(gate, place, inside, z, E, E)
+        place = _place_in_sequence(row, length, branch, S)
+        _store_rows(p.inner, place, inside, _dot(group, to_inner, PRECISION), E, E)
+        _store_rows(p.gate, place, inside, z, E, E)
         tl.debug_barrier()
 
-        place = _place_in_sequence(own_row, length, branch, BRANCHES)
+        place = _place_in_sequence(own_row, length, branch, S)
         there = own[:, None] & (own_row[:, None] % length >= back[None, :]) & (back >= 0)[None, :]
         # Taps are the middle axis: Triton gives each thread all of a channel's.
         read = tl.load(
-            inner + (place[:, None] - back[None, :])[:, :, None] * E + e[None, None, :],
+            p.inner + (place[:, None] - back[None, :])[:, :, None] * E + e[None, None, :],
             there[:, :, None],
             0.0,
         )  # (row, tap, e)
-        convolved = tl.sum(read.to(tl.float32) * weight, 1) + _vector(conv_bias, e, INNER)
+        convolved = tl.sum(read.to(tl.float32) * weight, 1) + _vector(w.conv_bias, e, INNER)
         x = convolved * sigmoid(convolved)
-        raw = tl.zeros((ROWS, E), tl.float32) + _vector(dt_bias, e, INNER)
+        raw = zeros(S.ROWS, E) + _vector(w.dt_bias, e, INNER)
         for r in tl.static_range(RANK):
-            rank = tl.sum(x * _vector(x_proj + r * INNER, e, INNER), 1)[:, None]
-            raw += rank * tl.load(dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
+            rank = tl.sum(x * _vector(w.x_proj + r * INNER, e, INNER), 1)[:, None]
+            raw += rank * tl.load(w.dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
         delta = tl.where((e < INNER)[None, :], _softplus(raw), 0.0)
-        if TRAIN:
-            _store_rows(before, place, own, convolved, E, E)
-            _store_rows(driven_out, place, own, delta * x, E, E)
+        if S.TRAIN:
+            _store_rows(p.before, place, own, convolved, E, E)
+            _store_rows(p.x, place, own, delta * x, E, E)
         else:
-            _store_rows(driven_out, place, own, x, E, E)
-        _store_rows(delta_out, place, own, delta, E, E)
-        _store_rows(B_out, place, own, _dot(x, to_B, PRECISION), N, N)
-        _store_rows(C_out, place, own, _dot(x, to_C, PRECISION), N, N)
+            _store_rows(p.x, place, own, x, E, E)
+        _store_rows(p.delta, place, own, delta, E, E)
+        _store_rows(p.B, place, own, _dot(x, to_B, PRECISION), S.N, S.N)
+        _store_rows(p.C, place, own, _dot(x, to_C, PRECISION), S.N, S.N)
 
 
-@triton.jit
-def _decay_rates(A_log, e, INNER: tl.constexpr, STATE: tl.constexpr, N: tl.constexpr):
-    """A · log2(e) of some inner channels, (N, e), zero outside."""
-    n, e = tl.arange(0, N)[:, None], e[None, :]
-    inside = (n < STATE) & (e < INNER)
-    A = -tl.exp(tl.load(A_log + e * STATE + n, inside, 0.0))
-    return tl.where(inside, A * 1.4426950408889634, 0.0)
-
-
-@triton.jit
-def _step(
-    pointer, sequence, start, i, length, column, WIDE: tl.constexpr, EVEN: tl.constexpr
-):  # fmt: skip
-    """Token start + i of a (sequences, length, WIDE) array; zeros past the end change nothing."""
-    here = pointer + ((sequence * length + start) * WIDE + column) + i * WIDE
-    return _load(here, start + i < length, EVEN)
-
-
-@triton.jit
-def _load_steps(
-    delta_in, driven_in, B_in, C_in, gate, sequence, start, length, e, n,
-    E: tl.constexpr, N: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """Some of a scan's operands for STEPS tokens, a tuple each; of None, none."""
-    deltas, drivens, Bs, Cs, gates = (), (), (), (), ()
-    for i in tl.static_range(STEPS):
-        deltas = deltas + (_step(delta_in, sequence, start, i, length, e, E, EVEN),)
-        drivens = drivens + (_step(driven_in, sequence, start, i, length, e, E, EVEN),)
-        Bs = Bs + (_step(B_in, sequence, start, i, length, n, N, EVEN),)
-        if C_in is not None:
-            Cs = Cs + (_step(C_in, sequence, start, i, length, n, N, EVEN),)
-        if gate is not None:
-            gates = gates + (_step(gate, sequence, start, i, length, e, E, EVEN),)
-    return deltas, drivens, Bs, Cs, gates
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _ends_kernel(
-    A_log, delta_in, driven_in, B_in, ends, spans, length, steps,
-    TRAIN: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
-    E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """What a chunk alone adds to the state, and the sum of its step sizes."""
-    sequence, chunk = tl.program_id(0), tl.program_id(1)
-    e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
-    rates = _decay_rates(A_log, e, INNER, STATE, N)
-    state = tl.zeros((N, LANES), tl.float32)
-    span = tl.zeros((LANES,), tl.float32)
-    first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_steps(
-        delta_in, driven_in, B_in, None, None, sequence, first, length, e, n, E, N, STEPS, EVEN
-    )
-    for start in range(first, last + STEPS, STEPS):
-        deltas, drivens, Bs, _, _ = ahead
-        following = tl.minimum(start + STEPS, last)
-        ahead = _load_steps(
-            delta_in, driven_in, B_in, None, None, sequence, following, length, e, n,
-            E, N, STEPS, EVEN,
-        )  # fmt: skip
-        for i in tl.static_range(STEPS):
-            delta, driven = deltas[i].to(tl.float32), drivens[i].to(tl.float32)
-            if not TRAIN:
-                driven *= delta
-            state = _decay(rates, delta) * state + Bs[i].to(tl.float32)[:, None] * driven[None, :]
-            span += delta
-    place = sequence * tl.cdiv(length, steps) + chunk
-    tl.store(_state(ends, place, e, N, E), state)
-    tl.store(spans + place * E + e, span)
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _scan_kernel(
-    A_log, D, delta_in, driven_in, B_in, C_in, gate, ends, spans, y_out, kept, length, steps,
-    TRAIN: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr,
-    E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """A chunk's outputs C · state, from the state that enters it; without TRAIN, gated."""
-    sequence, chunk = tl.program_id(0), tl.program_id(1)
-    e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
-    rates = _decay_rates(A_log, e, INNER, STATE, N)
-    direct = tl.load(D + e, e < INNER, 0.0)
-    state = _gather_chunks(
-        rates, ends, spans, sequence * tl.num_programs(1), chunk, 1, e, N, E, STEPS
-    )
-    first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_steps(
-        delta_in, driven_in, B_in, C_in, gate, sequence, first, length, e, n, E, N, STEPS, EVEN
-    )
-    for start in range(first, last + STEPS, STEPS):
-        if TRAIN:
-            if start < length:
-                place = sequence * tl.cdiv(length, STEPS) + start // STEPS
-                tl.store(_state(kept, place, e, N, E), state)
-        deltas, drivens, Bs, Cs, gates = ahead
-        # While these steps are computed, the next ones' operands are on their way.
-        following = tl.minimum(start + STEPS, last)
-        ahead = _load_steps(
-            delta_in, driven_in, B_in, C_in, gate, sequence, following, length, e, n,
-            E, N, STEPS, EVEN,
-        )  # fmt: skip
-        for i in tl.static_range(STEPS):
-            delta, own = deltas[i].to(tl.float32), drivens[i].to(tl.float32)
-            driven = own if TRAIN else own * delta
-            state = _decay(rates, delta) * state + Bs[i].to(tl.float32)[:, None] * driven[None, :]
-            y = tl.sum(Cs[i].to(tl.float32)[:, None] * state, 0)
-            if not TRAIN:
-                y = (y + direct * own) * gates[i].to(tl.float32)
-            here = y_out + ((sequence * length + start) * E + e) + i * E
-            _store(here, y, start + i < length, EVEN)
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _mix_kernel(
-    tokens, norm_weight, norm_bias, D, out_proj, skip_scale, project_weight, project_bias,
-    before, gate, y_in, mixed, out, rows, length, eps,
-    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
-    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
-    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=_LENGTHS)
+def _mix_kernel(p, w, rows, length, eps, S: tl.constexpr):
     """Gate, way out and skip of every branch of some tokens, then LayerNorm and projection."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    PRECISION: tl.constexpr = S.PRECISION
+    BRANCHES: tl.constexpr = S.BRANCHES
+    row = tl.program_id(0) * S.ROWS + tl.arange(0, S.ROWS)
     inside = row < rows
-    g, e, c, o = tl.arange(0, G), tl.arange(0, E), tl.arange(0, C), tl.arange(0, O)
-    to_out = _matrix(out_proj, g[None, :], e[:, None], GROUP, INNER)  # (E, G)
-    direct = _vector(D, e, INNER)
-    skip = tl.load(skip_scale)
-    mean, scale = row_statistics(_load_rows(tokens, row, inside, CHANNELS, C), eps, CHANNELS, C)
+    g, e, c, o = tl.arange(0, S.G), tl.arange(0, S.E), tl.arange(0, S.C), tl.arange(0, S.O)
+    to_out = _matrix(w.out_proj, g[None, :], e[:, None], S.GROUP, S.INNER)  # (E, G)
+    direct = _vector(w.D, e, S.INNER)
+    skip = tl.load(w.skip_scale)
+    tokens = _load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
+    mean, scale = row_statistics(tokens, eps, S.CHANNELS, S.C)
     for branch in tl.static_range(BRANCHES):
-        place = _place_in_sequence(row, length, branch, BRANCHES)
-        gated = _load_rows(y_in, place, inside, E, E)
-        if TRAIN:
-            convolved = _load_rows(before, place, inside, E, E)
-            z = _load_rows(gate, place, inside, E, E)
+        place = _place_in_sequence(row, length, branch, S)
+        gated = _load_rows(p.y, place, inside, S.E, S.E)
+        if S.TRAIN:
+            convolved = _load_rows(p.before, place, inside, S.E, S.E)
+            z = _load_rows(p.gate, place, inside, S.E, S.E)
             gated = (gated + direct * convolved * sigmoid(convolved)) * z * sigmoid(z)
-        group = _normal_group(
-            tokens, norm_weight, norm_bias, row, inside, branch, mean, scale, CHANNELS, GROUP, G
-        )
+        group = _normal_group(p, w, row, inside, branch, mean, scale, S)
         left = _dot(gated, to_out, PRECISION) + skip * group
-        keep = inside[:, None] & (g < GROUP)[None, :]
-        tl.store(mixed + row[:, None] * CHANNELS + branch * GROUP + g[None, :], left, keep)
+        here, keep = _group_places(row, inside, branch, S)
+        tl.store(p.mixed + here, left, keep)
     tl.debug_barrier()  # the branches are read as whole rows below
-    x = _load_rows(mixed, row, inside, CHANNELS, C)
-    mean, scale = row_statistics(x, eps, CHANNELS, C)
-    normal = (x - mean) * scale * _vector(norm_weight, c, CHANNELS)
-    normal += _vector(norm_bias, c, CHANNELS)
-    to_channels = _matrix(project_weight, o[None, :], c[:, None], OUT, CHANNELS)
-    projected = _dot(normal, to_channels, PRECISION)
-    _store_rows(out, row, inside, projected + _vector(project_bias, o, OUT), OUT, O)
+    x = _load_rows(p.mixed, row, inside, S.CHANNELS, S.C)
+    mean, scale = row_statistics(x, eps, S.CHANNELS, S.C)
+    normal = (x - mean) * scale * _vector(w.norm_weight, c, S.CHANNELS)
+    normal += _vector(w.norm_bias, c, S.CHANNELS)
+    to_channels = _matrix(w.project_weight, o[None, :], c[:, None], S.OUT, S.CHANNELS)
+    projected = _dot(normal, to_channels, PRECISION) + _vector(w.project_bias, o, S.OUT)
+    _store_rows(p.out, row, inside, projected, S.OUT, S.O)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _mix_backward_kernel(
-    norm_weight, norm_bias, D, out_proj, project_weight, before, gate, y_in, mixed,
-    grad_out, grad_mixed, grad_gate, grad_y_out, partials, norm_partials, rows, length, tiles, eps,
-    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
-    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
-    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=_LENGTHS)
+def _mix_back_kernel(p, w, rows, length, tiles, eps, S: tl.constexpr):
     """Back through ``_mix_kernel`` for some tiles of tokens, with their parameters' sums."""
-    g, e, c, o = tl.arange(0, G), tl.arange(0, E), tl.arange(0, C), tl.arange(0, O)
-    gain, shift = _vector(norm_weight, c, CHANNELS), _vector(norm_bias, c, CHANNELS)
-    project_back = _matrix(project_weight, o[:, None], c[None, :], OUT, CHANNELS)  # (O, C)
-    out_back = _matrix(out_proj, g[:, None], e[None, :], GROUP, INNER)  # (G, E)
-    direct = _vector(D, e, INNER)
-    grad_project = tl.zeros((O, C), tl.float32)
-    grad_bias = tl.zeros((O,), tl.float32)
-    grad_gain = tl.zeros((C,), tl.float32)
-    grad_shift = tl.zeros((C,), tl.float32)
-    grad_out_proj = tl.zeros((G, E), tl.float32)
-    grad_D = tl.zeros((E,), tl.float32)
+    E: tl.constexpr = S.E
+    g, e, c, o = tl.arange(0, S.G), tl.arange(0, E), tl.arange(0, S.C), tl.arange(0, S.O)
+    gain = _vector(w.norm_weight, c, S.CHANNELS)
+    shift = _vector(w.norm_bias, c, S.CHANNELS)
+    project_back = _matrix(w.project_weight, o[:, None], c[None, :], S.OUT, S.CHANNELS)  # (O, C)
+    out_back = _matrix(w.out_proj, g[:, None], e[None, :], S.GROUP, S.INNER)  # (G, E)
+    direct = _vector(w.D, e, S.INNER)
+    d_project, d_bias = zeros(S.O, S.C), zeros(S.O)
+    d_gain, d_shift = zeros(S.C), zeros(S.C)
+    d_out_proj, d_D = zeros(S.G, E), zeros(E)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        row = tile * ROWS + tl.arange(0, ROWS)
+        row = tile * S.ROWS + tl.arange(0, S.ROWS)
         inside = row < rows
-        x = _load_rows(mixed, row, inside, CHANNELS, C)
-        mean, scale = row_statistics(x, eps, CHANNELS, C)
-        standard = tl.where((c < CHANNELS)[None, :], (x - mean) * scale, 0.0)
-        grad = _load_rows(grad_out, row, inside, OUT, O)
-        grad_project += _product(tl.trans(grad), standard * gain + shift)
-        grad_bias += tl.sum(grad, 0)
-        grad_normal = _product(grad, project_back)
-        grad_gain += tl.sum(grad_normal * standard, 0)
-        grad_shift += tl.sum(grad_normal, 0)
-        grad_x = row_gradient(grad_normal * gain, standard, scale, CHANNELS)
-        _store_rows(grad_mixed, row, inside, grad_x, CHANNELS, C)
+        x = _load_rows(p.mixed, row, inside, S.CHANNELS, S.C)
+        mean, scale = row_statistics(x, eps, S.CHANNELS, S.C)
+        standard = tl.where((c < S.CHANNELS)[None, :], (x - mean) * scale, 0.0)
+        d_out = _load_rows(p.d_out, row, inside, S.OUT, S.O)
+        d_project += _product(tl.trans(d_out), standard * gain + shift)
+        d_bias += tl.sum(d_out, 0)
+        d_normal = _product(d_out, project_back)
+        d_gain += tl.sum(d_normal * standard, 0)
+        d_shift += tl.sum(d_normal, 0)
+        d_mixed = row_gradient(d_normal * gain, standard, scale, S.CHANNELS)
+        _store_rows(p.d_mixed, row, inside, d_mixed, S.CHANNELS, S.C)
         tl.debug_barrier()  # the rows are read by branches below
-        for branch in range(BRANCHES):
-            keep = inside[:, None] & (g < GROUP)[None, :]
-            here = grad_mixed + row[:, None] * CHANNELS + branch * GROUP + g[None, :]
-            grad_left = tl.load(here, keep, 0.0)
-            place = _place_in_sequence(row, length, branch, BRANCHES)
-            convolved = _load_rows(before, place, inside, E, E)
+        for branch in range(S.BRANCHES):
+            here, keep = _group_places(row, inside, branch, S)
+            d_left = tl.load(p.d_mixed + here, keep, 0.0)
+            place = _place_in_sequence(row, length, branch, S)
+            convolved = _load_rows(p.before, place, inside, E, E)
             own = convolved * sigmoid(convolved)
-            z = _load_rows(gate, place, inside, E, E)
-            y = _load_rows(y_in, place, inside, E, E) + direct * own
+            z = _load_rows(p.gate, place, inside, E, E)
+            y = _load_rows(p.y, place, inside, E, E) + direct * own
             opened = z * sigmoid(z)
-            grad_gated = _product(grad_left, out_back)
-            grad_y = grad_gated * opened
-            grad_out_proj += _product(tl.trans(grad_left), y * opened)
-            grad_D += tl.sum(grad_y * own, 0)
-            _store_rows(grad_y_out, place, inside, grad_y, E, E)
-            _store_rows(grad_gate, place, inside, grad_gated * y * silu_slope(z), E, E)
-    # In the order of ``mix_sizes``.
-    size: tl.constexpr = OUT * CHANNELS + OUT + GROUP * INNER + INNER
-    partials += tl.program_id(0) * size
-    _store_sum(partials, grad_project, o[:, None], c[None, :], OUT, CHANNELS)
-    partials += OUT * CHANNELS
-    tl.store(partials + o, grad_bias, o < OUT)
-    partials += OUT
-    _store_sum(partials, grad_out_proj, g[:, None], e[None, :], GROUP, INNER)
-    tl.store(partials + GROUP * INNER + e, grad_D, e < INNER)
-    norm_partials += tl.program_id(0) * 2 * CHANNELS
-    tl.store(norm_partials + c, grad_gain, c < CHANNELS)
-    tl.store(norm_partials + CHANNELS + c, grad_shift, c < CHANNELS)
+            d_gated = _product(d_left, out_back)
+            d_y = d_gated * opened
+            d_out_proj += _product(tl.trans(d_left), y * opened)
+            d_D += tl.sum(d_y * own, 0)
+            _store_rows(p.d_y, place, inside, d_y, E, E)
+            _store_rows(p.d_gate, place, inside, d_gated * y * silu_slope(z), E, E)
+    size: tl.constexpr = S.OUT * S.CHANNELS + S.OUT + S.GROUP * S.INNER + S.INNER
+    to = p.of_mix + tl.program_id(0) * size
+    to = _store_sum(to, d_project, o[:, None], c[None, :], S.OUT, S.CHANNELS)
+    tl.store(to + o, d_bias, o < S.OUT)
+    to = _store_sum(to + S.OUT, d_out_proj, g[:, None], e[None, :], S.GROUP, S.INNER)
+    tl.store(to + e, d_D, e < S.INNER)
+    _store_norm_sums(p, tl.program_id(0), d_gain, d_shift, c, S)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _leaving_kernel(
-    A_log, delta_in, C_in, grad_y_in, leaving, spans, length, steps,
-    INNER: tl.constexpr, STATE: tl.constexpr,
-    E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """The gradient of the state before a chunk, from this chunk's outputs alone."""
-    sequence, chunk = tl.program_id(0), tl.program_id(1)
-    e, n = tl.program_id(2) * LANES + tl.arange(0, LANES), tl.arange(0, N)
-    rates = _decay_rates(A_log, e, INNER, STATE, N)
-    grad = tl.zeros((N, LANES), tl.float32)
-    span = tl.zeros((LANES,), tl.float32)
-    for done in range(0, steps, STEPS):
-        start = (chunk + 1) * steps - STEPS - done
-        for i in tl.static_range(STEPS - 1, -1, -1):
-            delta = _step(delta_in, sequence, start, i, length, e, E, EVEN)
-            C = _step(C_in, sequence, start, i, length, n, N, EVEN)
-            grad_y = _step(grad_y_in, sequence, start, i, length, e, E, EVEN)
-            grad = _decay(rates, delta) * (grad + C[:, None] * grad_y[None, :])
-            span += delta
-    place = sequence * tl.num_programs(1) + chunk
-    tl.store(_state(leaving, place, e, N, E), grad)
-    tl.store(spans + place * E + e, span)
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _scan_backward_kernel(
-    A_log, delta_in, driven_in, B_in, C_in, kept, leaving, spans, grad_y_in,
-    grad_driven, grad_exponent, grad_B, grad_C, partials, length, steps,
-    INNER: tl.constexpr, STATE: tl.constexpr,
-    E: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """A chunk's gradients of delta · x, delta · A (summed over the states), B, C and A_log."""
-    sequence, chunk, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    sequences, chunks = tl.num_programs(0), tl.num_programs(1)
-    e, n = block * LANES + tl.arange(0, LANES), tl.arange(0, N)
-    rates = _decay_rates(A_log, e, INNER, STATE, N)
-    # The gradient of the state at this chunk's end, with the decay of the next step in it.
-    final = (sequence + 1) * chunks - 1
-    grad = _gather_chunks(rates, leaving, spans, final, chunks - 1 - chunk, -1, e, N, E, STEPS)
-    grad_A = tl.zeros((N, LANES), tl.float32)
-    for done in range(0, steps, STEPS):
-        start = (chunk + 1) * steps - STEPS - done
-        deltas, drivens, Bs, Cs, grad_ys = (), (), (), (), ()
-        for i in tl.static_range(STEPS):
-            deltas = deltas + (_step(delta_in, sequence, start, i, length, e, E, EVEN),)
-            drivens = drivens + (_step(driven_in, sequence, start, i, length, e, E, EVEN),)
-            Bs = Bs + (_step(B_in, sequence, start, i, length, n, N, EVEN),)
-            Cs = Cs + (_step(C_in, sequence, start, i, length, n, N, EVEN),)
-            grad_ys = grad_ys + (_step(grad_y_in, sequence, start, i, length, e, E, EVEN),)
-        place = sequence * tl.cdiv(length, STEPS) + start // STEPS
-        states = (tl.load(_state(kept, place, e, N, E), start < length, 0.0),)
-        decays = ()
-        for i in tl.static_range(STEPS):
-            decays = decays + (_decay(rates, deltas[i]),)
-            entered = Bs[i][:, None] * drivens[i][None, :]
-            states = states + (decays[i] * states[i] + entered,)
-        for i in tl.static_range(STEPS - 1, -1, -1):
-            here, inside = sequence * length + start + i, start + i < length
-            grad += Cs[i][:, None] * grad_ys[i][None, :]
-            of_C = tl.sum(states[i + 1] * grad_ys[i][None, :], 1)
-            of_B = tl.sum(grad * drivens[i][None, :], 1)
-            of_driven = tl.sum(grad * Bs[i][:, None], 0)
-            grad *= decays[i]
-            exponent = grad * states[i]
-            grad_A += exponent * deltas[i][None, :]
-            of_exponent = tl.sum(exponent * rates, 0) * 0.6931471805599453
-            tl.store(grad_driven + here * E + e, of_driven, inside)
-            tl.store(grad_exponent + here * E + e, of_exponent, inside)
-            tl.store(grad_B + (block * sequences * length + here) * N + n, of_B, inside)
-            tl.store(grad_C + (block * sequences * length + here) * N + n, of_C, inside)
-    partials += (sequence * chunks + chunk) * INNER * STATE
-    # A = −exp(A_log), so A is its own slope.
-    _store_sum(
-        partials, grad_A * (rates * 0.6931471805599453), e[None, :], n[:, None], INNER, STATE
-    )
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _operands_backward_kernel(
-    x_proj, dt_weight, D, before, delta_in, grad_y_in, grad_driven, grad_exponent, grad_B, grad_C,
-    grad_before, partials, rows, tiles,
-    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
-    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
-    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=_LENGTHS)
+def _operands_back_kernel(p, w, rows, tiles, S: tl.constexpr):
     """Back from the scan's operands to the convolution's output, for rows (sequence, token)."""
+    RANK: tl.constexpr = S.RANK
+    INNER: tl.constexpr = S.INNER
+    E: tl.constexpr = S.E
+    N: tl.constexpr = S.N
     e, n = tl.arange(0, E), tl.arange(0, N)
-    B_back = _matrix(x_proj + RANK * INNER, n[:, None], e[None, :], STATE, INNER)  # (N, E)
-    C_back = _matrix(x_proj + (RANK + STATE) * INNER, n[:, None], e[None, :], STATE, INNER)
-    direct = _vector(D, e, INNER)
-    grad_to_B = tl.zeros((N, E), tl.float32)
-    grad_to_C = tl.zeros((N, E), tl.float32)
-    grad_dt_bias = tl.zeros((E,), tl.float32)
+    B_back = _matrix(w.x_proj + RANK * INNER, n[:, None], e[None, :], S.STATE, INNER)  # (N, E)
+    of_C = w.x_proj + (RANK + S.STATE) * INNER
+    C_back = _matrix(of_C, n[:, None], e[None, :], S.STATE, INNER)
+    direct = _vector(w.D, e, INNER)
+    d_to_B, d_to_C = zeros(N, E), zeros(N, E)
+    d_dt_bias = zeros(E)
     ranks = tl.arange(0, 8)[:, None]  # rows beyond RANK stay zero
-    grad_to_rank = tl.zeros((8, E), tl.float32)
-    grad_dt_weight = tl.zeros((8, E), tl.float32)
+    d_to_rank, d_dt_weight = zeros(8, E), zeros(8, E)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        row = tile * ROWS + tl.arange(0, ROWS)
+        row = tile * S.ROWS + tl.arange(0, S.ROWS)
         inside = row < rows
-        convolved = _load_rows(before, row, inside, E, E)
+        convolved = _load_rows(p.before, row, inside, E, E)
         x = convolved * sigmoid(convolved)
-        delta = _load_rows(delta_in, row, inside, E, E)
-        of_driven = _load_rows(grad_driven, row, inside, E, E)
-        of_B = tl.zeros((ROWS, N), tl.float32)
-        of_C = tl.zeros((ROWS, N), tl.float32)
+        delta = _load_rows(p.delta, row, inside, E, E)
+        d_driven = _load_rows(p.d_x, row, inside, E, E)
+        d_B, d_C = zeros(S.ROWS, N), zeros(S.ROWS, N)
         for block in tl.static_range(E // LANES):
-            of_B += _load_rows(grad_B + block * rows * N, row, inside, N, N)
-            of_C += _load_rows(grad_C + block * rows * N, row, inside, N, N)
-        grad_delta = of_driven * x + _load_rows(grad_exponent, row, inside, E, E)
-        grad_raw = grad_delta * (1.0 - tl.exp(-delta))  # the slope of softplus
-        grad_x = of_driven * delta + direct * _load_rows(grad_y_in, row, inside, E, E)
-        grad_x += _product(of_B, B_back) + _product(of_C, C_back)
+            d_B += _load_rows(p.d_B + block * rows * N, row, inside, N, N)
+            d_C += _load_rows(p.d_C + block * rows * N, row, inside, N, N)
+        d_delta = d_driven * x + _load_rows(p.d_delta, row, inside, E, E)
+        d_raw = d_delta * (1.0 - tl.exp(-delta))  # the slope of softplus
+        d_x = d_driven * delta + direct * _load_rows(p.d_y, row, inside, E, E)
+        d_x += _product(d_B, B_back) + _product(d_C, C_back)
         for r in tl.static_range(RANK):
-            to_rank = _vector(x_proj + r * INNER, e, INNER)
-            from_rank = tl.load(dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
-            grad_rank = tl.sum(grad_raw * from_rank, 1)[:, None]
-            grad_x += grad_rank * to_rank
+            to_rank = _vector(w.x_proj + r * INNER, e, INNER)
+            from_rank = tl.load(w.dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
+            d_rank = tl.sum(d_raw * from_rank, 1)[:, None]
+            d_x += d_rank * to_rank
             rank = tl.sum(x * to_rank, 1)[:, None]
-            grad_dt_weight += tl.where(ranks == r, tl.sum(grad_raw * rank, 0)[None, :], 0.0)
-            grad_to_rank += tl.where(ranks == r, tl.sum(grad_rank * x, 0)[None, :], 0.0)
-        grad_dt_bias += tl.sum(grad_raw, 0)
-        grad_to_B += _product(tl.trans(of_B), x)
-        grad_to_C += _product(tl.trans(of_C), x)
-        _store_rows(grad_before, row, inside, grad_x * silu_slope(convolved), E, E)
-    # In the order of ``operand_sizes``.
-    partials += tl.program_id(0) * ((2 * RANK + 2 * STATE) * INNER + INNER)
-    _store_sum(partials, grad_to_rank, ranks, e[None, :], RANK, INNER)
-    partials += RANK * INNER
-    _store_sum(partials, grad_to_B, n[:, None], e[None, :], STATE, INNER)
-    partials += STATE * INNER
-    _store_sum(partials, grad_to_C, n[:, None], e[None, :], STATE, INNER)
-    partials += STATE * INNER
-    _store_sum(partials, grad_dt_weight, e[None, :], ranks, INNER, RANK)
-    tl.store(partials + INNER * RANK + e, grad_dt_bias, e < INNER)
+            d_dt_weight += tl.where(ranks == r, tl.sum(d_raw * rank, 0)[None, :], 0.0)
+            d_to_rank += tl.where(ranks == r, tl.sum(d_rank * x, 0)[None, :], 0.0)
+        d_dt_bias += tl.sum(d_raw, 0)
+        d_to_B += _product(tl.trans(d_B), x)
+        d_to_C += _product(tl.trans(d_C), x)
+        _store_rows(p.d_before, row, inside, d_x * silu_slope(convolved), E, E)
+    to = p.of_operands + tl.program_id(0) * ((2 * RANK + 2 * S.STATE) * INNER + INNER)
+    to = _store_sum(to, d_to_rank, ranks, e[None, :], RANK, INNER)
+    to = _store_sum(to, d_to_B, n[:, None], e[None, :], S.STATE, INNER)
+    to = _store_sum(to, d_to_C, n[:, None], e[None, :], S.STATE, INNER)
+    to = _store_sum(to, d_dt_weight, e[None, :], ranks, INNER, RANK)
+    tl.store(to + e, d_dt_bias, e < INNER)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _tokens_backward_kernel(
-    tokens, norm_weight, norm_bias, in_proj, conv_weight, skip_scale, inner,
-    grad_before, grad_gate, grad_mixed, grad_normal, grad_tokens, partials, norm_partials,
-    rows, length, tiles, eps,
-    CHANNELS: tl.constexpr, BRANCHES: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr,
-    STATE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr,
-    C: tl.constexpr, G: tl.constexpr, E: tl.constexpr, N: tl.constexpr, O: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=_LENGTHS)
+def _tokens_back_kernel(p, w, rows, length, tiles, eps, S: tl.constexpr):
     """Back through convolution, projection, skip and LayerNorm to some tiles of tokens."""
-    g, e, c = tl.arange(0, G), tl.arange(0, E), tl.arange(0, C)
-    inner_back = _matrix(in_proj, e[:, None], g[None, :], INNER, GROUP)  # (E, G)
-    gate_back = _matrix(in_proj + INNER * GROUP, e[:, None], g[None, :], INNER, GROUP)
-    skip = tl.load(skip_scale)
+    WIDTH: tl.constexpr = S.WIDTH
+    INNER: tl.constexpr = S.INNER
+    E: tl.constexpr = S.E
+    g, e, c = tl.arange(0, S.G), tl.arange(0, E), tl.arange(0, S.C)
+    inner_back = _matrix(w.in_proj, e[:, None], g[None, :], INNER, S.GROUP)  # (E, G)
+    gate_back = _matrix(w.in_proj + INNER * S.GROUP, e[:, None], g[None, :], INNER, S.GROUP)
+    skip = tl.load(w.skip_scale)
     taps = tl.arange(0, 8)[:, None]  # rows beyond WIDTH stay zero
-    grad_conv_weight = tl.zeros((8, E), tl.float32)
-    grad_conv_bias = tl.zeros((E,), tl.float32)
-    grad_to_inner = tl.zeros((E, G), tl.float32)
-    grad_to_gate = tl.zeros((E, G), tl.float32)
-    grad_gain = tl.zeros((C,), tl.float32)
-    grad_shift = tl.zeros((C,), tl.float32)
-    grad_skip = tl.zeros((ROWS,), tl.float32)
+    d_conv_weight, d_conv_bias = zeros(8, E), zeros(E)
+    d_to_inner, d_to_gate = zeros(E, S.G), zeros(E, S.G)
+    d_gain, d_shift = zeros(S.C), zeros(S.C)
+    d_skip = zeros(S.ROWS)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        row = tile * ROWS + tl.arange(0, ROWS)
+        row = tile * S.ROWS + tl.arange(0, S.ROWS)
         inside = row < rows
-        x = _load_rows(tokens, row, inside, CHANNELS, C)
-        mean, scale = row_statistics(x, eps, CHANNELS, C)
-        for branch in range(BRANCHES):
-            place = _place_in_sequence(row, length, branch, BRANCHES)
-            group = _normal_group(
-                tokens, norm_weight, norm_bias, row, inside, branch, mean, scale,
-                CHANNELS, GROUP, G,
-            )  # fmt: skip
-            own = _load_rows(inner, place, inside, E, E)
-            grad_inner = tl.zeros((ROWS, E), tl.float32)
+        x = _load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
+        mean, scale = row_statistics(x, eps, S.CHANNELS, S.C)
+        for branch in range(S.BRANCHES):
+            place = _place_in_sequence(row, length, branch, S)
+            group = _normal_group(p, w, row, inside, branch, mean, scale, S)
+            own = _load_rows(p.inner, place, inside, E, E)
+            d_inner = zeros(S.ROWS, E)
             for tap in tl.static_range(WIDTH):
                 # The token went into the output of the token WIDTH − 1 − tap further on.
                 there = inside & (row % length < length - (WIDTH - 1 - tap))
-                grad = _load_rows(grad_before, place + (WIDTH - 1 - tap), there, E, E)
-                weight = tl.load(conv_weight + e * WIDTH + tap, e < INNER, 0.0)[None, :]
-                grad_inner += grad * weight
-                grad_conv_weight += tl.where(taps == tap, tl.sum(grad * own, 0)[None, :], 0.0)
-            grad_conv_bias += tl.sum(grad, 0)  # the last tap is the token itself
-            of_gate = _load_rows(grad_gate, place, inside, E, E)
-            keep = inside[:, None] & (g < GROUP)[None, :]
-            here = row[:, None] * CHANNELS + branch * GROUP + g[None, :]
-            grad_left = tl.load(grad_mixed + here, keep, 0.0)
-            grad_group = _product(grad_inner, inner_back) + _product(of_gate, gate_back)
-            grad_to_inner += _product(tl.trans(grad_inner), group)
-            grad_to_gate += _product(tl.trans(of_gate), group)
-            grad_skip += tl.sum(grad_left * group, 1)
-            tl.store(grad_normal + here, grad_group + skip * grad_left, keep)
+                d_before = _load_rows(p.d_before, place + (WIDTH - 1 - tap), there, E, E)
+                weight = tl.load(w.conv_weight + e * WIDTH + tap, e < INNER, 0.0)[None, :]
+                d_inner += d_before * weight
+                d_conv_weight += tl.where(taps == tap, tl.sum(d_before * own, 0)[None, :], 0.0)
+            d_conv_bias += tl.sum(d_before, 0)  # the last tap is the token itself
+            d_gate = _load_rows(p.d_gate, place, inside, E, E)
+            here, keep = _group_places(row, inside, branch, S)
+            d_left = tl.load(p.d_mixed + here, keep, 0.0)
+            d_group = _product(d_inner, inner_back) + _product(d_gate, gate_back)
+            d_to_inner += _product(tl.trans(d_inner), group)
+            d_to_gate += _product(tl.trans(d_gate), group)
+            d_skip += tl.sum(d_left * group, 1)
+            tl.store(p.d_normal + here, d_group + skip * d_left, keep)
         tl.debug_barrier()  # the branches are read as whole rows below
-        standard = tl.where((c < CHANNELS)[None, :] & inside[:, None], (x - mean) * scale, 0.0)
-        grad = _load_rows(grad_normal, row, inside, CHANNELS, C)
-        grad_gain += tl.sum(grad * standard, 0)
-        grad_shift += tl.sum(grad, 0)
-        grad *= _vector(norm_weight, c, CHANNELS)
-        _store_rows(
-            grad_tokens, row, inside, row_gradient(grad, standard, scale, CHANNELS), CHANNELS, C
-        )
-    # In the order of ``token_sizes``.
-    size: tl.constexpr = 2 * INNER * GROUP + INNER * WIDTH + INNER + 1
-    partials += tl.program_id(0) * size
-    _store_sum(partials, grad_to_inner, e[:, None], g[None, :], INNER, GROUP)
-    partials += INNER * GROUP
-    _store_sum(partials, grad_to_gate, e[:, None], g[None, :], INNER, GROUP)
-    partials += INNER * GROUP
-    _store_sum(partials, grad_conv_weight, e[None, :], taps, INNER, WIDTH)
-    partials += INNER * WIDTH
-    tl.store(partials + e, grad_conv_bias, e < INNER)
-    tl.store(partials + INNER, tl.sum(grad_skip, 0))
-    norm_partials += tl.program_id(0) * 2 * CHANNELS
-    tl.store(norm_partials + c, grad_gain, c < CHANNELS)
-    tl.store(norm_partials + CHANNELS + c, grad_shift, c < CHANNELS)
+        standard = tl.where((c < S.CHANNELS)[None, :] & inside[:, None], (x - mean) * scale, 0.0)
+        d_normal = _load_rows(p.d_normal, row, inside, S.CHANNELS, S.C)
+        d_gain += tl.sum(d_normal * standard, 0)
+        d_shift += tl.sum(d_normal, 0)
+        d_normal *= _vector(w.norm_weight, c, S.CHANNELS)
+        d_tokens = row_gradient(d_normal, standard, scale, S.CHANNELS)
+        _store_rows(p.d_tokens, row, inside, d_tokens, S.CHANNELS, S.C)
+    to = p.of_tokens + tl.program_id(0) * (2 * INNER * S.GROUP + INNER * WIDTH + INNER + 1)
+    to = _store_sum(to, d_to_inner, e[:, None], g[None, :], INNER, S.GROUP)
+    to = _store_sum(to, d_to_gate, e[:, None], g[None, :], INNER, S.GROUP)
+    to = _store_sum(to, d_conv_weight, e[None, :], taps, INNER, WIDTH)
+    tl.store(to + e, d_conv_bias, e < INNER)
+    tl.store(to + INNER, tl.sum(d_skip, 0))
+    # The programs of ``_mix_back_kernel``, as many, come before.
+    _store_norm_sums(p, tl.num_programs(0) + tl.program_id(0), d_gain, d_shift, c, S)

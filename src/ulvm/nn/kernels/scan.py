@@ -1,4 +1,4 @@
-"""The selective scan of ``nn/scan.py``: kernels over steps, for any Mamba.
+"""The selective scan of ``nn/scan.py``: kernels over steps, for the PVM layer and any other Mamba.
 
 Each sequence is cut into chunks; one warp walks through one chunk with the states of some inner
 channels in registers. The state that enters a chunk is put together from what each earlier chunk
@@ -13,13 +13,14 @@ Source: Gu & Dao 2023, arXiv 2312.00752, section 3.3.2 (recomputation).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ulvm.nn.kernels import device
 from ulvm.nn.kernels.sums import sum_partials
 
 LARGEST_STATE = 64
@@ -28,7 +29,47 @@ MOST_LANES = 32  # inner channels of one program at most
 STEPS = 4  # steps whose operands are loaded together, and between two kept states
 REGISTERS = 160  # of a thread of backward: twelve programs fit on each multiprocessor
 LONGEST = 1024  # steps of one chunk at most
-SCANNERS = 2112  # programs that a scan should have at least: 16 on each multiprocessor
+SCANNERS = 2 * device.EIGHT_ON_EACH  # programs that a scan should have at least
+
+
+class Sizes(NamedTuple):
+    """What the kernels are compiled for."""
+
+    INNER: int
+    STATE: int
+    W: int  # INNER, padded to whole programs
+    N: int  # STATE, padded
+    LANES: int  # inner channels of one program
+    E_ROW: int  # numbers between two steps of x; INNER, or W where the padding is stored too
+    N_ROW: int  # of B
+    EVEN: bool  # all chunks are full, and nothing is padded
+    STEPS: int = STEPS
+    LONG: bool = False  # places may need 64 bits
+    OF_LOG: bool = False  # A is given as log(−A), and so is its gradient
+    DRIVEN: bool = False  # x is delta · x already, whose gradient is wanted; D is not added
+
+
+class Pointers(NamedTuple):
+    """What the kernels read and write; None where one does not. ``d_`` are gradients."""
+
+    A: Any  # (INNER, STATE)
+    D: Any  # (INNER,)
+    delta: Any  # (sequences, length, E_ROW)
+    x: Any  # (sequences, length, E_ROW)
+    B: Any  # (sequences, length, N_ROW)
+    C: Any  # (sequences, length, N_ROW)
+    y: Any = None  # (sequences, length, E_ROW)
+    gate: Any = None  # (sequences, length, E_ROW), to multiply y with
+    states: Any = None  # (sequences, chunks, W, N), what each chunk alone adds
+    spans: Any = None  # (sequences, chunks, W), the sum of a chunk's step sizes
+    kept: Any = None  # (sequences, length / STEPS, W, N)
+    d_y: Any = None  # (sequences, length, E_ROW)
+    d_x: Any = None  # (sequences, length, E_ROW)
+    d_delta: Any = None  # (sequences, length, E_ROW); if DRIVEN only by way of delta · A
+    d_B: Any = None  # (blocks, sequences, length, N_ROW)
+    d_C: Any = None  # (blocks, sequences, length, N_ROW)
+    d_A: Any = None  # (sequences · chunks, INNER · STATE)
+    d_D: Any = None  # (sequences · chunks, INNER)
 
 
 def padded(size: int) -> int:
@@ -65,84 +106,115 @@ class _Scan(torch.autograd.Function):
         # B and C are slices of one projection: as rows of their own they are read in fours.
         x, delta, A, B, C, D = (each.contiguous() for each in (x, delta, A, B, C, D))
         batch, length, inner = x.shape
-        N = triton.next_power_of_2(A.shape[1])
+        state = A.shape[1]
+        N = triton.next_power_of_2(state)
         lanes = min(TILE // N, MOST_LANES, triton.next_power_of_2(inner))
         blocks = triton.cdiv(inner, lanes)
         steps = choose_chunk(batch * blocks, length, SCANNERS)
-        chunks = triton.cdiv(length, steps)
         W = blocks * lanes
-        sizes = {
-            "length": length,
-            "steps": steps,
-            "INNER": inner,
-            "STATE": A.shape[1],
-            "W": W,
-            "N": N,
-            "LANES": lanes,
-            "STEPS": STEPS,
-            "EVEN": length % steps == 0 and (inner, A.shape[1]) == (W, N),
-            "num_warps": 1,
-        }
-        y = torch.empty_like(x)
-        ends = x.new_empty(batch, chunks, W, N, dtype=torch.float32)
-        spans = x.new_empty(batch, chunks, W, dtype=torch.float32)
-        kept_count = triton.cdiv(length, STEPS) if train else 0
-        kept = x.new_empty(batch, kept_count, W, N, dtype=torch.float32)
-        if chunks > 1:
-            grid = (batch * blocks, chunks - 1)  # nothing follows the last
-            _selective_ends_kernel[grid](A, delta, x, B, ends, spans, **sizes)
-        _selective_scan_kernel[(batch * blocks, chunks)](
-            A, D, delta, x, B, C, ends, spans, y, kept, TRAIN=train, **sizes
-        )
+        even = length % steps == 0 and (inner, state) == (W, N)
+        sizes = Sizes(inner, state, W, N, lanes, inner, state, even, LONG=True)
+        p = run_scan(Pointers(A, D, delta, x, B, C, torch.empty_like(x)), steps, sizes, keep=train)
         if train:
-            ctx.save_for_backward(x, delta, A, B, C, D, kept)
-            ctx.sizes, ctx.blocks, ctx.chunks = sizes, blocks, chunks
-        return y
+            ctx.save_for_backward(x, delta, A, B, C, D, p.kept)
+            ctx.steps, ctx.sizes = steps, sizes
+        return p.y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, delta, A, B, C, D, kept = ctx.saved_tensors
-        sizes, blocks, chunks = ctx.sizes, ctx.blocks, ctx.chunks
-        batch = len(x)
-        grad_y = grad_y.contiguous()
-
-        def scratch(*shape: int) -> Tensor:
-            return x.new_empty(shape, dtype=torch.float32)
-
-        grid = (batch * blocks, chunks)
-        leaving = scratch(batch, chunks, *kept.shape[2:])
-        spans = scratch(batch, chunks, kept.shape[2])
-        if chunks > 1:
-            _selective_leaving_kernel[grid](A, delta, C, grad_y, leaving, spans, **sizes)
-        grad_x, grad_delta = torch.empty_like(x), torch.empty_like(delta)
-        grad_B, grad_C = (scratch(blocks, *each.shape) for each in (B, C))
-        grad_A, grad_D = (scratch(batch * chunks, each.numel()) for each in (A, D))
-        _selective_scan_backward_kernel[grid](
-            A, D, delta, x, B, C, kept, leaving, spans, grad_y,
-            grad_delta, grad_x, grad_B, grad_C, grad_A, grad_D, maxnreg=REGISTERS, **sizes,
-        )  # fmt: skip
-        grad_A, grad_D = sum_partials(grad_A, grad_D)
+        chunks = triton.cdiv(x.shape[1], ctx.steps)
+        p = Pointers(
+            A,
+            D,
+            delta,
+            x,
+            B,
+            C,
+            kept=kept,
+            d_y=d_y.contiguous(),
+            d_x=torch.empty_like(x),
+            d_delta=torch.empty_like(delta),
+            d_D=x.new_empty((len(x) * chunks, len(D)), dtype=torch.float32),
+        )
+        p = run_scan_back(p, ctx.steps, ctx.sizes, maxnreg=REGISTERS)
+        d_A, d_D = sum_partials(p.d_A, p.d_D)
+        d_B, d_C = (each.sum(0) if len(each) > 1 else each[0] for each in (p.d_B, p.d_C))
         return (
-            grad_x,
-            grad_delta,
-            grad_A.view_as(A).to(A.dtype),
-            (grad_B.sum(0) if blocks > 1 else grad_B[0]).to(B.dtype),
-            (grad_C.sum(0) if blocks > 1 else grad_C[0]).to(C.dtype),
-            grad_D.to(D.dtype),
+            p.d_x,
+            p.d_delta,
+            d_A.view_as(A).to(A.dtype),
+            d_B.to(B.dtype),
+            d_C.to(C.dtype),
+            d_D.to(D.dtype),
             None,
         )
+
+
+def run_scan(p: Pointers, steps: int, sizes: Sizes, *, keep: bool) -> Pointers:
+    """Fill ``y``, in chunks of so many steps; ``kept`` is made and filled too, to go back."""
+    sequences, length, _ = p.x.shape
+    chunks, blocks = triton.cdiv(length, steps), sizes.W // sizes.LANES
+
+    def scratch(*shape: int) -> Tensor:
+        return p.x.new_empty(shape, dtype=torch.float32)
+
+    p = p._replace(
+        states=scratch(sequences, chunks, sizes.W, sizes.N),
+        spans=scratch(sequences, chunks, sizes.W),
+        kept=scratch(sequences, triton.cdiv(length, STEPS), sizes.W, sizes.N) if keep else None,
+    )
+    if chunks > 1:  # nothing follows the last
+        ends_kernel[(sequences, chunks - 1, blocks)](p, length, steps, S=sizes, num_warps=1)
+    scan_kernel[(sequences, chunks, blocks)](p, length, steps, S=sizes, num_warps=1)
+    return p
+
+
+def run_scan_back(p: Pointers, steps: int, sizes: Sizes, **options: int) -> Pointers:
+    """Fill the gradients; those of A, B and C are made here, and need to be added up."""
+    sequences, length, _ = p.x.shape
+    chunks, blocks = triton.cdiv(length, steps), sizes.W // sizes.LANES
+
+    def scratch(*shape: int) -> Tensor:
+        return p.x.new_empty(shape, dtype=torch.float32)
+
+    p = p._replace(
+        states=scratch(sequences, chunks, sizes.W, sizes.N),
+        spans=scratch(sequences, chunks, sizes.W),
+        d_B=scratch(blocks, *p.B.shape),
+        d_C=scratch(blocks, *p.C.shape),
+        d_A=scratch(sequences * chunks, p.A.numel()),
+    )
+    grid = (sequences, chunks, blocks)
+    if chunks > 1:
+        leaving_kernel[grid](p, length, steps, S=sizes, num_warps=1)
+    scan_back_kernel[grid](p, length, steps, S=sizes, num_warps=1, **options)
+    return p
 
 
 _LENGTHS = ["length", "steps"]  # one compiled kernel serves all
 
 
 @triton.jit
-def _decay_rates(A, e, INNER: tl.constexpr, STATE: tl.constexpr, N: tl.constexpr):
+def _program(S: tl.constexpr):
+    """Sequence, chunk, (e,) inner channels and (n,) states of this program."""
+    sequence = tl.program_id(0)
+    if S.LONG:
+        sequence = sequence.to(tl.int64)
+    e = tl.program_id(2) * S.LANES + tl.arange(0, S.LANES)
+    return sequence, tl.program_id(1), e, tl.arange(0, S.N)
+
+
+@triton.jit
+def _decay_rates(A, e, n, S: tl.constexpr):
     """A · log2(e) of some inner channels, (N, e), zero outside."""
-    n, e = tl.arange(0, N)[:, None], e[None, :]
-    A = tl.load(A + e * STATE + n, (n < STATE) & (e < INNER), 0.0)
-    return A.to(tl.float32) * 1.4426950408889634
+    n, e = n[:, None], e[None, :]
+    inside = (n < S.STATE) & (e < S.INNER)
+    rates = tl.load(A + e * S.STATE + n, inside, 0.0).to(tl.float32)
+    if S.OF_LOG:
+        rates = tl.where(inside, -tl.exp(rates), 0.0)
+    return rates * 1.4426950408889634
 
 
 @triton.jit
@@ -152,46 +224,45 @@ def _decay(rates, delta):
 
 
 @triton.jit
-def _enter(delta, x, B):
+def _enter(delta, x, B, S: tl.constexpr):
     """What one step adds to the state, (N, e)."""
-    driven = delta.to(tl.float32) * x.to(tl.float32)
+    driven = x.to(tl.float32)
+    if not S.DRIVEN:
+        driven *= delta.to(tl.float32)
     return B.to(tl.float32)[:, None] * driven[None, :]
 
 
 @triton.jit
-def _advance(state, rates, delta, x, B):
+def _advance(state, rates, delta, x, B, S: tl.constexpr):
     """The state after one step."""
-    return _decay(rates, delta.to(tl.float32)) * state + _enter(delta, x, B)
+    return _decay(rates, delta.to(tl.float32)) * state + _enter(delta, x, B, S)
 
 
 @triton.jit
-def _state(pointer, place, e, N: tl.constexpr, W: tl.constexpr):
+def _state(pointer, place, e, n, S: tl.constexpr):
     """Where the state (N, e) of a (places, W, N) array lies."""
-    return pointer + place * W * N + e[None, :] * N + tl.arange(0, N)[:, None]
+    return pointer + place * S.W * S.N + e[None, :] * S.N + n[:, None]
 
 
 @triton.jit
-def _gather_chunks(
-    rates, states, spans, first, count, direction, e,
-    N: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr,
-):  # fmt: skip
+def _gather_chunks(p, rates, first, count, direction, e, n, S: tl.constexpr):
     """What ``count`` chunks from the ``first`` on, one way or the other, leave behind: (N, e)."""
+    STEPS: tl.constexpr = S.STEPS
+    N: tl.constexpr = S.N
     total = tl.zeros((N, e.shape[0]), tl.float32)
     for done in range(0, count, STEPS):
         for i in tl.static_range(STEPS):
             there = done + i < count
             place = first + direction * (done + i)
-            left = tl.load(_state(states, place, e, N, W), there, 0.0)
-            total = _decay(rates, tl.load(spans + place * W + e, there, 0.0)) * total + left
+            left = tl.load(_state(p.states, place, e, n, S), there, 0.0)
+            total = _decay(rates, tl.load(p.spans + place * S.W + e, there, 0.0)) * total + left
     return total
 
 
 @triton.jit
-def _program(W: tl.constexpr, LANES: tl.constexpr):
-    """Sequence, chunk and inner channels of this program; 64 bits, for arrays may be large."""
-    blocks: tl.constexpr = W // LANES
-    e = tl.program_id(0) % blocks * LANES + tl.arange(0, LANES)
-    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(1), e
+def _inside(step, length, column, COUNT: tl.constexpr, ROW: tl.constexpr):
+    """Which numbers of a step exist; with the padding stored, all of a step that does."""
+    return (step < length) & (column < COUNT) if ROW == COUNT else step < length
 
 
 @triton.jit
@@ -214,185 +285,177 @@ def _store(pointer, value, inside, EVEN: tl.constexpr):
 
 @triton.jit
 def _load_steps(
-    delta_in, x_in, B_in, C_in, sequence, start, length, e, n,
-    INNER: tl.constexpr, STATE: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
+    pointer, sequence, start, length, column,
+    COUNT: tl.constexpr, ROW: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """Some operands of STEPS steps, a tuple each; of None, none.
+    """An operand's numbers at STEPS steps, a tuple; of None, none.
 
     Past the end all are zero, which changes no state.
     """
-    deltas, xs, Bs, Cs = (), (), (), ()
-    row = sequence * length + start
-    for i in tl.static_range(STEPS):
-        of_e = (start + i < length) & (e < INNER)
-        of_n = (start + i < length) & (n < STATE)
-        deltas = deltas + (_load(delta_in + row * INNER + e + i * INNER, of_e, EVEN),)
-        if x_in is not None:
-            xs = xs + (_load(x_in + row * INNER + e + i * INNER, of_e, EVEN),)
-        if B_in is not None:
-            Bs = Bs + (_load(B_in + row * STATE + n + i * STATE, of_n, EVEN),)
-        if C_in is not None:
-            Cs = Cs + (_load(C_in + row * STATE + n + i * STATE, of_n, EVEN),)
-    return deltas, xs, Bs, Cs
+    STEPS: tl.constexpr = S.STEPS
+    steps = ()
+    if pointer is not None:
+        here = pointer + (sequence * length + start) * ROW + column
+        for i in tl.static_range(STEPS):
+            inside = _inside(start + i, length, column, COUNT, ROW)
+            steps = steps + (_load(here + i * ROW, inside, S.EVEN),)
+    return steps
+
+
+@triton.jit
+def _load_operands(delta, x, B, C, gate, sequence, start, length, e, n, S: tl.constexpr):
+    """Five operands at STEPS steps."""
+    return (
+        _load_steps(delta, sequence, start, length, e, S.INNER, S.E_ROW, S),
+        _load_steps(x, sequence, start, length, e, S.INNER, S.E_ROW, S),
+        _load_steps(B, sequence, start, length, n, S.STATE, S.N_ROW, S),
+        _load_steps(C, sequence, start, length, n, S.STATE, S.N_ROW, S),
+        _load_steps(gate, sequence, start, length, e, S.INNER, S.E_ROW, S),
+    )
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _selective_ends_kernel(
-    A, delta_in, x_in, B_in, ends, spans, length, steps,
-    INNER: tl.constexpr, STATE: tl.constexpr, W: tl.constexpr, N: tl.constexpr,
-    LANES: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
+def ends_kernel(p, length, steps, S: tl.constexpr):
     """What a chunk alone adds to the state, and the sum of its step sizes."""
-    sequence, chunk, e = _program(W, LANES)
-    n = tl.arange(0, N)
-    rates = _decay_rates(A, e, INNER, STATE, N)
+    STEPS: tl.constexpr = S.STEPS
+    N: tl.constexpr = S.N
+    LANES: tl.constexpr = S.LANES
+    sequence, chunk, e, n = _program(S)
+    rates = _decay_rates(p.A, e, n, S)
     state = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_steps(
-        delta_in, x_in, B_in, None, sequence, first, length, e, n, INNER, STATE, STEPS, EVEN
-    )
+    ahead = _load_operands(p.delta, p.x, p.B, None, None, sequence, first, length, e, n, S)
     for start in range(first, last + STEPS, STEPS):
-        deltas, xs, Bs, _ = ahead
+        deltas, xs, Bs, _, _ = ahead
         following = tl.minimum(start + STEPS, last)
-        ahead = _load_steps(
-            delta_in, x_in, B_in, None, sequence, following, length, e, n, INNER, STATE, STEPS, EVEN
-        )
+        ahead = _load_operands(p.delta, p.x, p.B, None, None, sequence, following, length, e, n, S)
         for i in tl.static_range(STEPS):
-            state = _advance(state, rates, deltas[i], xs[i], Bs[i])
+            state = _advance(state, rates, deltas[i], xs[i], Bs[i], S)
             span += deltas[i].to(tl.float32)
     place = sequence * tl.cdiv(length, steps) + chunk
-    tl.store(_state(ends, place, e, N, W), state)
-    tl.store(spans + place * W + e, span)
+    tl.store(_state(p.states, place, e, n, S), state)
+    tl.store(p.spans + place * S.W + e, span)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _selective_scan_kernel(
-    A, D, delta_in, x_in, B_in, C_in, ends, spans, y_out, kept, length, steps,
-    TRAIN: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr, W: tl.constexpr,
-    N: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """A chunk's outputs C · state + D · x, from the state that enters it."""
-    sequence, chunk, e = _program(W, LANES)
-    n = tl.arange(0, N)
-    rates = _decay_rates(A, e, INNER, STATE, N)
-    direct = tl.load(D + e, e < INNER, 0.0).to(tl.float32)
+def scan_kernel(p, length, steps, S: tl.constexpr):
+    """A chunk's outputs C · state + D · x, gated, from the state that enters it."""
+    STEPS: tl.constexpr = S.STEPS
+    sequence, chunk, e, n = _program(S)
+    rates = _decay_rates(p.A, e, n, S)
+    direct = tl.load(p.D + e, e < S.INNER, 0.0).to(tl.float32)
     chunks = tl.num_programs(1)
-    state = _gather_chunks(rates, ends, spans, sequence * chunks, chunk, 1, e, N, W, STEPS)
+    state = _gather_chunks(p, rates, sequence * chunks, chunk, 1, e, n, S)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_steps(
-        delta_in, x_in, B_in, C_in, sequence, first, length, e, n, INNER, STATE, STEPS, EVEN
-    )
+    ahead = _load_operands(p.delta, p.x, p.B, p.C, p.gate, sequence, first, length, e, n, S)
     for start in range(first, last + STEPS, STEPS):
-        if TRAIN:
+        if p.kept is not None:
             place = sequence * tl.cdiv(length, STEPS) + start // STEPS
-            _store(_state(kept, place, e, N, W), state, start < length, EVEN)
-        deltas, xs, Bs, Cs = ahead
+            _store(_state(p.kept, place, e, n, S), state, start < length, S.EVEN)
+        deltas, xs, Bs, Cs, gates = ahead
         # While these steps are computed, the next ones' operands are on their way.
         following = tl.minimum(start + STEPS, last)
-        ahead = _load_steps(
-            delta_in, x_in, B_in, C_in, sequence, following, length, e, n, INNER, STATE, STEPS, EVEN
-        )
-        row = sequence * length + start
+        ahead = _load_operands(p.delta, p.x, p.B, p.C, p.gate, sequence, following, length, e, n, S)
+        to = p.y + (sequence * length + start) * S.E_ROW + e
         for i in tl.static_range(STEPS):
-            state = _advance(state, rates, deltas[i], xs[i], Bs[i])
-            y = tl.sum(Cs[i].to(tl.float32)[:, None] * state, 0) + direct * xs[i].to(tl.float32)
-            of_e = (start + i < length) & (e < INNER)
-            _store(y_out + row * INNER + e + i * INNER, y, of_e, EVEN)
+            state = _advance(state, rates, deltas[i], xs[i], Bs[i], S)
+            y = tl.sum(Cs[i].to(tl.float32)[:, None] * state, 0)
+            if not S.DRIVEN:
+                y += direct * xs[i].to(tl.float32)
+            if p.gate is not None:
+                y *= gates[i].to(tl.float32)
+            inside = _inside(start + i, length, e, S.INNER, S.E_ROW)
+            _store(to + i * S.E_ROW, y, inside, S.EVEN)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _selective_leaving_kernel(
-    A, delta_in, C_in, grad_y_in, leaving, spans, length, steps,
-    INNER: tl.constexpr, STATE: tl.constexpr, W: tl.constexpr, N: tl.constexpr,
-    LANES: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
+def leaving_kernel(p, length, steps, S: tl.constexpr):
     """The gradient of the state before a chunk, from this chunk's outputs alone."""
-    sequence, chunk, e = _program(W, LANES)
-    n = tl.arange(0, N)
-    rates = _decay_rates(A, e, INNER, STATE, N)
-    grad = tl.zeros((N, LANES), tl.float32)
+    STEPS: tl.constexpr = S.STEPS
+    N: tl.constexpr = S.N
+    LANES: tl.constexpr = S.LANES
+    sequence, chunk, e, n = _program(S)
+    rates = _decay_rates(p.A, e, n, S)
+    d_state = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_steps(
-        delta_in, grad_y_in, None, C_in, sequence, last, length, e, n, INNER, STATE, STEPS, EVEN
-    )
+    ahead = _load_operands(p.delta, p.d_y, None, p.C, None, sequence, last, length, e, n, S)
     for done in range(0, steps, STEPS):
-        deltas, grad_ys, _, Cs = ahead
+        deltas, d_ys, _, Cs, _ = ahead
         following = tl.maximum(last - STEPS - done, first)
-        ahead = _load_steps(
-            delta_in, grad_y_in, None, C_in, sequence, following, length, e, n,
-            INNER, STATE, STEPS, EVEN,
-        )  # fmt: skip
+        ahead = _load_operands(
+            p.delta, p.d_y, None, p.C, None, sequence, following, length, e, n, S
+        )
         for i in tl.static_range(STEPS - 1, -1, -1):
             delta = deltas[i].to(tl.float32)
-            grad += Cs[i].to(tl.float32)[:, None] * grad_ys[i].to(tl.float32)[None, :]
-            grad *= _decay(rates, delta)
+            d_state += Cs[i].to(tl.float32)[:, None] * d_ys[i].to(tl.float32)[None, :]
+            d_state *= _decay(rates, delta)
             span += delta
     place = sequence * tl.num_programs(1) + chunk
-    tl.store(_state(leaving, place, e, N, W), grad)
-    tl.store(spans + place * W + e, span)
+    tl.store(_state(p.states, place, e, n, S), d_state)
+    tl.store(p.spans + place * S.W + e, span)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _selective_scan_backward_kernel(
-    A, D, delta_in, x_in, B_in, C_in, kept, leaving, spans, grad_y_in,
-    grad_delta, grad_x, grad_B, grad_C, grad_A_out, grad_D_out, length, steps,
-    INNER: tl.constexpr, STATE: tl.constexpr, W: tl.constexpr, N: tl.constexpr,
-    LANES: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
+def scan_back_kernel(p, length, steps, S: tl.constexpr):
     """A chunk's gradients; those of A and D are this chunk's part, of B and C these channels'."""
-    sequence, chunk, e = _program(W, LANES)
-    n = tl.arange(0, N)
-    rates = _decay_rates(A, e, INNER, STATE, N)
-    direct = tl.load(D + e, e < INNER, 0.0).to(tl.float32)
+    STEPS: tl.constexpr = S.STEPS
+    N: tl.constexpr = S.N
+    LANES: tl.constexpr = S.LANES
+    sequence, chunk, e, n = _program(S)
+    rates = _decay_rates(p.A, e, n, S)
+    if not S.DRIVEN:
+        direct = tl.load(p.D + e, e < S.INNER, 0.0).to(tl.float32)
     # The gradient of the state at this chunk's end, with the decay of the next step in it.
     chunks = tl.num_programs(1)
     final = (sequence + 1) * chunks - 1
-    grad = _gather_chunks(rates, leaving, spans, final, chunks - 1 - chunk, -1, e, N, W, STEPS)
-    grad_A = tl.zeros((N, LANES), tl.float32)
-    grad_D = tl.zeros((LANES,), tl.float32)
-    blocks: tl.constexpr = W // LANES
-    part = tl.program_id(0) % blocks * (tl.num_programs(0) // blocks) + sequence
+    d_state = _gather_chunks(p, rates, final, chunks - 1 - chunk, -1, e, n, S)
+    d_A = tl.zeros((N, LANES), tl.float32)
+    d_D = tl.zeros((LANES,), tl.float32)
+    part = tl.program_id(2) * tl.num_programs(0) + sequence
     for done in range(0, steps, STEPS):
         start = (chunk + 1) * steps - STEPS - done
-        deltas, xs, Bs, Cs = _load_steps(
-            delta_in, x_in, B_in, C_in, sequence, start, length, e, n, INNER, STATE, STEPS, EVEN
-        )
-        grad_ys, _, _, _ = _load_steps(
-            grad_y_in, None, None, None, sequence, start, length, e, n, INNER, STATE, STEPS, EVEN
+        deltas, xs, Bs, Cs, d_ys = _load_operands(
+            p.delta, p.x, p.B, p.C, p.d_y, sequence, start, length, e, n, S
         )
         place = sequence * tl.cdiv(length, STEPS) + start // STEPS
-        states = (_load(_state(kept, place, e, N, W), start < length, EVEN),)
+        states = (_load(_state(p.kept, place, e, n, S), start < length, S.EVEN),)
         decays = ()
         for i in tl.static_range(STEPS):
             decays = decays + (_decay(rates, deltas[i].to(tl.float32)),)
-            states = states + (decays[i] * states[i] + _enter(deltas[i], xs[i], Bs[i]),)
-        row = sequence * length + start
-        part_row = part * length + start
+            states = states + (decays[i] * states[i] + _enter(deltas[i], xs[i], Bs[i], S),)
+        row = (sequence * length + start) * S.E_ROW + e
+        part_row = (part * length + start) * S.N_ROW + n
         for i in tl.static_range(STEPS - 1, -1, -1):
             delta, x = deltas[i].to(tl.float32), xs[i].to(tl.float32)
             B, C = Bs[i].to(tl.float32), Cs[i].to(tl.float32)
-            grad_y = grad_ys[i].to(tl.float32)
-            grad += C[:, None] * grad_y[None, :]
-            of_C = tl.sum(states[i + 1] * grad_y[None, :], 1)
-            of_B = tl.sum(grad * (delta * x)[None, :], 1)
-            of_driven = tl.sum(grad * B[:, None], 0)  # gradient of delta · x
-            grad *= decays[i]
-            exponent = grad * states[i]  # gradient of delta · A
-            grad_A += exponent * delta[None, :]
-            grad_D += grad_y * x
+            d_y = d_ys[i].to(tl.float32)
+            driven = x if S.DRIVEN else delta * x
+            d_state += C[:, None] * d_y[None, :]
+            d_C = tl.sum(states[i + 1] * d_y[None, :], 1)
+            d_B = tl.sum(d_state * driven[None, :], 1)
+            d_x = tl.sum(d_state * B[:, None], 0)  # of delta · x
+            d_state *= decays[i]
+            d_exponent = d_state * states[i]  # of delta · A
+            d_A += d_exponent * delta[None, :]
             # ln 2, for rates are A · log2(e).
-            of_delta = of_driven * x + tl.sum(exponent * rates, 0) * 0.6931471805599453
-            of_x = of_driven * delta + direct * grad_y
-            of_e = (start + i < length) & (e < INNER)
-            of_n = (start + i < length) & (n < STATE)
-            _store(grad_delta + row * INNER + e + i * INNER, of_delta, of_e, EVEN)
-            _store(grad_x + row * INNER + e + i * INNER, of_x, of_e, EVEN)
-            _store(grad_B + part_row * STATE + n + i * STATE, of_B, of_n, EVEN)
-            _store(grad_C + part_row * STATE + n + i * STATE, of_C, of_n, EVEN)
+            d_delta = tl.sum(d_exponent * rates, 0) * 0.6931471805599453
+            if not S.DRIVEN:
+                d_D += d_y * x
+                d_delta += d_x * x
+                d_x = d_x * delta + direct * d_y
+            of_e = _inside(start + i, length, e, S.INNER, S.E_ROW)
+            of_n = _inside(start + i, length, n, S.STATE, S.N_ROW)
+            _store(p.d_delta + row + i * S.E_ROW, d_delta, of_e, S.EVEN)
+            _store(p.d_x + row + i * S.E_ROW, d_x, of_e, S.EVEN)
+            _store(p.d_B + part_row + i * S.N_ROW, d_B, of_n, S.EVEN)
+            _store(p.d_C + part_row + i * S.N_ROW, d_C, of_n, S.EVEN)
+    if S.OF_LOG:  # A is its own slope
+        d_A *= rates * 0.6931471805599453
     place = sequence * chunks + chunk
-    inside = (n < STATE)[:, None] & (e < INNER)[None, :]
-    here = place * INNER * STATE + e[None, :] * STATE + n[:, None]
-    tl.store(grad_A_out + here, grad_A, inside)
-    tl.store(grad_D_out + place * INNER + e, grad_D, e < INNER)
+    inside = (n < S.STATE)[:, None] & (e < S.INNER)[None, :]
+    here = place * S.INNER * S.STATE + e[None, :] * S.STATE + n[:, None]
+    tl.store(p.d_A + here, d_A, inside)
+    if p.d_D is not None:
+        tl.store(p.d_D + place * S.INNER + e, d_D, e < S.INNER)
