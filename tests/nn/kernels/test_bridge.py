@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ulvm.nn.kernels.bridge import TILE, bridge, lay_out
+from ulvm.nn.kernels.bridge import bridge
+from ulvm.nn.kernels.bridge_layout import TILE, lay_out
 
 WIDTHS = (8, 16, 24, 32, 48)
 

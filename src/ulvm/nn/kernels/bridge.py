@@ -16,8 +16,7 @@ Source: Wu et al., arXiv 2403.20035, section 3.3; the formulas are ``SkipBridge`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -25,209 +24,33 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# The convolution of the spatial attention: 7×7 taps, 3 pixels apart.
-SIDE = tl.constexpr(7)
-TAPS = tl.constexpr(49)
-STEP = tl.constexpr(3)
-REACH = tl.constexpr(9)
-
-# Numbers of one (pixels, channels) tile: 16 a thread, and 59 programs a picture of 256 × 256, so
-# that 8 pictures fill a GPU; smaller tiles take as long and leave twice the partials to add up.
-TILE = 4096
-WARPS = 8
-# Pixels whose taps are gathered together for the convolution's weight gradient: one a lane.
-LANES = tl.constexpr(32)
-# Width of a row of partial spatial gradients: 98 weights, the bias, and rounding to whole
-# sectors of memory, each of which one program adds up.
-ROW = tl.constexpr(104)
-SECTOR = tl.constexpr(8)
-# Tiles of the channel attention's matrices: rows, columns, and images added up at a time.
-ROWS = tl.constexpr(16)
-COLUMNS = tl.constexpr(32)
-IMAGES = tl.constexpr(32)
-
-
-class Stage(NamedTuple):
-    """One skip of a picture, and where its numbers begin in the arrays shared by all stages."""
-
-    height: int
-    width: int
-    channels: int
-    padded: int  # channels, as a power of two
-    pixels: int  # of one block
-    channel: int  # its first channel among those of all stages
-    point: int  # its first pixel among those of all stages
-    frame: int  # its first pixel among the frames of all stages
-    block: int  # its first block; the picture's pixels are cut into blocks
-    frame_block: int  # the same for the blocks of the frame
-    size: int  # pixels
-    blocks: int
-    frame_width: int
-    frame_size: int
-    frame_blocks: int
-
-
-class Layout(NamedTuple):
-    """The stages of one picture, and the sizes of the arrays shared by them."""
-
-    stages: tuple[Stage, ...]
-    channels: int
-    points: int
-    frames: int
-    blocks: int
-    frame_blocks: int
-    most_blocks: int  # of one stage
-
-
-@lru_cache(maxsize=64)
-def lay_out(shapes: tuple[tuple[int, int, int], ...], tile: int = TILE) -> Layout:
-    """Cut the stages, given as (height, width, channels), into blocks of about ``tile`` numbers."""
-    stages: list[Stage] = []
-    ends = (0,) * 5  # of channels, points, frames, blocks and blocks of the frames
-    for height, width, channels in shapes:
-        padded = triton.next_power_of_2(channels)
-        pixels = max(tile // padded, LANES.value)
-        size, blocks = height * width, triton.cdiv(height * width, pixels)
-        frame_width = width + 2 * REACH.value
-        frame_size = (height + 2 * REACH.value) * frame_width
-        frame_blocks = triton.cdiv(frame_size, pixels)
-        derived = (size, blocks, frame_width, frame_size, frame_blocks)
-        stages.append(Stage(height, width, channels, padded, pixels, *ends, *derived))
-        lengths = (channels, size, frame_size, blocks, frame_blocks)
-        ends = tuple(map(sum, zip(ends, lengths, strict=True)))
-    return Layout(tuple(stages), *ends, max(stage.blocks for stage in stages))
-
-
-class Pointers(NamedTuple):
-    """All arrays; None without the attention that they belong to. ``d_`` are gradients."""
-
-    skips: Any  # per stage (batch, height, width, channels), and so are the next three
-    results: Any = None
-    d_results: Any = None
-    d_skips: Any = None
-
-    spatial_weight: Any = None  # (2, 7, 7), for mean and maximum
-    spatial_bias: Any = None  # (1,)
-    maps: Any = None  # (batch, frames, 2), mean and maximum over the channels
-    attention: Any = None  # (batch, points)
-    d_local: Any = None  # (batch, points), the part of d_attention that needs no other pixel
-    d_raw: Any = None  # (batch, frames), before the sigmoid
-    spatial_partials: Any = None  # (batch, blocks, ROW)
-    d_spatial: Any = None  # (99,), of weight and bias
-
-    conv: Any = None  # (3,), along the channels
-    heads: Any = None  # per stage (channels, all channels)
-    biases: Any = None  # per stage (channels,)
-    partials: Any = None  # (batch, most blocks, all channels)
-    means: Any = None  # (batch, all channels), and so are the next three
-    weights: Any = None  # the channel attention
-    d_logits: Any = None
-    d_means: Any = None
-    conv_partials: Any = None  # (batch, parts, 4)
-    d_heads: Any = None  # (all channels, all channels)
-    d_biases: Any = None  # (all channels,)
-    d_conv: Any = None  # (1, 1, 3)
-
-
-@triton.jit
-def _each_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
-    """Run ``body`` for the stage that this program's block lies in."""
-    block = tl.program_id(0)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        first = LAYOUT.stages[S].block
-        if (block >= first) & (block < first + LAYOUT.stages[S].blocks):
-            body(p, tl.program_id(1), block - first, S, LAYOUT)
-
-
-@triton.jit
-def _each_frame_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
-    """Run ``body`` for the stage that this program's block of a frame lies in."""
-    block = tl.program_id(0)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        first = LAYOUT.stages[S].frame_block
-        if (block >= first) & (block < first + LAYOUT.stages[S].frame_blocks):
-            body(p, tl.program_id(1), block - first, S, LAYOUT)
-
-
-@triton.jit
-def _block_pixels(image, block, STAGE: tl.constexpr):
-    """For one block: (pixels,) pixel, which exist; (pixels, padded) place in a skip, likewise."""
-    pixel = block * STAGE.pixels + tl.arange(0, STAGE.pixels)
-    inside = pixel < STAGE.size
-    here, real = _places(image, pixel, inside, STAGE)
-    return pixel, inside, here, real
-
-
-@triton.jit
-def _frame_pixels(block, STAGE: tl.constexpr):
-    """For one block of a frame: (pixels,) place in the frame, pixel below, which have a pixel."""
-    place = block * STAGE.pixels + tl.arange(0, STAGE.pixels)
-    y = place // STAGE.frame_width - REACH
-    x = place % STAGE.frame_width - REACH
-    inside = (y >= 0) & (y < STAGE.height) & (x >= 0) & (x < STAGE.width)
-    return place, tl.where(inside, y * STAGE.width + x, 0), inside
-
-
-@triton.jit
-def _corner(image, pixel, inside, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
-    """Where in the frames the convolution's first tap of each pixel lies."""
-    y = pixel // STAGE.width
-    corner = tl.where(inside, y * STAGE.frame_width + pixel - y * STAGE.width, 0)
-    return image * LAYOUT.frames + STAGE.frame + corner
-
-
-@triton.jit
-def _places(image, pixel, inside, STAGE: tl.constexpr):
-    """Places (pixels, padded) in a skip and the mask of its real numbers."""
-    channel = tl.arange(0, STAGE.padded)
-    first = (image * STAGE.size + pixel) * STAGE.channels
-    return first[:, None] + channel[None, :], inside[:, None] & (channel < STAGE.channels)[None, :]
-
-
-@triton.jit
-def _load(pointer, here, real):
-    """float32 numbers of a skip, zero outside."""
-    return tl.load(pointer + here, mask=real, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(pointer, here, real, value):
-    """Numbers of a skip, in its type."""
-    tl.store(pointer + here, value.to(pointer.dtype.element_ty), mask=real)
-
-
-@triton.jit
-def _per_channel(pointer, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
-    """One stage's (padded,) numbers from an array (batch, all channels)."""
-    channel = tl.arange(0, STAGE.padded)
-    pointer += image * LAYOUT.channels + STAGE.channel
-    return tl.load(pointer + channel, mask=channel < STAGE.channels, other=0.0)
-
-
-@triton.jit
-def _write_partial(pointer, image, block, sums, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
-    """Write one block's (padded,) sums into partials (batch, most blocks, all channels)."""
-    channel = tl.arange(0, STAGE.padded)
-    row = image * LAYOUT.most_blocks + block
-    pointer += row * LAYOUT.channels + STAGE.channel
-    tl.store(pointer + channel, sums, mask=channel < STAGE.channels)
-
-
-@triton.jit
-def _add_partials(pointer, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
-    """Add up one stage's partials of one image: (padded,)."""
-    CHUNK: tl.constexpr = 32
-    PADDED: tl.constexpr = STAGE.padded
-    channel = tl.arange(0, PADDED)
-    pointer += image * LAYOUT.most_blocks * LAYOUT.channels + STAGE.channel
-    sums = tl.zeros((CHUNK, PADDED), tl.float32)
-    for first in range(0, STAGE.blocks, CHUNK):
-        block = first + tl.arange(0, CHUNK)
-        real = (block < STAGE.blocks)[:, None] & (channel < STAGE.channels)[None, :]
-        at = block[:, None] * LAYOUT.channels + channel[None, :]
-        sums += tl.load(pointer + at, mask=real, other=0.0)
-    return tl.sum(sums, 0)
-
+from ulvm.nn.kernels.bridge_layout import (
+    COLUMNS,
+    IMAGES,
+    LANES,
+    REACH,
+    ROW,
+    ROWS,
+    SECTOR,
+    SIDE,
+    STEP,
+    TAPS,
+    WARPS,
+    Layout,
+    Pointers,
+    add_partials,
+    block_pixels,
+    each_block,
+    each_frame_block,
+    first_tap,
+    frame_pixels,
+    lay_out,
+    load,
+    per_channel,
+    places,
+    store,
+    write_partial,
+)
 
 # ---------------------------------------------------------------- forward
 
@@ -235,15 +58,15 @@ def _add_partials(pointer, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
 @triton.jit
 def _map_kernel(p, LAYOUT: tl.constexpr):
     """A program writes mean and maximum over the channels for one block of a frame."""
-    _each_frame_block(_map, p, LAYOUT)
+    each_frame_block(_map, p, LAYOUT)
 
 
 @triton.jit
 def _map(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    place, pixel, inside = _frame_pixels(block, STAGE)
-    here, real = _places(image, pixel, inside, STAGE)
-    x = _load(p.skips[S], here, real)
+    place, pixel, inside = frame_pixels(block, STAGE)
+    here, real = places(image, pixel, inside, STAGE)
+    x = load(p.skips[S], here, real)
     mean = tl.sum(x, 1) / STAGE.channels
     highest = tl.max(tl.where(real, x, float("-inf")), 1)
     pair = tl.join(mean, tl.where(inside, highest, 0.0))  # (pixels, 2)
@@ -254,18 +77,18 @@ def _map(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
 @triton.jit
 def _attend_kernel(p, LAYOUT: tl.constexpr):
     """A program makes one block's spatial attention, and its channel sums or the result."""
-    _each_block(_attend, p, LAYOUT)
+    each_block(_attend, p, LAYOUT)
 
 
 @triton.jit
 def _attend(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    pixel, inside, here, real = _block_pixels(image, block, STAGE)
-    residual = _load(p.skips[S], here, real)
+    pixel, inside, here, real = block_pixels(image, block, STAGE)
+    residual = load(p.skips[S], here, real)
     if p.attention is not None:
         PIXELS: tl.constexpr = STAGE.pixels
         half = tl.arange(0, 2)
-        corner = _corner(image, pixel, inside, STAGE, LAYOUT)
+        corner = first_tap(image, pixel, inside, STAGE, LAYOUT)
         taps = p.maps + corner[:, None] * 2 + half[None, :]  # mean and maximum side by side
         sums = tl.zeros((PIXELS, 2), tl.float32)
         for down in range(SIDE):
@@ -278,9 +101,9 @@ def _attend(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
         tl.store(to, attention, mask=inside)
         residual += attention[:, None] * residual
     if p.weights is not None:
-        _write_partial(p.partials, image, block, tl.sum(residual, 0), STAGE, LAYOUT)
+        write_partial(p.partials, image, block, tl.sum(residual, 0), STAGE, LAYOUT)
     else:
-        _store(p.results[S], here, real, residual)
+        store(p.results[S], here, real, residual)
 
 
 @triton.jit
@@ -306,7 +129,7 @@ def _weigh_channels(p, image, S: tl.constexpr, LAYOUT: tl.constexpr):
 def _head_of_stage(p, image, S: tl.constexpr, T: tl.constexpr, LAYOUT: tl.constexpr):
     """What the means of stage T add to the logits of stage S, (padded,)."""
     SOURCE: tl.constexpr = LAYOUT.stages[T]
-    means = _add_partials(p.partials, image, SOURCE, LAYOUT) / SOURCE.size
+    means = add_partials(p.partials, image, SOURCE, LAYOUT) / SOURCE.size
     column = tl.arange(0, SOURCE.padded)
     real = column < SOURCE.channels
     if S == 0:
@@ -335,17 +158,17 @@ def _head_tile(head, column, real, S: tl.constexpr, LAYOUT: tl.constexpr):
 @triton.jit
 def _result_kernel(p, LAYOUT: tl.constexpr):
     """A program weighs one block of a skip with both attentions."""
-    _each_block(_weigh_skip, p, LAYOUT)
+    each_block(_weigh_skip, p, LAYOUT)
 
 
 @triton.jit
 def _weigh_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    pixel, inside, here, real = _block_pixels(image, block, STAGE)
-    x = _load(p.skips[S], here, real)
+    pixel, inside, here, real = block_pixels(image, block, STAGE)
+    x = load(p.skips[S], here, real)
     attention = _per_pixel(p.attention, image, pixel, inside, STAGE, LAYOUT)
     factor = _factor(p, attention, image, STAGE, LAYOUT)
-    _store(p.results[S], here, real, x * factor)
+    store(p.results[S], here, real, x * factor)
 
 
 @triton.jit
@@ -362,7 +185,7 @@ def _per_pixel(pointer, image, pixel, inside, STAGE: tl.constexpr, LAYOUT: tl.co
 @triton.jit
 def _factor(p, attention, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """The factor of a skip in the result: c·(a + 1) + a, or c + 1 without spatial attention."""
-    channel = _per_channel(p.weights, image, STAGE, LAYOUT)[None, :]
+    channel = per_channel(p.weights, image, STAGE, LAYOUT)[None, :]
     return channel * (attention + 1.0) + attention if p.attention is not None else channel + 1.0
 
 
@@ -372,20 +195,20 @@ def _factor(p, attention, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
 @triton.jit
 def _product_kernel(p, LAYOUT: tl.constexpr):
     """A program writes one block's part of dc, and the part of da that needs no other pixel."""
-    _each_block(_multiply, p, LAYOUT)
+    each_block(_multiply, p, LAYOUT)
 
 
 @triton.jit
 def _multiply(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    pixel, inside, here, real = _block_pixels(image, block, STAGE)
-    product = _load(p.skips[S], here, real)
-    product *= _load(p.d_results[S], here, real)
+    pixel, inside, here, real = block_pixels(image, block, STAGE)
+    product = load(p.skips[S], here, real)
+    product *= load(p.d_results[S], here, real)
     attention = _per_pixel(p.attention, image, pixel, inside, STAGE, LAYOUT)
     sums = tl.sum(product * (1.0 + attention), 0)
-    _write_partial(p.partials, image, block, sums, STAGE, LAYOUT)
+    write_partial(p.partials, image, block, sums, STAGE, LAYOUT)
     if p.attention is not None:
-        channel = _per_channel(p.weights, image, STAGE, LAYOUT)
+        channel = per_channel(p.weights, image, STAGE, LAYOUT)
         local = tl.sum(product * (1.0 + channel)[None, :], 1)
         tl.store(p.d_local + image * LAYOUT.points + STAGE.point + pixel, local, mask=inside)
 
@@ -424,8 +247,8 @@ def _d_logits(p, image, part, S: tl.constexpr, LAYOUT: tl.constexpr):
     """The gradient (padded, 1) of one stage's logits, also written by the first part."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     out = tl.arange(0, STAGE.padded)
-    attention = _per_channel(p.weights, image, STAGE, LAYOUT)
-    d_logits = _add_partials(p.partials, image, STAGE, LAYOUT) * attention * (1.0 - attention)
+    attention = per_channel(p.weights, image, STAGE, LAYOUT)
+    d_logits = add_partials(p.partials, image, STAGE, LAYOUT) * attention * (1.0 - attention)
     to = p.d_logits + image * LAYOUT.channels + STAGE.channel + out
     tl.store(to, d_logits, mask=(out < STAGE.channels) & (part == 0))
     return d_logits[:, None]
@@ -434,22 +257,22 @@ def _d_logits(p, image, part, S: tl.constexpr, LAYOUT: tl.constexpr):
 @triton.jit
 def _spatial_back_kernel(p, LAYOUT: tl.constexpr):
     """A program writes the gradient before the sigmoid for one block of a frame."""
-    _each_frame_block(_differentiate_attention, p, LAYOUT)
+    each_frame_block(_differentiate_attention, p, LAYOUT)
 
 
 @triton.jit
 def _differentiate_attention(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    place, pixel, inside = _frame_pixels(block, STAGE)
-    here, real = _places(image, pixel, inside, STAGE)
+    place, pixel, inside = frame_pixels(block, STAGE)
+    here, real = places(image, pixel, inside, STAGE)
     point = image * LAYOUT.points + STAGE.point + pixel
-    x = _load(p.skips[S], here, real)
+    x = load(p.skips[S], here, real)
     if p.weights is not None:
-        d_mean = _per_channel(p.d_means, image, STAGE, LAYOUT)
+        d_mean = per_channel(p.d_means, image, STAGE, LAYOUT)
         d_raw = tl.sum(x * d_mean[None, :], 1) / STAGE.size
         d_raw += tl.load(p.d_local + point, mask=inside, other=0.0)
     else:
-        d_raw = tl.sum(x * _load(p.d_results[S], here, real), 1)
+        d_raw = tl.sum(x * load(p.d_results[S], here, real), 1)
     attention = tl.load(p.attention + point, mask=inside, other=0.0)
     d_raw *= attention * (1.0 - attention)  # zero in the border
     to = p.d_raw + image * LAYOUT.frames + STAGE.frame + place
@@ -459,30 +282,30 @@ def _differentiate_attention(p, image, block, S: tl.constexpr, LAYOUT: tl.conste
 @triton.jit
 def _skip_back_kernel(p, LAYOUT: tl.constexpr):
     """A program writes one block of a skip's gradient and its part of the 7×7 weights' one."""
-    _each_block(_differentiate_skip, p, LAYOUT)
+    each_block(_differentiate_skip, p, LAYOUT)
 
 
 @triton.jit
 def _differentiate_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     STAGE: tl.constexpr = LAYOUT.stages[S]
-    pixel, inside, here, real = _block_pixels(image, block, STAGE)
-    d_skip = _load(p.d_results[S], here, real)
+    pixel, inside, here, real = block_pixels(image, block, STAGE)
+    d_skip = load(p.d_results[S], here, real)
     attention = _per_pixel(p.attention, image, pixel, inside, STAGE, LAYOUT)
     if p.weights is not None:
-        d_mean = _per_channel(p.d_means, image, STAGE, LAYOUT)
+        d_mean = per_channel(p.d_means, image, STAGE, LAYOUT)
         d_mean /= STAGE.size
         d_skip *= _factor(p, attention, image, STAGE, LAYOUT)
         d_skip += d_mean[None, :] * (1.0 + attention)
     else:
         d_skip *= 1.0 + attention
     if p.attention is not None:
-        x = _load(p.skips[S], here, real)
+        x = load(p.skips[S], here, real)
         x = tl.where(real, x, float("-inf"))
         at_highest = tl.where(x == tl.max(x, 1)[:, None], 1.0, 0.0)
         ties = tl.sum(at_highest, 1)  # they share the gradient, as torch's amax does
         to_mean, to_highest = _convolve_back(p, image, pixel, inside, STAGE, LAYOUT)
         d_skip += (to_mean / STAGE.channels)[:, None] + at_highest * (to_highest / ties)[:, None]
-    _store(p.d_skips[S], here, real, d_skip)
+    store(p.d_skips[S], here, real, d_skip)
     if p.attention is not None:
         _sum_spatial_gradient(p, image, block, STAGE, LAYOUT)
 
@@ -490,7 +313,7 @@ def _differentiate_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
 @triton.jit
 def _convolve_back(p, image, pixel, inside, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """The transposed 7×7 convolution: gradients (pixels,) of the mean and of the maximum."""
-    corner = p.d_raw + _corner(image, pixel, inside, STAGE, LAYOUT)
+    corner = p.d_raw + first_tap(image, pixel, inside, STAGE, LAYOUT)
     to_mean = tl.zeros_like(pixel).to(tl.float32)
     to_highest = tl.zeros_like(pixel).to(tl.float32)
     for down in range(SIDE):
@@ -514,7 +337,7 @@ def _sum_spatial_gradient(p, image, block, STAGE: tl.constexpr, LAYOUT: tl.const
     for chunk in range(STAGE.pixels // LANES):
         pixel = block * STAGE.pixels + chunk * LANES + tl.arange(0, LANES)
         inside = pixel < STAGE.size
-        corner = _corner(image, pixel, inside, STAGE, LAYOUT)
+        corner = first_tap(image, pixel, inside, STAGE, LAYOUT)
         centre = corner + REACH * STAGE.frame_width + REACH
         d_raw = tl.load(p.d_raw + corner[None, :] + step[:, None])  # (64, LANES)
         mean = tl.load(p.maps + centre * 2, mask=inside, other=0.0)

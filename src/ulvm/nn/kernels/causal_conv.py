@@ -14,11 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ulvm.nn.kernels import device
 from ulvm.nn.kernels.norms import sigmoid, silu_slope
 from ulvm.nn.kernels.sums import sum_partials
 
 TILE = 512  # numbers that a program works on at a time: four of each thread
-PROGRAMS = 1056  # of backward, at most, for each block of channels: see ``layer_norm.py``
+PROGRAMS = device.EIGHT_ON_EACH  # of backward, at most, for each block of channels
 MOST_CHANNELS = 128  # of one program
 
 
@@ -65,21 +66,19 @@ class _CausalConv(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        grad_y = grad_y.contiguous()
-        grad_x = torch.empty_like(grad_y)
-        grad_weight, grad_bias = (
+        d_y = d_y.contiguous()
+        d_x = torch.empty_like(d_y)
+        d_weight, d_bias = (
             x.new_empty(ctx.grid[0], each.numel(), dtype=torch.float32) for each in (weight, bias)
         )
-        _causal_backward_kernel[ctx.grid](
-            x, weight, bias, grad_y, grad_x, grad_weight, grad_bias, **ctx.sizes
-        )
-        grad_weight, grad_bias = sum_partials(grad_weight, grad_bias)
+        _causal_back_kernel[ctx.grid](x, weight, bias, d_y, d_x, d_weight, d_bias, **ctx.sizes)
+        d_weight, d_bias = sum_partials(d_weight, d_bias)
         return (
-            grad_x,
-            grad_weight.view_as(weight).to(weight.dtype),
-            grad_bias.to(bias.dtype),
+            d_x,
+            d_weight.view_as(weight).to(weight.dtype),
+            d_bias.to(bias.dtype),
         )
 
 
@@ -132,42 +131,42 @@ def _causal_kernel(
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _causal_backward_kernel(
-    x_in, weight_in, bias_in, grad_y_in, grad_x_out, grad_weight_out, grad_bias_out,
+def _causal_back_kernel(
+    x_in, weight_in, bias_in, d_y_in, d_x_out, d_weight_out, d_bias_out,
     length, tokens, stride,
     CHANNELS: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Every so many tokens; gradients of weight and bias are this program's part."""
     e = tl.program_id(1) * C + tl.arange(0, C)
-    grad_bias = tl.zeros((ROWS, C), tl.float32)
-    grad_taps = ()
+    d_bias = tl.zeros((ROWS, C), tl.float32)
+    d_taps = ()
     for _ in tl.static_range(TAPS):
-        grad_taps = grad_taps + (tl.zeros((ROWS, C), tl.float32),)
+        d_taps = d_taps + (tl.zeros((ROWS, C), tl.float32),)
     for start in range(tl.program_id(0) * ROWS, tokens, tl.num_programs(0) * ROWS):
         token = start + tl.arange(0, ROWS)
-        grad_x = tl.zeros((ROWS, C), tl.float32)
+        d_x = tl.zeros((ROWS, C), tl.float32)
         for ahead in tl.static_range(TAPS):  # the outputs that saw this token
             inside = (token < tokens) & (token % length + ahead < length)
             z, taken = _convolve(
                 x_in, weight_in, bias_in, token + ahead, inside, length, stride, e, CHANNELS, TAPS
             )
-            grad_y = _load(grad_y_in, token + ahead, inside, CHANNELS, e, CHANNELS)
-            grad_z = grad_y * silu_slope(z)
+            d_y = _load(d_y_in, token + ahead, inside, CHANNELS, e, CHANNELS)
+            d_z = d_y * silu_slope(z)
             weight = _channels(weight_in + TAPS - 1 - ahead, e, CHANNELS, TAPS)
-            grad_x += weight[None, :] * grad_z
+            d_x += weight[None, :] * d_z
             if ahead == 0:
-                grad_bias += grad_z
+                d_bias += d_z
                 summed = ()
                 for back in tl.static_range(TAPS):
-                    summed = summed + (grad_taps[back] + grad_z * taken[back],)
-                grad_taps = summed
+                    summed = summed + (d_taps[back] + d_z * taken[back],)
+                d_taps = summed
         place = token.to(tl.int64)[:, None] * CHANNELS + e[None, :]
-        tl.store(grad_x_out + place, grad_x, (token < tokens)[:, None] & (e < CHANNELS)[None, :])
+        tl.store(d_x_out + place, d_x, (token < tokens)[:, None] & (e < CHANNELS)[None, :])
     here = tl.program_id(0) * CHANNELS + e
-    tl.store(grad_bias_out + here, tl.sum(grad_bias, 0), e < CHANNELS)
+    tl.store(d_bias_out + here, tl.sum(d_bias, 0), e < CHANNELS)
     for back in tl.static_range(TAPS):
         tl.store(
-            grad_weight_out + here * TAPS + TAPS - 1 - back,
-            tl.sum(grad_taps[back], 0),
+            d_weight_out + here * TAPS + TAPS - 1 - back,
+            tl.sum(d_taps[back], 0),
             e < CHANNELS,
         )

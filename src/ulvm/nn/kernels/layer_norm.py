@@ -14,12 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ulvm.nn.kernels import device
 from ulvm.nn.kernels.norms import load_channels
 from ulvm.nn.kernels.sums import sum_partials
 
 WIDEST = 256  # channels; wider rows keep torch's threads busy
 TILE = 2048  # numbers that a program works on at a time
-PROGRAMS = 1056  # of backward, each of which leaves a partial sum: eight on each multiprocessor
+PROGRAMS = device.EIGHT_ON_EACH  # of backward, each of which leaves a partial sum
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -55,19 +56,19 @@ class _LayerNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_y = grad_y.contiguous()
-        grad_x = torch.empty_like(x)
+        d_y = d_y.contiguous()
+        d_x = torch.empty_like(x)
         programs = max(1, min(ctx.blocks, PROGRAMS))
-        grad_weight, grad_bias = (
+        d_weight, d_bias = (
             x.new_empty(programs, len(weight), dtype=torch.float32) for _ in range(2)
         )
-        _norm_backward_kernel[(programs,)](
-            x, weight, grad_y, grad_x, grad_weight, grad_bias, ctx.rows, ctx.eps, **ctx.sizes
+        _norm_back_kernel[(programs,)](
+            x, weight, d_y, d_x, d_weight, d_bias, ctx.rows, ctx.eps, **ctx.sizes
         )
-        grad_weight, grad_bias = sum_partials(grad_weight, grad_bias)
-        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_type), None
+        d_weight, d_bias = sum_partials(d_weight, d_bias)
+        return d_x, d_weight.to(weight.dtype), d_bias.to(ctx.bias_type), None
 
 
 @triton.jit
@@ -104,28 +105,28 @@ def _norm_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _norm_backward_kernel(
-    x_in, weight_in, grad_y_in, grad_x_out, grad_weight_out, grad_bias_out, rows, eps,
+def _norm_back_kernel(
+    x_in, weight_in, d_y_in, d_x_out, d_weight_out, d_bias_out, rows, eps,
     CHANNELS: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Every so many blocks of rows; gradients of weight and bias are this program's part."""
     channel = tl.arange(0, C)
     weight = load_channels(weight_in, C, CHANNELS).to(tl.float32)
-    grad_weight = tl.zeros((ROWS, C), tl.float32)
-    grad_bias = tl.zeros((ROWS, C), tl.float32)
+    d_weight = tl.zeros((ROWS, C), tl.float32)
+    d_bias = tl.zeros((ROWS, C), tl.float32)
     first = tl.program_id(0).to(tl.int64) * ROWS
     for start in range(first, rows, tl.num_programs(0) * ROWS):
         row = start + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (channel < CHANNELS)[None, :]
         place = row[:, None] * CHANNELS + channel[None, :]
         x = tl.load(x_in + place, inside, 0.0).to(tl.float32)
-        grad_y = tl.load(grad_y_in + place, inside, 0.0).to(tl.float32)
+        d_y = tl.load(d_y_in + place, inside, 0.0).to(tl.float32)
         mean, scale = row_statistics(x, eps, CHANNELS, C)
         normal = (x - mean) * scale
-        grad_weight += grad_y * normal
-        grad_bias += grad_y
-        grad_x = row_gradient(grad_y * weight[None, :], normal, scale, CHANNELS)
-        tl.store(grad_x_out + place, grad_x, inside)
+        d_weight += d_y * normal
+        d_bias += d_y
+        d_x = row_gradient(d_y * weight[None, :], normal, scale, CHANNELS)
+        tl.store(d_x_out + place, d_x, inside)
     here = tl.program_id(0) * CHANNELS + channel
-    tl.store(grad_weight_out + here, tl.sum(grad_weight, 0), channel < CHANNELS)
-    tl.store(grad_bias_out + here, tl.sum(grad_bias, 0), channel < CHANNELS)
+    tl.store(d_weight_out + here, tl.sum(d_weight, 0), channel < CHANNELS)
+    tl.store(d_bias_out + here, tl.sum(d_bias, 0), channel < CHANNELS)

@@ -21,7 +21,17 @@ from torch import Tensor
 from ulvm.nn.kernels import device
 from ulvm.nn.kernels import scan as scans
 from ulvm.nn.kernels.layer_norm import row_gradient, row_statistics
-from ulvm.nn.kernels.norms import reciprocal, sigmoid, silu_slope, zeros
+from ulvm.nn.kernels.matrices import (
+    dot,
+    load_rows,
+    matrix,
+    product,
+    softplus,
+    store_rows,
+    store_sum,
+    vector,
+)
+from ulvm.nn.kernels.norms import sigmoid, silu_slope, zeros
 from ulvm.nn.kernels.scan import choose_chunk, padded, run_scan, run_scan_back
 from ulvm.nn.kernels.sums import sum_partials
 
@@ -295,68 +305,6 @@ class _PVM(torch.autograd.Function):
 
 
 @triton.jit
-def _product(left, right):
-    return tl.dot(left, right, input_precision="tf32x3")
-
-
-@triton.jit
-def _dot(left, right, PRECISION: tl.constexpr):
-    """Product in one of ``PRECISIONS``, summed in float32."""
-    if PRECISION == "half":
-        return tl.dot(left.to(tl.float16), right.to(tl.float16))
-    else:
-        return tl.dot(left, right, input_precision=PRECISION)
-
-
-@triton.jit
-def _softplus(x):
-    small = tl.exp2(-1.4426950408889634 * tl.abs(x))
-    # log(1 + small) = 2 artanh(small / (2 + small)), exact also where 1 + small rounds to 1.
-    z = small * reciprocal(2.0 + small)  # at most 1/3: five terms are enough
-    square = z * z
-    series = 1.0 / 9.0 + square * (1.0 / 11.0)
-    series = 1.0 / 5.0 + square * (1.0 / 7.0 + square * series)
-    series = 1.0 + square * (1.0 / 3.0 + square * series)
-    return tl.maximum(x, 0.0) + 2.0 * z * series
-
-
-@triton.jit
-def _matrix(pointer, row, column, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
-    """Entries (row, column) of a row-major matrix of that size, zeros outside."""
-    inside = (row < ROW_COUNT) & (column < COLUMN_COUNT)
-    return tl.load(pointer + row * COLUMN_COUNT + column, inside, 0.0)
-
-
-@triton.jit
-def _vector(pointer, place, COUNT: tl.constexpr):
-    """Entries of a vector as a row (1, place), zeros outside."""
-    return tl.load(pointer + place, place < COUNT, 0.0)[None, :]
-
-
-@triton.jit
-def _load_rows(pointer, row, inside, WIDTH: tl.constexpr, WIDE: tl.constexpr):
-    """(rows, WIDE) of a (any, WIDTH) array in float32, zeros outside."""
-    column = tl.arange(0, WIDE)[None, :]
-    keep = inside[:, None] & (column < WIDTH)
-    return tl.load(pointer + row[:, None] * WIDTH + column, keep, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_rows(pointer, row, inside, value, WIDTH: tl.constexpr, WIDE: tl.constexpr):
-    column = tl.arange(0, WIDE)[None, :]
-    keep = inside[:, None] & (column < WIDTH)
-    tl.store(pointer + row[:, None] * WIDTH + column, value, keep)
-
-
-@triton.jit
-def _store_sum(pointer, value, row, column, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
-    """Write a (row, column) matrix of that size into a row of partial sums; where it ends."""
-    keep = (row < ROW_COUNT) & (column < COLUMN_COUNT)
-    tl.store(pointer + row * COLUMN_COUNT + column, value, keep)
-    return pointer + ROW_COUNT * COLUMN_COUNT
-
-
-@triton.jit
 def _store_norm_sums(p, program, d_weight, d_bias, c, S: tl.constexpr):
     """Write a program's part of the LayerNorm's gradients."""
     row = p.of_norm + program * 2 * S.CHANNELS
@@ -378,8 +326,8 @@ def _normal_group(p, w, row, inside, branch, mean, scale, S: tl.constexpr):
     g = tl.arange(0, S.G)
     place, keep = _group_places(row, inside, branch, S)
     x = tl.load(p.tokens + place, keep, 0.0).to(tl.float32)
-    weight = _vector(w.norm_weight + branch * S.GROUP, g, S.GROUP)
-    bias = _vector(w.norm_bias + branch * S.GROUP, g, S.GROUP)
+    weight = vector(w.norm_weight + branch * S.GROUP, g, S.GROUP)
+    bias = vector(w.norm_bias + branch * S.GROUP, g, S.GROUP)
     return tl.where(keep, (x - mean) * scale * weight + bias, 0.0)
 
 
@@ -406,13 +354,13 @@ def _operands_kernel(p, w, rows, length, eps, S: tl.constexpr):
     own_row = first + tl.arange(0, S.ROWS)
     own = (own_row < rows) & (tl.arange(0, S.ROWS) < S.ROWS - (S.WIDTH - 1))
     g, e, n = tl.arange(0, S.G), tl.arange(0, E), tl.arange(0, S.N)
-    tokens = _load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
+    tokens = load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
     mean, scale = row_statistics(tokens, eps, S.CHANNELS, S.C)
-    to_inner = _matrix(w.in_proj, e[None, :], g[:, None], INNER, S.GROUP)  # (G, E)
-    to_gate = _matrix(w.in_proj + INNER * S.GROUP, e[None, :], g[:, None], INNER, S.GROUP)
-    to_B = _matrix(w.x_proj + RANK * INNER, n[None, :], e[:, None], S.STATE, INNER)  # (E, N)
+    to_inner = matrix(w.in_proj, e[None, :], g[:, None], INNER, S.GROUP)  # (G, E)
+    to_gate = matrix(w.in_proj + INNER * S.GROUP, e[None, :], g[:, None], INNER, S.GROUP)
+    to_B = matrix(w.x_proj + RANK * INNER, n[None, :], e[:, None], S.STATE, INNER)  # (E, N)
     of_C = w.x_proj + (RANK + S.STATE) * INNER
-    to_C = _matrix(of_C, n[None, :], e[:, None], S.STATE, INNER)
+    to_C = matrix(of_C, n[None, :], e[:, None], S.STATE, INNER)
     tap = tl.arange(0, S.TAPS)
     back = S.WIDTH - 1 - tap
     weight = tl.load(
@@ -422,12 +370,12 @@ def _operands_kernel(p, w, rows, length, eps, S: tl.constexpr):
     )
     for branch in range(tl.program_id(1), S.BRANCHES, tl.num_programs(1)):
         group = _normal_group(p, w, row, inside, branch, mean, scale, S)
-        z = _dot(group, to_gate, PRECISION)
+        z = dot(group, to_gate, PRECISION)
         if not S.TRAIN:
             z *= sigmoid(z)
         place = _place_in_sequence(row, length, branch, S)
-        _store_rows(p.inner, place, inside, _dot(group, to_inner, PRECISION), E, E)
-        _store_rows(p.gate, place, inside, z, E, E)
+        store_rows(p.inner, place, inside, dot(group, to_inner, PRECISION), E, E)
+        store_rows(p.gate, place, inside, z, E, E)
         tl.debug_barrier()
 
         place = _place_in_sequence(own_row, length, branch, S)
@@ -438,21 +386,21 @@ def _operands_kernel(p, w, rows, length, eps, S: tl.constexpr):
             there[:, :, None],
             0.0,
         )  # (row, tap, e)
-        convolved = tl.sum(read.to(tl.float32) * weight, 1) + _vector(w.conv_bias, e, INNER)
+        convolved = tl.sum(read.to(tl.float32) * weight, 1) + vector(w.conv_bias, e, INNER)
         x = convolved * sigmoid(convolved)
-        raw = zeros(S.ROWS, E) + _vector(w.dt_bias, e, INNER)
+        raw = zeros(S.ROWS, E) + vector(w.dt_bias, e, INNER)
         for r in tl.static_range(RANK):
-            rank = tl.sum(x * _vector(w.x_proj + r * INNER, e, INNER), 1)[:, None]
+            rank = tl.sum(x * vector(w.x_proj + r * INNER, e, INNER), 1)[:, None]
             raw += rank * tl.load(w.dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
-        delta = tl.where((e < INNER)[None, :], _softplus(raw), 0.0)
+        delta = tl.where((e < INNER)[None, :], softplus(raw), 0.0)
         if S.TRAIN:
-            _store_rows(p.before, place, own, convolved, E, E)
-            _store_rows(p.x, place, own, delta * x, E, E)
+            store_rows(p.before, place, own, convolved, E, E)
+            store_rows(p.x, place, own, delta * x, E, E)
         else:
-            _store_rows(p.x, place, own, x, E, E)
-        _store_rows(p.delta, place, own, delta, E, E)
-        _store_rows(p.B, place, own, _dot(x, to_B, PRECISION), S.N, S.N)
-        _store_rows(p.C, place, own, _dot(x, to_C, PRECISION), S.N, S.N)
+            store_rows(p.x, place, own, x, E, E)
+        store_rows(p.delta, place, own, delta, E, E)
+        store_rows(p.B, place, own, dot(x, to_B, PRECISION), S.N, S.N)
+        store_rows(p.C, place, own, dot(x, to_C, PRECISION), S.N, S.N)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -463,30 +411,30 @@ def _mix_kernel(p, w, rows, length, eps, S: tl.constexpr):
     row = tl.program_id(0) * S.ROWS + tl.arange(0, S.ROWS)
     inside = row < rows
     g, e, c, o = tl.arange(0, S.G), tl.arange(0, S.E), tl.arange(0, S.C), tl.arange(0, S.O)
-    to_out = _matrix(w.out_proj, g[None, :], e[:, None], S.GROUP, S.INNER)  # (E, G)
-    direct = _vector(w.D, e, S.INNER)
+    to_out = matrix(w.out_proj, g[None, :], e[:, None], S.GROUP, S.INNER)  # (E, G)
+    direct = vector(w.D, e, S.INNER)
     skip = tl.load(w.skip_scale)
-    tokens = _load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
+    tokens = load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
     mean, scale = row_statistics(tokens, eps, S.CHANNELS, S.C)
     for branch in tl.static_range(BRANCHES):
         place = _place_in_sequence(row, length, branch, S)
-        gated = _load_rows(p.y, place, inside, S.E, S.E)
+        gated = load_rows(p.y, place, inside, S.E, S.E)
         if S.TRAIN:
-            convolved = _load_rows(p.before, place, inside, S.E, S.E)
-            z = _load_rows(p.gate, place, inside, S.E, S.E)
+            convolved = load_rows(p.before, place, inside, S.E, S.E)
+            z = load_rows(p.gate, place, inside, S.E, S.E)
             gated = (gated + direct * convolved * sigmoid(convolved)) * z * sigmoid(z)
         group = _normal_group(p, w, row, inside, branch, mean, scale, S)
-        left = _dot(gated, to_out, PRECISION) + skip * group
+        left = dot(gated, to_out, PRECISION) + skip * group
         here, keep = _group_places(row, inside, branch, S)
         tl.store(p.mixed + here, left, keep)
     tl.debug_barrier()  # the branches are read as whole rows below
-    x = _load_rows(p.mixed, row, inside, S.CHANNELS, S.C)
+    x = load_rows(p.mixed, row, inside, S.CHANNELS, S.C)
     mean, scale = row_statistics(x, eps, S.CHANNELS, S.C)
-    normal = (x - mean) * scale * _vector(w.norm_weight, c, S.CHANNELS)
-    normal += _vector(w.norm_bias, c, S.CHANNELS)
-    to_channels = _matrix(w.project_weight, o[None, :], c[:, None], S.OUT, S.CHANNELS)
-    projected = _dot(normal, to_channels, PRECISION) + _vector(w.project_bias, o, S.OUT)
-    _store_rows(p.out, row, inside, projected, S.OUT, S.O)
+    normal = (x - mean) * scale * vector(w.norm_weight, c, S.CHANNELS)
+    normal += vector(w.norm_bias, c, S.CHANNELS)
+    to_channels = matrix(w.project_weight, o[None, :], c[:, None], S.OUT, S.CHANNELS)
+    projected = dot(normal, to_channels, PRECISION) + vector(w.project_bias, o, S.OUT)
+    store_rows(p.out, row, inside, projected, S.OUT, S.O)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -494,49 +442,49 @@ def _mix_back_kernel(p, w, rows, length, tiles, eps, S: tl.constexpr):
     """Back through ``_mix_kernel`` for some tiles of tokens, with their parameters' sums."""
     E: tl.constexpr = S.E
     g, e, c, o = tl.arange(0, S.G), tl.arange(0, E), tl.arange(0, S.C), tl.arange(0, S.O)
-    gain = _vector(w.norm_weight, c, S.CHANNELS)
-    shift = _vector(w.norm_bias, c, S.CHANNELS)
-    project_back = _matrix(w.project_weight, o[:, None], c[None, :], S.OUT, S.CHANNELS)  # (O, C)
-    out_back = _matrix(w.out_proj, g[:, None], e[None, :], S.GROUP, S.INNER)  # (G, E)
-    direct = _vector(w.D, e, S.INNER)
+    gain = vector(w.norm_weight, c, S.CHANNELS)
+    shift = vector(w.norm_bias, c, S.CHANNELS)
+    project_back = matrix(w.project_weight, o[:, None], c[None, :], S.OUT, S.CHANNELS)  # (O, C)
+    out_back = matrix(w.out_proj, g[:, None], e[None, :], S.GROUP, S.INNER)  # (G, E)
+    direct = vector(w.D, e, S.INNER)
     d_project, d_bias = zeros(S.O, S.C), zeros(S.O)
     d_gain, d_shift = zeros(S.C), zeros(S.C)
     d_out_proj, d_D = zeros(S.G, E), zeros(E)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row = tile * S.ROWS + tl.arange(0, S.ROWS)
         inside = row < rows
-        x = _load_rows(p.mixed, row, inside, S.CHANNELS, S.C)
+        x = load_rows(p.mixed, row, inside, S.CHANNELS, S.C)
         mean, scale = row_statistics(x, eps, S.CHANNELS, S.C)
         standard = tl.where((c < S.CHANNELS)[None, :], (x - mean) * scale, 0.0)
-        d_out = _load_rows(p.d_out, row, inside, S.OUT, S.O)
-        d_project += _product(tl.trans(d_out), standard * gain + shift)
+        d_out = load_rows(p.d_out, row, inside, S.OUT, S.O)
+        d_project += product(tl.trans(d_out), standard * gain + shift)
         d_bias += tl.sum(d_out, 0)
-        d_normal = _product(d_out, project_back)
+        d_normal = product(d_out, project_back)
         d_gain += tl.sum(d_normal * standard, 0)
         d_shift += tl.sum(d_normal, 0)
         d_mixed = row_gradient(d_normal * gain, standard, scale, S.CHANNELS)
-        _store_rows(p.d_mixed, row, inside, d_mixed, S.CHANNELS, S.C)
+        store_rows(p.d_mixed, row, inside, d_mixed, S.CHANNELS, S.C)
         tl.debug_barrier()  # the rows are read by branches below
         for branch in range(S.BRANCHES):
             here, keep = _group_places(row, inside, branch, S)
             d_left = tl.load(p.d_mixed + here, keep, 0.0)
             place = _place_in_sequence(row, length, branch, S)
-            convolved = _load_rows(p.before, place, inside, E, E)
+            convolved = load_rows(p.before, place, inside, E, E)
             own = convolved * sigmoid(convolved)
-            z = _load_rows(p.gate, place, inside, E, E)
-            y = _load_rows(p.y, place, inside, E, E) + direct * own
+            z = load_rows(p.gate, place, inside, E, E)
+            y = load_rows(p.y, place, inside, E, E) + direct * own
             opened = z * sigmoid(z)
-            d_gated = _product(d_left, out_back)
+            d_gated = product(d_left, out_back)
             d_y = d_gated * opened
-            d_out_proj += _product(tl.trans(d_left), y * opened)
+            d_out_proj += product(tl.trans(d_left), y * opened)
             d_D += tl.sum(d_y * own, 0)
-            _store_rows(p.d_y, place, inside, d_y, E, E)
-            _store_rows(p.d_gate, place, inside, d_gated * y * silu_slope(z), E, E)
+            store_rows(p.d_y, place, inside, d_y, E, E)
+            store_rows(p.d_gate, place, inside, d_gated * y * silu_slope(z), E, E)
     size: tl.constexpr = S.OUT * S.CHANNELS + S.OUT + S.GROUP * S.INNER + S.INNER
     to = p.of_mix + tl.program_id(0) * size
-    to = _store_sum(to, d_project, o[:, None], c[None, :], S.OUT, S.CHANNELS)
+    to = store_sum(to, d_project, o[:, None], c[None, :], S.OUT, S.CHANNELS)
     tl.store(to + o, d_bias, o < S.OUT)
-    to = _store_sum(to + S.OUT, d_out_proj, g[:, None], e[None, :], S.GROUP, S.INNER)
+    to = store_sum(to + S.OUT, d_out_proj, g[:, None], e[None, :], S.GROUP, S.INNER)
     tl.store(to + e, d_D, e < S.INNER)
     _store_norm_sums(p, tl.program_id(0), d_gain, d_shift, c, S)
 
@@ -549,10 +497,10 @@ def _operands_back_kernel(p, w, rows, tiles, S: tl.constexpr):
     E: tl.constexpr = S.E
     N: tl.constexpr = S.N
     e, n = tl.arange(0, E), tl.arange(0, N)
-    B_back = _matrix(w.x_proj + RANK * INNER, n[:, None], e[None, :], S.STATE, INNER)  # (N, E)
+    B_back = matrix(w.x_proj + RANK * INNER, n[:, None], e[None, :], S.STATE, INNER)  # (N, E)
     of_C = w.x_proj + (RANK + S.STATE) * INNER
-    C_back = _matrix(of_C, n[:, None], e[None, :], S.STATE, INNER)
-    direct = _vector(w.D, e, INNER)
+    C_back = matrix(of_C, n[:, None], e[None, :], S.STATE, INNER)
+    direct = vector(w.D, e, INNER)
     d_to_B, d_to_C = zeros(N, E), zeros(N, E)
     d_dt_bias = zeros(E)
     ranks = tl.arange(0, 8)[:, None]  # rows beyond RANK stay zero
@@ -560,20 +508,20 @@ def _operands_back_kernel(p, w, rows, tiles, S: tl.constexpr):
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row = tile * S.ROWS + tl.arange(0, S.ROWS)
         inside = row < rows
-        convolved = _load_rows(p.before, row, inside, E, E)
+        convolved = load_rows(p.before, row, inside, E, E)
         x = convolved * sigmoid(convolved)
-        delta = _load_rows(p.delta, row, inside, E, E)
-        d_driven = _load_rows(p.d_x, row, inside, E, E)
+        delta = load_rows(p.delta, row, inside, E, E)
+        d_driven = load_rows(p.d_x, row, inside, E, E)
         d_B, d_C = zeros(S.ROWS, N), zeros(S.ROWS, N)
         for block in tl.static_range(E // LANES):
-            d_B += _load_rows(p.d_B + block * rows * N, row, inside, N, N)
-            d_C += _load_rows(p.d_C + block * rows * N, row, inside, N, N)
-        d_delta = d_driven * x + _load_rows(p.d_delta, row, inside, E, E)
+            d_B += load_rows(p.d_B + block * rows * N, row, inside, N, N)
+            d_C += load_rows(p.d_C + block * rows * N, row, inside, N, N)
+        d_delta = d_driven * x + load_rows(p.d_delta, row, inside, E, E)
         d_raw = d_delta * (1.0 - tl.exp(-delta))  # the slope of softplus
-        d_x = d_driven * delta + direct * _load_rows(p.d_y, row, inside, E, E)
-        d_x += _product(d_B, B_back) + _product(d_C, C_back)
+        d_x = d_driven * delta + direct * load_rows(p.d_y, row, inside, E, E)
+        d_x += product(d_B, B_back) + product(d_C, C_back)
         for r in tl.static_range(RANK):
-            to_rank = _vector(w.x_proj + r * INNER, e, INNER)
+            to_rank = vector(w.x_proj + r * INNER, e, INNER)
             from_rank = tl.load(w.dt_weight + e * RANK + r, e < INNER, 0.0)[None, :]
             d_rank = tl.sum(d_raw * from_rank, 1)[:, None]
             d_x += d_rank * to_rank
@@ -581,14 +529,14 @@ def _operands_back_kernel(p, w, rows, tiles, S: tl.constexpr):
             d_dt_weight += tl.where(ranks == r, tl.sum(d_raw * rank, 0)[None, :], 0.0)
             d_to_rank += tl.where(ranks == r, tl.sum(d_rank * x, 0)[None, :], 0.0)
         d_dt_bias += tl.sum(d_raw, 0)
-        d_to_B += _product(tl.trans(d_B), x)
-        d_to_C += _product(tl.trans(d_C), x)
-        _store_rows(p.d_before, row, inside, d_x * silu_slope(convolved), E, E)
+        d_to_B += product(tl.trans(d_B), x)
+        d_to_C += product(tl.trans(d_C), x)
+        store_rows(p.d_before, row, inside, d_x * silu_slope(convolved), E, E)
     to = p.of_operands + tl.program_id(0) * ((2 * RANK + 2 * S.STATE) * INNER + INNER)
-    to = _store_sum(to, d_to_rank, ranks, e[None, :], RANK, INNER)
-    to = _store_sum(to, d_to_B, n[:, None], e[None, :], S.STATE, INNER)
-    to = _store_sum(to, d_to_C, n[:, None], e[None, :], S.STATE, INNER)
-    to = _store_sum(to, d_dt_weight, e[None, :], ranks, INNER, RANK)
+    to = store_sum(to, d_to_rank, ranks, e[None, :], RANK, INNER)
+    to = store_sum(to, d_to_B, n[:, None], e[None, :], S.STATE, INNER)
+    to = store_sum(to, d_to_C, n[:, None], e[None, :], S.STATE, INNER)
+    to = store_sum(to, d_dt_weight, e[None, :], ranks, INNER, RANK)
     tl.store(to + e, d_dt_bias, e < INNER)
 
 
@@ -599,8 +547,8 @@ def _tokens_back_kernel(p, w, rows, length, tiles, eps, S: tl.constexpr):
     INNER: tl.constexpr = S.INNER
     E: tl.constexpr = S.E
     g, e, c = tl.arange(0, S.G), tl.arange(0, E), tl.arange(0, S.C)
-    inner_back = _matrix(w.in_proj, e[:, None], g[None, :], INNER, S.GROUP)  # (E, G)
-    gate_back = _matrix(w.in_proj + INNER * S.GROUP, e[:, None], g[None, :], INNER, S.GROUP)
+    inner_back = matrix(w.in_proj, e[:, None], g[None, :], INNER, S.GROUP)  # (E, G)
+    gate_back = matrix(w.in_proj + INNER * S.GROUP, e[:, None], g[None, :], INNER, S.GROUP)
     skip = tl.load(w.skip_scale)
     taps = tl.arange(0, 8)[:, None]  # rows beyond WIDTH stay zero
     d_conv_weight, d_conv_bias = zeros(8, E), zeros(E)
@@ -610,41 +558,41 @@ def _tokens_back_kernel(p, w, rows, length, tiles, eps, S: tl.constexpr):
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row = tile * S.ROWS + tl.arange(0, S.ROWS)
         inside = row < rows
-        x = _load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
+        x = load_rows(p.tokens, row, inside, S.CHANNELS, S.C)
         mean, scale = row_statistics(x, eps, S.CHANNELS, S.C)
         for branch in range(S.BRANCHES):
             place = _place_in_sequence(row, length, branch, S)
             group = _normal_group(p, w, row, inside, branch, mean, scale, S)
-            own = _load_rows(p.inner, place, inside, E, E)
+            own = load_rows(p.inner, place, inside, E, E)
             d_inner = zeros(S.ROWS, E)
             for tap in tl.static_range(WIDTH):
                 # The token went into the output of the token WIDTH − 1 − tap further on.
                 there = inside & (row % length < length - (WIDTH - 1 - tap))
-                d_before = _load_rows(p.d_before, place + (WIDTH - 1 - tap), there, E, E)
+                d_before = load_rows(p.d_before, place + (WIDTH - 1 - tap), there, E, E)
                 weight = tl.load(w.conv_weight + e * WIDTH + tap, e < INNER, 0.0)[None, :]
                 d_inner += d_before * weight
                 d_conv_weight += tl.where(taps == tap, tl.sum(d_before * own, 0)[None, :], 0.0)
             d_conv_bias += tl.sum(d_before, 0)  # the last tap is the token itself
-            d_gate = _load_rows(p.d_gate, place, inside, E, E)
+            d_gate = load_rows(p.d_gate, place, inside, E, E)
             here, keep = _group_places(row, inside, branch, S)
             d_left = tl.load(p.d_mixed + here, keep, 0.0)
-            d_group = _product(d_inner, inner_back) + _product(d_gate, gate_back)
-            d_to_inner += _product(tl.trans(d_inner), group)
-            d_to_gate += _product(tl.trans(d_gate), group)
+            d_group = product(d_inner, inner_back) + product(d_gate, gate_back)
+            d_to_inner += product(tl.trans(d_inner), group)
+            d_to_gate += product(tl.trans(d_gate), group)
             d_skip += tl.sum(d_left * group, 1)
             tl.store(p.d_normal + here, d_group + skip * d_left, keep)
         tl.debug_barrier()  # the branches are read as whole rows below
         standard = tl.where((c < S.CHANNELS)[None, :] & inside[:, None], (x - mean) * scale, 0.0)
-        d_normal = _load_rows(p.d_normal, row, inside, S.CHANNELS, S.C)
+        d_normal = load_rows(p.d_normal, row, inside, S.CHANNELS, S.C)
         d_gain += tl.sum(d_normal * standard, 0)
         d_shift += tl.sum(d_normal, 0)
-        d_normal *= _vector(w.norm_weight, c, S.CHANNELS)
+        d_normal *= vector(w.norm_weight, c, S.CHANNELS)
         d_tokens = row_gradient(d_normal, standard, scale, S.CHANNELS)
-        _store_rows(p.d_tokens, row, inside, d_tokens, S.CHANNELS, S.C)
+        store_rows(p.d_tokens, row, inside, d_tokens, S.CHANNELS, S.C)
     to = p.of_tokens + tl.program_id(0) * (2 * INNER * S.GROUP + INNER * WIDTH + INNER + 1)
-    to = _store_sum(to, d_to_inner, e[:, None], g[None, :], INNER, S.GROUP)
-    to = _store_sum(to, d_to_gate, e[:, None], g[None, :], INNER, S.GROUP)
-    to = _store_sum(to, d_conv_weight, e[None, :], taps, INNER, WIDTH)
+    to = store_sum(to, d_to_inner, e[:, None], g[None, :], INNER, S.GROUP)
+    to = store_sum(to, d_to_gate, e[:, None], g[None, :], INNER, S.GROUP)
+    to = store_sum(to, d_conv_weight, e[None, :], taps, INNER, WIDTH)
     tl.store(to + e, d_conv_bias, e < INNER)
     tl.store(to + INNER, tl.sum(d_skip, 0))
     # The programs of ``_mix_back_kernel``, as many, come before.
