@@ -22,9 +22,9 @@ import gpu
 from ulvm import datasets, splits
 from ulvm.image import BoolArray, Uint8Array
 from ulvm.metrics import confusion, dice, pooled
-from ulvm.nn import fused
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.graph import record
+from ulvm.nn.kernels.device import enable
 from ulvm.nn.model import (
     PictureToProbability,
     UltraLightVMUNet,
@@ -46,7 +46,7 @@ def in_precision(function: Function, precision: str, *, kernels: bool) -> Functi
 
     @torch.no_grad()
     def run(images: Tensor) -> Tensor:
-        fused.enabled = kernels
+        enable(kernels)
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             return function(images)
 

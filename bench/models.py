@@ -3,7 +3,8 @@
     python bench/models.py plan.json --pack DIR --data isic2017=DIR --data pad-ufes=DIR …
     python bench/models.py plan.json --pack DIR --out OUT --side-by-side 8 --seconds 560
 
-The first makes the pack, the second runs the plan from it alone, on another machine. The pack holds each data set's JPEG files in one (``NAME.jpgs``), its masks at 256×256
+The first makes the pack, the second runs the plan from it alone, on another machine. The pack holds
+each data set's JPEG files in one (``NAME.jpgs``), its masks at 256×256
 (``NAME.masks.xz``) and ids, sizes and groups (``NAME.json``). The plan lists jobs:
 
     {"name": "s2-fold1", "preset": "skin", "set": ["train.epochs=160"], "data": ["isic2017", …],
@@ -12,7 +13,7 @@ The first makes the pack, the second runs the plan from it alone, on another mac
 ``leave`` names the folds (1..5) of the pictures that are not trained on: the first one is scored.
 A job with ``teaches`` writes its probability of every picture of the folds that it left out;
 one with ``teacher`` waits for the pictures that it trains on, and learns from those that were
-predicted without them. Each job is scored twice, with the average of its best epoch and of its last.
+predicted without them. Each job is scored twice: the average of its best epoch and of its last.
 Results go to OUT/results.json after every job.
 """
 
@@ -207,8 +208,6 @@ def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Sc
     from ulvm.presets import find_preset
     from ulvm.spec import DataSpec, RunSpec, SourceSpec
 
-    if given.patch:
-        given.patch(job.get("patch"))
     device = given.device
     folder = given.out / "runs" / job["name"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -350,13 +349,6 @@ def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: 
     from ulvm import datasets
     from ulvm.nn import parts
 
-    given.patch = None
-    try:
-        from prototype import use as patch
-
-        given.patch = patch
-    except ImportError:
-        pass
     given.device = "cuda" if torch.cuda.is_available() else "cpu"
     decoded = {}
     for name in plan["data"]:

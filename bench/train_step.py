@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 import gpu
-from ulvm.nn import fused
 from ulvm.nn.graph import record
+from ulvm.nn.kernels import compiling_ahead
+from ulvm.nn.kernels.device import enable
 from ulvm.nn.model import normalise
 from ulvm.nn.step import Learner
 from ulvm.presets import find_preset
@@ -40,7 +41,7 @@ class Step:
     """
 
     def __init__(self, images: Tensor, masks: Tensor, *, kernels: bool) -> None:
-        fused.enabled = kernels
+        enable(kernels)
         torch.manual_seed(SEED)
         before = torch.cuda.memory_allocated()
         self.learner = Learner(find_preset("paper").run, images.device)
@@ -53,7 +54,7 @@ class Step:
             self.loss.copy_(loss.detach())
 
         start = time.perf_counter()
-        with fused.compiling_ahead():  # side by side, not each at its first launch
+        with compiling_ahead():  # side by side, not each at its first launch
             self.learner.loss(images, masks).backward()
         self.learner.optimizer.zero_grad()
         work()

@@ -1,7 +1,13 @@
-"""The runtime needs neither torch nor ONNX Runtime: proved by blocking them; the block works."""
+"""The runtime needs neither torch nor ONNX Runtime: proved by blocking them; the block works.
 
+And no module imports, by itself or through others, one that imports it.
+"""
+
+import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -57,6 +63,55 @@ def test_the_command_line_alone_imports_neither_nn_nor_reproduce() -> None:
     assert "'ulvm.cli'" in done.stdout
     assert "ulvm.nn" not in done.stdout
     assert "ulvm.reproduce" not in done.stdout
+
+
+def read_imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """The modules that each of these imports, inside functions too.
+
+    Args:
+        sources: Name of each module → its text.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, text in sources.items():
+        named = []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                named += [each.name for each in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                inner = [f"{node.module}.{each.name}" for each in node.names]
+                named += [name if name in sources else str(node.module) for name in inner]
+        graph[module] = {name for name in named if name in sources}
+    return graph
+
+
+def find_circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import one another in a circle; none if there is none."""
+    try:
+        graphlib.TopologicalSorter(read_imports(sources)).prepare()
+    except graphlib.CycleError as problem:
+        return list(problem.args[1])
+    return []
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    sources = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = ("ulvm", *path.relative_to(PACKAGE).with_suffix("").parts)
+        sources[".".join(parts).removesuffix(".__init__")] = path.read_text()
+    assert len(read_imports(sources)["ulvm.cli"]) > 3
+    assert find_circle(sources) == []
+
+
+def test_a_circle_is_found_through_packages_and_functions() -> None:
+    """Meta-test: a module that imports its user late, and by way of a package."""
+    sources = {
+        "ulvm.model": "from ulvm.kernels import run",
+        "ulvm.kernels": "def run():\n    from ulvm.kernels import modules",
+        "ulvm.kernels.modules": "import torch\nimport ulvm.model",
+    }
+    assert set(find_circle(sources)) == set(sources)
+    sources["ulvm.kernels.modules"] = "import torch"
+    assert find_circle(sources) == []
 
 
 def test_every_module_is_on_the_architecture_page() -> None:

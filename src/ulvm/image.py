@@ -13,10 +13,9 @@ from PIL import Image
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.grey import read_16_bit
 from ulvm.picture import (
     SIGNATURE,
-    TIFF_BITS,
-    TIFF_PHOTOMETRIC,
     ImageSource,
     decode,
     read_picture,
@@ -275,33 +274,6 @@ def _encode_grey(array: Uint8Array | BoolArray) -> bytes:
     )
 
 
-def _read_16_bit(image: Image.Image) -> tuple[npt.NDArray[np.uint16], int]:
-    """Samples (height, width) with black at 0, and the value of white."""
-    samples = np.asarray(image, np.uint16)
-    tags: Any = getattr(image, "tag_v2", {})
-    white = 4095 if tags.get(TIFF_BITS) == (12,) else 65535
-    if tags.get(TIFF_PHOTOMETRIC) == 0:  # White is zero: Pillow inverts 8 bits only.
-        samples = np.uint16(white) - samples
-    return samples, white
-
-
-def scale_grey(image: Image.Image, name: str) -> Uint8Array:
-    """16-bit or float samples as uint8 (height, width); ``name`` is for messages."""
-    if image.mode.startswith("I;16"):
-        samples, white = _read_16_bit(image)
-        return ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
-    values = np.asarray(image, np.float64)
-    low, high = values.min(), values.max()
-    if not np.isfinite(high - low):
-        raise InputError(
-            f"{name} holds pixels that are not finite (NaN or infinity)",
-            "",
-            "replace them and save it again",
-        )
-    scaled = np.rint((values - low) * (255 / max(high - low, 1e-300)))
-    return cast(Uint8Array, scaled.astype(np.uint8))
-
-
 def _mask_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
     """The samples (height, width) that tell background from lesion."""
     if image.has_transparency_data and not image.mode.startswith("I"):
@@ -313,7 +285,7 @@ def _mask_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
                 "flatten it and save it as a grey PNG",
             )
     if image.mode.startswith("I;16"):
-        return _read_16_bit(image)[0]
+        return read_16_bit(image)[0]
     if image.mode in ("1", "L", "I", "F"):
         return np.asarray(image)
     channels = np.asarray(image.convert("RGB"))

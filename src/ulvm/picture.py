@@ -60,7 +60,7 @@ def read_picture(source: ImageSource) -> Image.Image:
     """As ``read_image``, but a Pillow image of mode RGB: of a large photo half the time."""
     image, name = decode(source)
     if image.mode == "F" or image.mode.startswith("I"):
-        from ulvm.image import scale_grey
+        from ulvm.grey import scale_grey
 
         return Image.fromarray(scale_grey(image, name)).convert("RGB")
     key = image.info.get("transparency")

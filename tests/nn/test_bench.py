@@ -21,7 +21,6 @@ import schedule
 import train_cpu
 import train_step
 from ulvm.cli import main
-from ulvm.nn import fused, model
 from ulvm.nn.augment import Part
 from ulvm.nn.checkpoint import load_probability, load_weights
 from ulvm.nn.model import UltraLightVMUNet, normalise
@@ -134,8 +133,8 @@ def test_least_bytes_counts_what_passes_between_the_stages(
         return wrapper
 
     network = UltraLightVMUNet()
-    monkeypatch.setattr(model, "halve", counted(model.halve))
-    monkeypatch.setattr(model, "merge", counted(model.merge))
+    monkeypatch.setattr(network, "halve", counted(network.halve))
+    monkeypatch.setattr(network, "merge", counted(network.merge))
     network.encoder[-1].register_forward_hook(lambda _, __, out: counts.append(out.numel()))
     network.bridge.register_forward_hook(
         lambda _, __, out: counts.extend(each.numel() for each in out)
@@ -164,7 +163,8 @@ def test_agreement_of_masks_by_hand() -> None:
 
 
 def test_masks_are_those_of_the_weights_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "enabled", True)  # the benchmark sets it; this sets it back
+    # The benchmark sets it; this sets it back.
+    monkeypatch.setattr("ulvm.nn.kernels.device.enabled", True)
     network = load_weights(inference.WEIGHTS)[0]
     images_rgb = gpu.draw_pictures(2)[0].numpy()
     expected = load_probability(inference.WEIGHTS)[0](images_rgb)[:, 0] >= 0.5
@@ -217,7 +217,7 @@ def test_the_timed_command_is_one_that_the_command_line_takes(tmp_path: Path) ->
 def test_a_recorded_step_repeats_bit_for_bit_and_is_that_of_plain_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused, "enabled", True)
+    monkeypatch.setattr("ulvm.nn.kernels.device.enabled", True)
     pictures, masks = (each.cuda() for each in gpu.draw_pictures(4))
     images: Tensor = normalise(pictures.permute(0, 3, 1, 2))
     assert train_step.gives_same_bits(images, masks)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ulvm.errors import InputError
-from ulvm.nn import model
+from ulvm.nn import mamba
 from ulvm.nn.complexity import Complexity, StageCost, inspect_model
 from ulvm.nn.networks import build_network
 from ulvm.nn.peers import PEERS
@@ -93,7 +93,7 @@ def test_products_are_those_of_torchs_counter(
 ) -> None:
     spec = ModelSpec(**fields)
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(model, "selective_scan", lambda x, *_: x)  # it has products of its own
+        patch.setattr(mamba, "selective_scan", lambda x, *_: x)  # it has products of its own
         with FlopCounterMode(display=False) as counter:
             build_network(spec).eval()(torch.rand(1, spec.in_channels, 64, 96))
     operations = inspect_model(spec, (64, 96)).operations()

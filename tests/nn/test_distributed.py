@@ -95,3 +95,40 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("train_loss", "validation_loss"):
         losses = [[row[name] for row in each["history"]] for each in (two, one)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+AVERAGE = """
+import sys
+import torch
+import torch.distributed as dist
+from ulvm.nn.distributed import join
+
+with join(torch.device("cpu")) as processes:
+    gradients = [torch.full((2, 3), processes.rank + 1.0), torch.arange(4.0) * processes.rank]
+    processes.average(gradients)
+    assert torch.equal(gradients[0], torch.full((2, 3), 1.5)), gradients
+    assert torch.equal(gradients[1], torch.arange(4.0) / 2), gradients
+print("averaged")
+"""
+
+
+def test_gradients_become_their_mean(tmp_path: Path) -> None:
+    script = tmp_path / "average.py"
+    script.write_text(AVERAGE)
+    launch = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d"
+    done = subprocess.run(
+        [sys.executable, *launch.split(), "--rdzv-endpoint=localhost:0", str(script)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("averaged") == 2
+
+
+def test_one_process_averages_nothing() -> None:
+    gradient = torch.ones(3)
+    Processes().average([gradient])
+    assert torch.equal(gradient, torch.ones(3))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ulvm.nn.fused import kernels_for
+from ulvm.nn.kernels.device import usable
 from ulvm.nn.model import normalise
 from ulvm.spec import Augmentation
 
@@ -230,8 +230,10 @@ def augment(part: Part, rows: Tensor, draws: Draws) -> Pair:
 
 def _gather(part: Part, rows: Tensor, draws: Draws) -> Pair:
     """Pictures and soft masks sampled where the maps point."""
-    if draws.kind == "paper" and (kernels := kernels_for(draws.maps)):
-        return kernels.gather_nearest(part.images, part.masks, *part.stretch, rows, draws.maps)
+    if draws.kind == "paper" and usable(draws.maps):
+        from ulvm.nn.kernels.gather import gather_nearest  # needs Triton
+
+        return gather_nearest(part.images, part.masks, *part.stretch, rows, draws.maps)
     if draws.kind == "paper":
         images, mode, padding = part.normalised(rows), "nearest", "zeros"
     else:  # colours change between gathering and normalising

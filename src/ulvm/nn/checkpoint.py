@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.nn.kernels import accelerate
 from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
 from ulvm.nn.networks import build_network
 from ulvm.spec import FORMAT, METADATA_KEY, ModelSpec, RunSpec
@@ -57,7 +58,8 @@ def load_weights(
         device: Where the network goes.
 
     Returns:
-        The network in evaluation mode, its run and the stored provenance.
+        The network in evaluation mode, on a GPU with kernels put in, its run and the stored
+        provenance.
 
     Raises:
         InputError: The file is missing, no safetensors file or not written by ulvm.
@@ -91,7 +93,7 @@ def load_weights(
     run = RunSpec.from_dict(stored.pop("run"))
     model = build_network(run.model)
     model.load_state_dict(state)
-    return model.to(device).eval(), run, stored
+    return accelerate(model.to(device)).eval(), run, stored
 
 
 def load_probability(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ulvm.nn.model import ChannelAttention, LayerNorm, Mamba, SelectiveScan, UltraLightVMUNet
+from ulvm.nn.mamba import Mamba, SelectiveScan
+from ulvm.nn.model import ChannelAttention, UltraLightVMUNet
 from ulvm.nn.networks import build_network
 from ulvm.spec import ModelSpec, require_divisible
 
@@ -284,7 +285,7 @@ class _Watch(TorchDispatchMode):
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
             taps = math.prod(module.kernel_size)
             macs = output.numel() * module.in_channels // module.groups * taps
-        elif isinstance(module, LayerNorm | nn.BatchNorm2d):
+        elif type(module) is nn.LayerNorm or isinstance(module, nn.BatchNorm2d):
             macs = 4 * output.numel()
         elif isinstance(module, nn.Upsample):
             macs = 11 * output.numel()

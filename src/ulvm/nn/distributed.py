@@ -1,7 +1,8 @@
 """Several processes, one GPU or CPU each, that train one network: ``torchrun … -m ulvm train``.
 
-Every process draws the same order and augmentation from the same seed and takes its share of
-each batch, so the batch stays the recipe's. Torch's DistributedDataParallel averages gradients.
+Every process draws the same weights, order and augmentation from the same seed and takes its
+share of each batch, so the batch stays the recipe's. The mean of the gradients is taken in one sum
+over all of them, which is part of the recorded step on GPUs.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import dataclasses
 import datetime
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ulvm.errors import InputError
 
@@ -41,12 +42,23 @@ class Processes:
         start = self.rank * each + min(self.rank, rest)
         return range(start, start + each + (self.rank < rest))
 
-    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network, whose gradients are averaged over the processes where there are more."""
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """Put the mean over the processes in the place of each gradient, alike in all of them.
+
+        Args:
+            gradients: Of one type, on one device; in the same order in every process.
+        """
         if self.count == 1:
-            return network
-        ids = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=ids)
+            return
+        # One sum, for a small network's gradients take less time than starting a second one.
+        flat = torch.cat([each.flatten() for each in gradients])
+        dist.all_reduce(flat)
+        flat /= self.count
+        means = flat.split([each.numel() for each in gradients])
+        torch._foreach_copy_(
+            list(gradients),
+            [mean.view_as(each) for mean, each in zip(means, gradients, strict=True)],
+        )
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of every process's value, added up in place."""
@@ -75,7 +87,7 @@ def launched() -> Processes:
 def join(device: torch.device) -> Iterator[Processes]:
     """Meet the other processes of this run for the length of a block.
 
-    The block leaves no wrapped network behind.
+    The block leaves no recorded step behind.
 
     Args:
         device: This process's; NCCL connects GPUs, Gloo CPUs.
@@ -91,8 +103,7 @@ def join(device: torch.device) -> Iterator[Processes]:
     yield processes
     # Not after an error: the others may be inside a sum, and torchrun ends them when we exit.
     dist.barrier()
-    # What DistributedDataParallel still holds of the group's threads would abort Python's exit.
-    gc.collect()
+    gc.collect()  # recorded sums must be gone before the connections that they use
     dist.destroy_process_group()
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.nn.checkpoint import load_weights
+from ulvm.nn.export_forms import for_export
 from ulvm.nn.model import PictureToProbability
 from ulvm.nn.run_folder import versions
 from ulvm.onnx import onnxruntime
@@ -84,7 +85,9 @@ def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str,
     size = run.data.image_size
     example = torch.randint(0, 256, (2, size, size, run.model.in_channels), dtype=torch.uint8)
     free = {"image_rgb": {0: torch.export.Dim("batch", min=1)}}
-    model = trace_onnx(module, example, "image_rgb", opset_version=OPSET, dynamic_shapes=free)
+    model = trace_onnx(
+        for_export(module), example, "image_rgb", opset_version=OPSET, dynamic_shapes=free
+    )
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
         del part.metadata_props[:]  # the exporter's traces: paths of this machine
     for node in model.graph.node:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ulvm.nn.fused import compiling_ahead
+from ulvm.nn.kernels import compiling_ahead
 
 _WARM_UPS = 3  # torch's documentation: libraries choose algorithms and allocate in the first ones
 
@@ -39,7 +39,8 @@ def record(work: Callable[[], None], changed: Sequence[Tensor]) -> Callable[[], 
                     each.copy_(value)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    # Only this thread's calls are checked: one of torch's own watches over sums of several GPUs.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         work()
     torch.cuda.set_rng_state(random)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ulvm.nn.fused import kernels_for
+from ulvm.nn.kernels.device import usable
 from ulvm.nn.model import probability_of_logits
 
 
@@ -25,8 +25,10 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     over classes of the same for more.
     """
     binary = logits.shape[1] == 1
-    if binary and logits.dtype == torch.float32 and (kernels := kernels_for(logits)):
-        return kernels.bce_dice(logits, masks)
+    if binary and logits.dtype == torch.float32 and usable(logits):
+        from ulvm.nn.kernels.loss import bce_dice  # needs Triton
+
+        return bce_dice(logits, masks)
     if binary:
         truth = masks[:, None].to(logits.dtype)  # (batch, 1, height, width)
         entropy = F.binary_cross_entropy_with_logits(logits, truth)

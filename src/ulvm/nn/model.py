@@ -1,4 +1,4 @@
-"""UltraLight VM-UNet, top to bottom: Mamba, the PVM layer, the skip bridge, the network.
+"""UltraLight VM-UNet, top to bottom: the PVM layer, the skip bridge, the network.
 
 Source: Wu et al., "UltraLight VM-UNet", arXiv 2403.20035, and the authors' released code.
 Differs: the paper's figure draws VSS blocks with a four-direction scan; like the released
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.errors import InputError
-from ulvm.nn.fused import kernels_for
-from ulvm.nn.scan import selective_scan
+from ulvm.nn.mamba import MIXERS, SelectiveScan
 from ulvm.spec import Init, Mixer, ModelSpec, Stage, require_divisible
 
 
@@ -48,156 +47,6 @@ def probability_of_logits(logits: Tensor) -> Tensor:
         The same shape, 0..1.
     """
     return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
-
-
-class SelectiveScan(nn.Module):
-    """The state space part of Mamba: input-dependent B, C and step size, then the scan.
-
-    Args:
-        inner: Width of the sequence.
-        d_state: Size of the state per channel.
-        dt_rank: Rank of the step size's projection.
-
-    Source: Gu & Dao 2023, arXiv 2312.00752, algorithm 2.
-    """
-
-    def __init__(self, inner: int, d_state: int, dt_rank: int) -> None:
-        super().__init__()
-        self.d_state = d_state
-        self.dt_rank = dt_rank
-        self.x_proj = nn.Linear(inner, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, inner)
-        self.A_log = nn.Parameter(torch.empty(inner, d_state))
-        self.D = nn.Parameter(torch.empty(inner))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, inner) → (batch, length, inner)."""
-        x = x.contiguous()  # once, not in each operation that reads it
-        rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = F.softplus(self.dt_proj(rank))  # (batch, length, inner)
-        return selective_scan(x, delta, -torch.exp(self.A_log), B, C, self.D)
-
-
-class CausalConv(nn.Conv1d):
-    """Depthwise convolution over the length that never looks ahead.
-
-    Source: Mamba's ``conv1d``, followed there and here by SiLU.
-    """
-
-    def __init__(self, inner: int, width: int) -> None:
-        super().__init__(inner, inner, width, groups=inner, padding=width - 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, inner) → (batch, length, inner)."""
-        kernels = kernels_for(x)
-        if kernels is not None:
-            return kernels.run_causal_conv(self, x)
-        y = super().forward(x.transpose(1, 2))[..., : x.shape[1]]  # (batch, inner, length)
-        return F.silu(y.transpose(1, 2))
-
-
-class Mamba(nn.Module):
-    """One Mamba block on tokens, with the gate and both projections.
-
-    Args:
-        channels: Width of the tokens.
-        d_state, d_conv, expand: As in the source; dt_rank is ceil(channels / 16).
-
-    Source: Gu & Dao 2023, arXiv 2312.00752, figure 3.
-    """
-
-    def __init__(self, channels: int, d_state: int, d_conv: int, expand: int) -> None:
-        super().__init__()
-        inner = expand * channels
-        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
-        self.conv = CausalConv(inner, d_conv)
-        self.scan = SelectiveScan(inner, d_state, math.ceil(channels / 16))
-        self.out_proj = nn.Linear(inner, channels, bias=False)
-
-    def forward(self, tokens: Tensor, size_hw: tuple[int, int] | None = None) -> Tensor:
-        """(batch, length, channels) → the same; ``size_hw`` is not needed here."""
-        x, gate = self.in_proj(tokens).chunk(2, dim=-1)  # (batch, length, inner) each
-        return self.out_proj(self.scan(self.conv(x)) * F.silu(gate))
-
-
-class BidirectionalMamba(Mamba):
-    """Mamba run forwards and backwards with weights of their own, one gate for both.
-
-    Source: Zhu et al. 2024, "Vision Mamba" (Vim), arXiv 2401.09417, algorithm 1.
-    """
-
-    def __init__(self, channels: int, d_state: int, d_conv: int, expand: int) -> None:
-        super().__init__(channels, d_state, d_conv, expand)
-        inner = expand * channels
-        self.conv_backwards = CausalConv(inner, d_conv)
-        self.scan_backwards = SelectiveScan(inner, d_state, math.ceil(channels / 16))
-
-    def forward(self, tokens: Tensor, size_hw: tuple[int, int] | None = None) -> Tensor:
-        """(batch, length, channels) → the same; ``size_hw`` is not needed here."""
-        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        y = self.scan(self.conv(x))
-        y = y + self.scan_backwards(self.conv_backwards(x.flip(1))).flip(1)
-        return self.out_proj(y * F.silu(gate))
-
-
-class LayerNorm(nn.LayerNorm):
-    """torch's over the last axis; narrow rows have a kernel of ours on CUDA."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(…, channels) → the same shape; float32 under autocast, as torch's."""
-        kernels = kernels_for(features)
-        if kernels is not None and kernels.fits_layer_norm(self):
-            return kernels.run_layer_norm(self, features)
-        return super().forward(features)
-
-
-class SS2DMamba(nn.Module):
-    """Mamba with a 3×3 depthwise convolution and scans along rows and columns, both ways.
-
-    Source: Liu et al. 2024, "VMamba", arXiv 2401.10166 (SS2D), as in VM-UNet's VSS block.
-    """
-
-    DIRECTIONS = 4
-
-    def __init__(self, channels: int, d_state: int, d_conv: int, expand: int) -> None:
-        super().__init__()
-        inner = expand * channels
-        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
-        # d_conv is the width of a sequence's convolution; the source fixes 3×3 in the plane.
-        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.scans = nn.ModuleList(
-            SelectiveScan(inner, d_state, math.ceil(channels / 16)) for _ in range(self.DIRECTIONS)
-        )
-        self.norm = LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, channels, bias=False)
-
-    def forward(self, tokens: Tensor, size_hw: tuple[int, int] | None = None) -> Tensor:
-        """(batch, height · width, channels) in row order → the same."""
-        if size_hw is None:
-            raise InputError(
-                "the ss2d mixer got tokens without their height and width",
-                "accepted is size_hw=(height, width)",
-                "pass size_hw to forward_tokens",
-            )
-        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        plane = x.transpose(1, 2).unflatten(2, size_hw)  # (batch, inner, height, width)
-        plane = F.silu(self.conv(plane))
-        # By rows and by columns, (batch, height · width, inner); contiguous once for both ways.
-        rows, columns = (
-            plane.permute(axes).flatten(1, 2).contiguous() for axes in ((0, 2, 3, 1), (0, 3, 2, 1))
-        )
-        across, back, down, up = self.scans
-        y_rows = across(rows) + back(rows.flip(1)).flip(1)
-        y_columns = down(columns) + up(columns.flip(1)).flip(1)
-        height, width = size_hw
-        y_columns = y_columns.unflatten(1, (width, height)).transpose(1, 2).flatten(1, 2)
-        return self.out_proj(self.norm(y_rows + y_columns) * F.silu(gate))
-
-
-MIXERS = {"mamba": Mamba, "bidirectional": BidirectionalMamba, "ss2d": SS2DMamba}
 
 
 class PVMLayer(nn.Module):
@@ -247,7 +96,7 @@ class PVMLayer(nn.Module):
                 "choose one of these",
             )
         self.branches = branches
-        self.norm = LayerNorm(in_channels)
+        self.norm = nn.LayerNorm(in_channels)
         self.mixer = MIXERS[mixer](in_channels // branches, d_state, d_conv, expand)
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.project = nn.Linear(in_channels, out_channels)
@@ -255,9 +104,6 @@ class PVMLayer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, in_channels, height, width) → (batch, out_channels, height, width)."""
-        kernels = kernels_for(features)
-        if kernels is not None and kernels.fits_pvm(self):
-            return kernels.run_pvm(self, features)
         height, width = features.shape[2:]
         tokens = features.flatten(2).transpose(1, 2)  # (batch, height · width, in_channels)
         tokens = self.forward_tokens(tokens, (height, width))
@@ -278,27 +124,6 @@ class PVMLayer(nn.Module):
         groups = self.mixer(groups, size_hw) + self.skip_scale * groups
         groups = groups.transpose(1, 2).reshape(batch, channels, length)
         return self.project(self.norm(groups.transpose(1, 2)))
-
-
-class FourGroupNorm(nn.GroupNorm):
-    """GroupNorm of four groups whose exported form sums row by row.
-
-    Differs: only in the order of the sums. ONNX Runtime's fused normalisation adds up a whole
-    group in one float32 and is 3e-4 off on pictures of one value; rows first gives 1e-5.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(4, channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(batch, channels, height, width) → the same."""
-        if not torch.compiler.is_exporting():
-            return super().forward(features)
-        rows = features.unflatten(1, (self.num_groups, -1)).flatten(2, 3)
-        rows = rows - rows.mean(3, keepdim=True).mean(2, keepdim=True)
-        variance = (rows * rows).mean(3, keepdim=True).mean(2, keepdim=True)
-        normal = (rows / torch.sqrt(variance + self.eps)).view_as(features)
-        return normal * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class SpatialAttention(nn.Module):
@@ -356,8 +181,6 @@ class SkipBridge(nn.Module):
 
     def forward(self, skips: list[Tensor]) -> list[Tensor]:
         """Features of each stage → bridged features of the same shapes."""
-        if (self.spatial or self.channel) and (kernels := kernels_for(skips[0])):
-            return kernels.run_bridge(self, skips)
         attended = residual = skips
         if self.spatial is not None:
             attended = [self.spatial(skip) * skip for skip in skips]
@@ -390,7 +213,7 @@ class UltraLightVMUNet(nn.Module):
             _stage(kind, before, after, spec)
             for kind, before, after in zip(spec.encoder, rising[:-1], rising[1:], strict=True)
         )
-        self.encoder_norms = nn.ModuleList(FourGroupNorm(width) for width in widths[:-1])
+        self.encoder_norms = nn.ModuleList(nn.GroupNorm(4, width) for width in widths[:-1])
         self.bridge = SkipBridge(
             widths[:-1],
             spatial=spec.bridge in ("both", "spatial"),
@@ -400,7 +223,7 @@ class UltraLightVMUNet(nn.Module):
             _stage(kind, before, after, spec)
             for kind, before, after in zip(spec.decoder, falling[:-1], falling[1:], strict=True)
         )
-        self.decoder_norms = nn.ModuleList(FourGroupNorm(width) for width in falling[1:])
+        self.decoder_norms = nn.ModuleList(nn.GroupNorm(4, width) for width in falling[1:])
         self.head = nn.Conv2d(widths[0], spec.classes, 1)
         init_weights(self, spec.init)
 
@@ -421,16 +244,29 @@ class UltraLightVMUNet(nn.Module):
         features = images
         skips = []
         for block, norm in zip(self.encoder[:-1], self.encoder_norms, strict=True):
-            features = halve(block, norm, features)  # type: ignore[arg-type]  # half the size
+            features = self.halve(block, norm, features)
             skips.append(features)
         features = F.gelu(self.encoder[-1](features))  # (batch, widths[5], height/32, width/32)
 
         bridged = self.bridge(skips)[::-1]
         for depth, (block, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
             # The deepest skip has the bottom's size.
-            features = merge(block, norm, features, bridged[depth], doubled=depth > 0)
-        if kernels := kernels_for(features):
-            return kernels.double_head(self.head, features)
+            features = self.merge(block, norm, features, bridged[depth], doubled=depth > 0)
+        return self.classify(features)
+
+    def halve(self, block: nn.Module, norm: nn.Module, features: Tensor) -> Tensor:
+        """A step down: GELU of the 2×2 maximum of the normalised block, at half the size."""
+        return F.gelu(F.max_pool2d(norm(block(features)), 2))
+
+    def merge(
+        self, block: nn.Module, norm: nn.Module, features: Tensor, skip: Tensor, *, doubled: bool
+    ) -> Tensor:
+        """A step up: GELU of the normalised block, at twice the size if ``doubled``, plus skip."""
+        features = norm(block(features))
+        return F.gelu(double(features) if doubled else features) + skip
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits from the last stage's features, at twice the size."""
         return double(self.head(features))
 
     def _check(self, images: Tensor) -> None:
@@ -472,28 +308,6 @@ def _stage(kind: Stage, in_channels: int, out_channels: int, spec: ModelSpec) ->
         mixer=spec.mixer,
         init=spec.init,
     )
-
-
-def halve(block: nn.Module, norm: FourGroupNorm, features: Tensor) -> Tensor:
-    """A step down: GELU of the 2×2 maximum of the normalised block, at half the size."""
-    if kernels := kernels_for(features):
-        if isinstance(block, nn.Conv2d):
-            return kernels.halve_conv(block, norm, features)
-        return kernels.halve_norm(norm, block(features))
-    return F.gelu(F.max_pool2d(norm(block(features)), 2))
-
-
-def merge(
-    block: nn.Module, norm: nn.Module, features: Tensor, skip: Tensor, *, doubled: bool
-) -> Tensor:
-    """A step up: GELU of the normalised block, at twice the size if ``doubled``, plus the skip."""
-    if kernels := kernels_for(features):
-        features = (
-            kernels.convolve(block, features) if isinstance(block, nn.Conv2d) else block(features)
-        )
-        return kernels.merge_norm(norm, features, skip, doubled=doubled)
-    features = norm(block(features))
-    return F.gelu(double(features) if doubled else features) + skip
 
 
 def double(features: Tensor) -> Tensor:

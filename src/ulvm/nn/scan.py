@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ulvm.errors import InputError
-from ulvm.nn.fused import kernels_for
 
-Backend = Literal["auto", "reference", "parallel"]
+Backend = Literal["reference", "parallel"]
 
 # Numbers in one array of states that a CPU works on at a time: 4 MB stay in its cache.
 _CPU_CACHE = 2**20
@@ -30,7 +29,7 @@ def selective_scan(
     C: Tensor,
     D: Tensor,
     *,
-    backend: Backend = "auto",
+    backend: Backend = "parallel",
 ) -> Tensor:
     """Run ``state = exp(delta·A)·state + delta·B·x``, ``y = C·state + D·x`` along the length.
 
@@ -42,8 +41,7 @@ def selective_scan(
         C: (batch, length, state), output weights of each step.
         D: (inner,), weight of the direct path.
         backend: ``reference`` is a loop over the length; ``parallel`` works on chunks of about
-            √length side by side; ``auto`` is ``parallel``, or on CUDA the kernels of
-            ``fused/scan.py``, which store no array of all states.
+            √length side by side.
 
     Returns:
         (batch, length, inner), in the type of ``x``. The recurrence itself runs in float32 at
@@ -56,18 +54,27 @@ def selective_scan(
     inside; here both stay outside so that each step can be read.
     """
     _check_shapes(x, delta, A, B, C, D)
-    if backend not in ("auto", "reference", "parallel"):
+    if backend not in ("reference", "parallel"):
         raise InputError(
             f"selective_scan has no backend {backend!r}",
-            "choose from auto, reference, parallel",
+            "choose from reference, parallel",
             "",
         )
-    kernels = kernels_for(x) if backend == "auto" else None
-    if kernels is not None and 1 <= A.shape[1] <= kernels.LARGEST_STATE:
-        return kernels.scan(x, delta, A, B, C, D)
     precise = torch.promote_types(x.dtype, torch.float32)
     scan = _scan_reference if backend == "reference" else _scan_parallel
     return scan(*(operand.to(precise) for operand in (x, delta, A, B, C, D))).to(x.dtype)
+
+
+def is_traced() -> bool:
+    """Whether torch's own operations are being recorded or transformed, and nothing else can be.
+
+    So they are by ``torch.jit.trace``, ``torch.export``, ``torch.compile`` and ``torch.func``.
+    """
+    return (
+        torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _scan_reference(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -89,12 +96,14 @@ def _scan_parallel(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     """
     batch, length, inner = x.shape
     sequences = (x, delta, B, C)
-    if x.device.type == "cpu" and not torch.compiler.is_exporting():
+    traced = is_traced()
+    if x.device.type == "cpu" and not traced:
         items = max(1, _CPU_CACHE // (length * inner * A.shape[1]))
         if items < batch:
             pieces = zip(*(each.split(items) for each in sequences), strict=True)
             return torch.cat([_scan_parallel(x, delta, A, B, C, D) for x, delta, B, C in pieces])
-    train = torch.is_grad_enabled() and any(each.requires_grad for each in (*sequences, A))
+    needed = torch.is_grad_enabled() and any(each.requires_grad for each in (*sequences, A))
+    train = needed and not traced  # a traced form is one of torch's own operations
     chunk = math.isqrt(length - 1) + 1
     if not train:  # step by step: nine operations a step and two a chunk, fewest at half of it
         chunk = -(-chunk // 2)
@@ -192,7 +201,10 @@ def _carry(decay: Tensor, last: Tensor, chunks: int, *, backwards: bool = False)
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """The forward above with its gradient written out, so that autograd stores no products."""
+    """The forward above with its gradient written out, so that autograd stores no products.
+
+    A gradient that must itself have one (``create_graph=True``) comes from ``_infer_chunks``.
+    """
 
     @staticmethod
     def forward(
@@ -204,9 +216,10 @@ class _ChunkedScan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, delta, B, C, A, decays, states = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (*_differentiable_gradients((x, delta, B, C, A), ctx.chunks, grad_y), None)
         # Gradient of each state: its own output's, plus the next state's times its decay.
         grads = C * grad_y
         for t in range(len(x) - 2, -1, -1):
@@ -226,6 +239,16 @@ class _ChunkedScan(torch.autograd.Function):
         grad_delta = (exponent * A).sum(1, keepdim=True) + grad_driven * x
         grad_A = (exponent * delta).sum((0, 3), keepdim=True)
         return grad_driven * delta, grad_delta, grad_B, grad_C, grad_A, None
+
+
+def _differentiable_gradients(
+    operands: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], chunks: int, grad_y: Tensor
+) -> list[Tensor | None]:
+    """Gradients of the operands with a graph of their own; None for those that need none."""
+    needing = [each for each in operands if each.requires_grad]
+    y = _infer_chunks(*operands, chunks)
+    gradients = iter(torch.autograd.grad(y, needing, grad_y, create_graph=True))
+    return [next(gradients) if each.requires_grad else None for each in operands]
 
 
 def _check_shapes(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> None:

@@ -1,9 +1,9 @@
 """The training step: rows → augmented batch → loss → backward → AdamW → moving average.
 
-On one CUDA GPU a whole step is recorded as a CUDA graph; everything that differs from step to
-step is read from the epoch's tables on the device, found by a counter that the step advances.
-Elsewhere, in float16 (the loss scale is adjusted outside) and with several processes (the
-gradients are averaged outside) the same function runs eagerly, on several GPUs too.
+On CUDA a whole step is recorded as a CUDA graph, with the sum of the gradients over the GPUs in
+it; everything that differs from step to step is read from the epoch's tables on the device, found
+by a counter that the step advances. Elsewhere, and in float16 (the loss scale is adjusted outside),
+the same function runs eagerly.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from ulvm.errors import InputError
 from ulvm.nn.augment import Part, augment
 from ulvm.nn.distributed import Processes
 from ulvm.nn.epoch import Epoch, draw_epoch
-from ulvm.nn.fused.check import use_kernels_if_right
 from ulvm.nn.graph import record
+from ulvm.nn.kernels import accelerate
+from ulvm.nn.kernels.check import use_kernels_if_right
 from ulvm.nn.loss import segmentation_loss, targets_of
 from ulvm.nn.model import UltraLightVMUNet
 from ulvm.nn.networks import build_network
@@ -47,15 +48,15 @@ class Learner:
         processes = processes or Processes()
         self.device = device
         self.classes = run.model.classes
-        self.model = build_network(run.model).to(device)
+        self.model = accelerate(build_network(run.model).to(device))
         if device.type == "cpu":  # the full-size convolutions run faster and stay the same
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.model) if run.train.average_decay else self.model
-        self._network = processes.wrap(self.model, device)
+        self._processes = processes
         self.precision = getattr(torch, run.train.precision)
         half = self.precision == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)  # else it passes all on
-        self.recordable = device.type == "cuda" and processes.count == 1 and not half
+        self.recordable = device.type == "cuda" and not half
         self._rate = torch.zeros((), device=device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -94,11 +95,11 @@ class Learner:
         images = images.contiguous(memory_format=torch.channels_last)
         lower = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision, enabled=lower):
-            logits = self._network(images)
+            logits = self.model(images)
         return segmentation_loss(logits.float(), targets_of(masks, self.classes))
 
     def update(self, loss: Tensor, rate: Tensor, pull: Tensor) -> None:
-        """Take one step down the loss.
+        """Take one step down the loss, or down the processes' mean of it.
 
         Args:
             loss: Scalar with its graph.
@@ -108,11 +109,12 @@ class Learner:
         self._rate.copy_(rate)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        weights: list[Tensor] = list(self.model.parameters())
+        self._processes.average([each.grad for each in weights if each.grad is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not self.model:
             with torch.no_grad():
-                weights: list[Tensor] = list(self.model.parameters())
                 averaged: list[Tensor] = list(self.averaged.parameters())
                 way = torch._foreach_sub(weights, averaged)
                 torch._foreach_mul_(way, pull)

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulvm.nn.fused import kernels_for
-
 
 def halve(features: Tensor, norm: nn.Module) -> Tensor:
     """Norm, 2×2 max-pool, GELU: what ends an encoder stage of the six-stage peers."""
@@ -36,9 +34,6 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, channels, height, width) → the same."""
-        kernels = kernels_for(features)
-        if kernels is not None and kernels.fits_layer_norm(self):
-            return kernels.run_channel_norm(self, features)
         features = features.float()  # as torch's norms do where the network runs in lower precision
         centred = features - features.mean(dim=1, keepdim=True)
         variance = (centred * centred).mean(dim=1, keepdim=True)

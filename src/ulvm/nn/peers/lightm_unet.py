@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulvm.nn.model import LayerNorm, Mamba, init_weights
+from ulvm.nn.mamba import Mamba
+from ulvm.nn.model import init_weights
 from ulvm.spec import require_divisible
 
 
@@ -25,7 +26,7 @@ class ResidualVisionMamba(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(in_channels)
+        self.norm = nn.LayerNorm(in_channels)
         self.mixer = Mamba(in_channels, d_state=16, d_conv=4, expand=2)
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.project = nn.Linear(in_channels, out_channels)

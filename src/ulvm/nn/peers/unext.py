@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulvm.nn.model import LayerNorm, init_weights
+from ulvm.nn.model import init_weights
 from ulvm.nn.peers.blocks import convolution
 from ulvm.spec import require_divisible
 
@@ -28,7 +28,7 @@ class ShiftedMLP(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels)
         self.first = nn.Linear(channels, channels)
         self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.second = nn.Linear(channels, channels)
@@ -55,7 +55,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.norm = LayerNorm(out_channels)
+        self.norm = nn.LayerNorm(out_channels)
         init_weights(self, "paper")
 
     def forward(self, features: Tensor) -> Tensor:
@@ -96,14 +96,14 @@ class UNeXt(nn.Module):
         )
         self.embed = nn.ModuleList(map(PatchEmbedding, widths[2:4], widths[3:]))
         self.encoder_mlps = nn.ModuleList(map(ShiftedMLP, widths[3:]))
-        self.encoder_norms = nn.ModuleList(map(LayerNorm, widths[3:]))
+        self.encoder_norms = nn.ModuleList(map(nn.LayerNorm, widths[3:]))
         self.decoder = nn.ModuleList(
             convolve(before, after)
             for convolve, (before, after) in zip(up, pairwise(falling), strict=True)
         )
         self.decoder_batch_norms = nn.ModuleList(map(nn.BatchNorm2d, falling[1:-1]))
         self.decoder_mlps = nn.ModuleList(map(ShiftedMLP, falling[1:3]))
-        self.decoder_norms = nn.ModuleList(map(LayerNorm, falling[1:3]))
+        self.decoder_norms = nn.ModuleList(map(nn.LayerNorm, falling[1:3]))
         self.head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:

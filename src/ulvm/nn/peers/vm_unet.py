@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ulvm.nn.model import LayerNorm, SS2DMamba, init_weights
+from ulvm.nn.mamba import SS2DMamba
+from ulvm.nn.model import init_weights
 from ulvm.spec import require_divisible
 
 
@@ -24,7 +25,7 @@ class VSSBlock(nn.Module):
     def __init__(self, channels: int, drop: float) -> None:
         super().__init__()
         self.drop = drop
-        self.norm = LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels)
         self.mixer = SS2DMamba(channels, d_state=16, d_conv=3, expand=2)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(4 * channels)
+        self.norm = nn.LayerNorm(4 * channels)
         self.project = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class PatchExpanding(nn.Module):
         super().__init__()
         self.factor = factor
         self.expand = nn.Linear(channels, factor * channels, bias=False)
-        self.norm = LayerNorm(channels // factor)
+        self.norm = nn.LayerNorm(channels // factor)
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, height, width, channels) → (batch, f·height, f·width, channels/f)."""
@@ -101,7 +102,7 @@ class VMUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, widths[0], 4, stride=4)
-        self.embed_norm = LayerNorm(widths[0])
+        self.embed_norm = nn.LayerNorm(widths[0])
         self.encoder = _stages(widths, depths, torch.linspace(0, drop, sum(depths)).tolist())
         self.merge = nn.ModuleList(map(PatchMerging, widths[:-1]))
         drops = torch.linspace(drop, 0, sum(decoder_depths)).tolist()

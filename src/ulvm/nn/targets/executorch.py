@@ -12,6 +12,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
 
+from ulvm.nn.export_forms import export_program
 from ulvm.nn.model import PictureToProbability
 from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 
@@ -22,10 +23,8 @@ def convert(module: PictureToProbability, run: RunSpec, folder: Path) -> Path:
     """Write the network as method ``forward``, and the run as method ``ulvm``."""
     size = run.data.image_size
     example = torch.zeros(1, size, size, run.model.in_channels, dtype=torch.uint8)
-    with torch.no_grad():
-        traced = torch.export.export(module, (example,))
     lowered = to_edge_transform_and_lower(
-        traced,
+        export_program(module, example),
         partitioner=[XnnpackPartitioner()],
         constant_methods={METADATA_KEY: json.dumps({"format": FORMAT, "run": run.to_dict()})},
     )

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from ai_edge_litert.interpreter import Interpreter
 
+from ulvm.nn.export_forms import export_program
 from ulvm.nn.model import PictureToProbability
 from ulvm.spec import RunSpec
 
@@ -21,7 +22,7 @@ def convert(module: PictureToProbability, run: RunSpec, folder: Path) -> Path:
     size = run.data.image_size
     example = torch.zeros(1, size, size, run.model.in_channels, dtype=torch.uint8)
     with torch.no_grad():
-        exported = torch.export.export(module, (example,)).module()
+        exported = export_program(module, example).module()
         _drop_single_splits(exported)
         converted = litert_torch.convert(exported, (example,))
     path = folder / f"model{SUFFIX}"

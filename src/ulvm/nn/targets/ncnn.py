@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ulvm.errors import InputError
+from ulvm.nn.export_forms import export_program
 from ulvm.nn.model import PictureToProbability
 from ulvm.spec import RunSpec
 
@@ -109,7 +110,7 @@ def _weights_of(path: Path) -> Path:
 def _trace(module: nn.Module, example: Tensor) -> Any:
     """TorchScript, which pnnx reads, of the module's exported form."""
     with torch.no_grad():
-        exported = torch.export.export(module, (example,)).module()
+        exported = export_program(module, example).module()
         with _SpellOut():
             return torch.jit.trace(exported, example, check_trace=False)
 

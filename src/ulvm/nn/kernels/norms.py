@@ -1,0 +1,231 @@
+"""What the kernels share: group normalisation from partial sums, the exact GELU, SiLU.
+
+A kernel that makes an activation also writes what each of its programs saw, as *partials*
+(batch, blocks, 2, channels) float32: per channel the sum, and the sum of squared differences
+from the block's own mean. The next kernel combines the blocks of its image without
+cancellation (Chan et al. 1983, "Algorithms for computing the sample variance") and so needs
+no launch in between. Nothing is added atomically, so results repeat bit by bit.
+
+Channels are padded to C, a power of two; CHANNELS is the real number, a multiple of four. Of the
+four groups a *norm* (batch, 2, 4) float32 keeps mean and 1/deviation for backward.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+GROUPS = tl.constexpr(4)
+
+
+@triton.jit
+def zeros(M: tl.constexpr, N: tl.constexpr = None):
+    """float32 (M, N), or (M,)."""
+    if N is None:
+        return tl.zeros((M,), tl.float32)
+    else:
+        return tl.zeros((M, N), tl.float32)
+
+
+@triton.jit
+def gelu(x):
+    """x · Φ(x), exact."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu_slope(x):
+    """Derivative of ``gelu``: Φ(x) + x · φ(x)."""
+    normal = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * normal
+
+
+@triton.jit
+def reciprocal(x):
+    """1/x for x > 0: two instructions, where a division takes nine."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return reciprocal(1.0 + tl.exp2(-1.4426950408889634 * x))
+
+
+@triton.jit
+def silu_slope(x):
+    """Derivative of x · sigmoid(x)."""
+    s = sigmoid(x)
+    return s * (1.0 + x * (1.0 - s))
+
+
+@triton.jit
+def load_channels(pointer, N: tl.constexpr, CHANNELS: tl.constexpr):
+    """(N,) parameters of the channels, zero for padding."""
+    channel = tl.arange(0, N)
+    return tl.load(pointer + channel, mask=channel < CHANNELS, other=0.0)
+
+
+@triton.jit
+def group_totals(per_channel, GROUP: tl.constexpr):
+    """(C,) numbers → (C,) the sum over each channel's group of GROUP neighbours.
+
+    Padding must be zero; what comes back for it means nothing.
+    """
+    C: tl.constexpr = per_channel.shape[0]
+    row = tl.arange(0, C) // GROUP
+    same = row[:, None] == row[None, :]
+    return tl.sum(tl.where(same, per_channel[None, :], 0.0), 1)
+
+
+@triton.jit
+def write_block(
+    partials, image, block, blocks, values, keep, count, C: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """Write the partials of one block: values (pixels, C), keep (pixels, C) marks the real ones.
+
+    ``count`` is the number of real pixels.
+    """
+    total = tl.sum(tl.where(keep, values, 0.0), 0)  # (C,)
+    offset = tl.where(keep, values - (total / count)[None, :], 0.0)
+    write_sums(partials, image, block, blocks, total, tl.sum(offset * offset, 0), C, CHANNELS)
+
+
+@triton.jit
+def write_sums(
+    partials, image, block, blocks, first, second, C: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """Write two (C,) numbers of one block into partials (batch, blocks, 2, CHANNELS)."""
+    channel = tl.arange(0, C)
+    here = partials + (image * blocks + block) * 2 * CHANNELS + channel
+    tl.store(here, first, mask=channel < CHANNELS)
+    tl.store(here + CHANNELS, second, mask=channel < CHANNELS)
+
+
+@triton.jit
+def read_sums(partials, image, blocks, C: tl.constexpr, CHANNELS: tl.constexpr):
+    """Add up both numbers of all blocks of one image, always in the same order: (C,), (C,)."""
+    TILE: tl.constexpr = 2048 // C  # blocks read at once; most sizes need one round
+    channel = tl.arange(0, C)[None, :]
+    first = tl.zeros((TILE, C), tl.float32)
+    second = tl.zeros((TILE, C), tl.float32)
+    start = 0
+    while start < blocks:
+        block = start + tl.arange(0, TILE)[:, None]
+        keep = (block < blocks) & (channel < CHANNELS)
+        here = partials + (image * blocks + block) * 2 * CHANNELS + channel
+        first += tl.load(here, mask=keep, other=0.0)
+        second += tl.load(here + CHANNELS, mask=keep, other=0.0)
+        start += TILE
+    return tl.sum(first, 0), tl.sum(second, 0)
+
+
+@triton.jit
+def read_norm(
+    partials, image, blocks, block_pixels, pixels, eps, C: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """Statistics of an image from its partials: (C,) mean and (C,) 1/deviation of the group.
+
+    Every block holds ``block_pixels`` of the image's ``pixels``, the last one the rest.
+    """
+    TILE: tl.constexpr = 2048 // C
+    channel = tl.arange(0, C)[None, :]
+    total = tl.zeros((C,), tl.float32)
+    centred = tl.zeros((C,), tl.float32)
+    seen = 0.0
+    start = 0
+    while start < blocks:
+        block = start + tl.arange(0, TILE)[:, None]
+        keep = (block < blocks) & (channel < CHANNELS)
+        here = partials + (image * blocks + block) * 2 * CHANNELS + channel
+        sums = tl.load(here, mask=keep, other=0.0)  # (TILE, C)
+        squares = tl.load(here + CHANNELS, mask=keep, other=0.0)
+        count = tl.maximum(tl.minimum(pixels - block * block_pixels, block_pixels), 0)
+        count = count.to(tl.float32)
+        new = tl.minimum(pixels - start * block_pixels, TILE * block_pixels).to(tl.float32)
+        new_total = tl.sum(sums, 0)
+        off = sums / tl.maximum(count, 1.0) - (new_total / new)[None, :]
+        apart = new_total / new - total / tl.maximum(seen, 1.0)
+        centred += tl.sum(squares + count * off * off, 0) + apart * apart * (
+            seen * new / (seen + new)
+        )
+        total += new_total
+        seen += new
+        start += TILE
+    return combine_channels(total, centred, seen, eps, CHANNELS)
+
+
+@triton.jit
+def combine_channels(total, centred, pixels, eps, CHANNELS: tl.constexpr):
+    """(C,) sums and centred sums of squares per channel → (C,) mean and 1/deviation of the group.
+
+    ``pixels`` is a float: how many pixels each channel's sums run over.
+    """
+    GROUP: tl.constexpr = CHANNELS // GROUPS
+    own = total / pixels
+    mean = group_totals(own, GROUP) / GROUP
+    off = own - mean
+    variance = group_totals(centred / pixels + off * off, GROUP) / GROUP
+    return mean, 1.0 / tl.sqrt_rn(variance + eps)
+
+
+@triton.jit
+def save_norm(norm, image, mean, rstd, C: tl.constexpr, CHANNELS: tl.constexpr):
+    """Keep (C,) mean and 1/deviation for backward in norms (batch, 2, 4) float32."""
+    GROUP: tl.constexpr = CHANNELS // GROUPS
+    channel = tl.arange(0, C)
+    first = (channel < CHANNELS) & (channel % GROUP == 0)
+    here = norm + image * 2 * GROUPS + channel // GROUP
+    tl.store(here, mean, mask=first)
+    tl.store(here + GROUPS, rstd, mask=first)
+
+
+@triton.jit
+def load_norm(norm, image, C: tl.constexpr, CHANNELS: tl.constexpr):
+    """(C,) mean and 1/deviation that ``save_norm`` kept; zero for padding."""
+    GROUP: tl.constexpr = CHANNELS // GROUPS
+    channel = tl.arange(0, C)
+    here = norm + image * 2 * GROUPS + channel // GROUP
+    mean = tl.load(here, mask=channel < CHANNELS, other=0.0)
+    rstd = tl.load(here + GROUPS, mask=channel < CHANNELS, other=0.0)
+    return mean, rstd
+
+
+class Norm(NamedTuple):
+    """A GroupNorm of one image, (C,) each."""
+
+    mean: Any
+    rstd: Any
+    weight: Any
+    bias: Any
+
+
+@triton.jit
+def load_image_norm(p, image, C: tl.constexpr, CHANNELS: tl.constexpr):
+    """The ``Norm`` of an image from p.norm, p.norm_weight and p.norm_bias."""
+    mean, rstd = load_norm(p.norm, image, C, CHANNELS)
+    weight = load_channels(p.norm_weight, C, CHANNELS)
+    return Norm(mean, rstd, weight, load_channels(p.norm_bias, C, CHANNELS))
+
+
+@triton.jit
+def standardise(x, norm):
+    """(pixels, C) before weight and bias."""
+    return (x - norm.mean[None, :]) * norm.rstd[None, :]
+
+
+@triton.jit
+def norm_gradient(partials, image, blocks, weight, pixels, C: tl.constexpr, CHANNELS: tl.constexpr):
+    """What an image's gradient before the norm loses, from the sums of g and of g · x̂ in partials.
+
+    It is 1/deviation times ``g · weight − shift − x̂ · slope``; ``pixels`` is a float.
+
+    Returns:
+        (C,) each: shift, slope, and both sums: the gradients of bias and weight.
+    """
+    GROUP: tl.constexpr = CHANNELS // GROUPS
+    sums, products = read_sums(partials, image, blocks, C, CHANNELS)
+    members = pixels * GROUP
+    shift = group_totals(weight * sums, GROUP) / members
+    return shift, group_totals(weight * products, GROUP) / members, sums, products

@@ -1,0 +1,226 @@
+"""The whole network with the kernels put in against the same network in plain torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from ulvm.nn.kernels import accelerate, modules
+from ulvm.nn.kernels.device import usable
+from ulvm.nn.model import PVMLayer, SkipBridge, UltraLightVMUNet, normalise
+from ulvm.spec import ModelSpec
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can take tensors on the CPU too, in Triton's interpreter."""
+    monkeypatch.setattr(modules, "usable", lambda features: features.dtype != torch.float64)
+
+
+def random_network(spec: ModelSpec, noise: float = 0.05) -> UltraLightVMUNet:
+    torch.manual_seed(0)
+    network = UltraLightVMUNet(spec)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ModelSpec(widths=(4, 8, 8, 8, 8, 12)),
+        ModelSpec(bridge="none", mixer="ss2d", classes=2, widths=(4, 8, 8, 8, 8, 8)),
+        ModelSpec(
+            bridge="spatial",
+            encoder=("conv",) * 6,
+            decoder=("conv",) * 5,
+            widths=(4, 8, 8, 8, 8, 8),
+        ),
+    ],
+    ids=["mamba", "ss2d", "conv"],
+)
+def test_network_agrees(spec: ModelSpec, device: str) -> None:
+    network = random_network(spec)
+    images = normalise(torch.rand(1, 3, 32, 32))
+    exact = network.double()(images.double())
+    expected = torch.autograd.grad(exact.square().mean(), list(network.parameters()))
+
+    # Channels-last weights have other strides.
+    network.float().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    modules.swap(network)
+    result = network(images.to(device))
+    grads = torch.autograd.grad(result.square().mean(), list(network.parameters()))
+
+    assert (result.cpu() - exact).abs().max() <= 1e-4 * exact.abs().max()
+    scale = max(float(want.abs().max()) for want in expected)
+    for (name, _), grad, want in zip(network.named_parameters(), grads, expected, strict=True):
+        error = float((grad.cpu() - want).abs().max())
+        assert error <= 1e-3 * float(want.abs().max()) + 1e-6 * scale, f"{name}: {error:.1e}"
+
+
+def test_the_plain_network_stays_where_there_is_no_gpu() -> None:
+    network = UltraLightVMUNet()
+    assert accelerate(network) is network
+    assert type(network) is UltraLightVMUNet
+    assert not usable(torch.zeros(1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable(torch.zeros(1, device="cuda"))
+    monkeypatch.setattr("ulvm.nn.kernels.device.enabled", False)
+    assert not usable(torch.zeros(1, device="cuda"))
+
+
+def test_an_accelerated_network_is_the_same_on_disk_and_in_a_copy() -> None:
+    network = random_network(ModelSpec(widths=(4, 8, 8, 8, 8, 8)))
+    expected = network.state_dict()
+    modules.swap(network)
+    again = copy.deepcopy(network)
+    assert type(again) is modules.FastUltraLightVMUNet
+    assert isinstance(again, UltraLightVMUNet)
+    assert list(again.state_dict()) == list(expected)
+    assert all(torch.equal(again.state_dict()[name], each) for name, each in expected.items())
+
+
+# What is put inside a module
+
+
+class Bent(nn.Module):
+    """An adapter: the sine of what the layer gives."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        bent: Tensor = self.layer(x).sin()
+        return bent
+
+
+class Cosine(nn.Module):
+    """A parametrisation: the cosine of the weight."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.cos()
+
+
+def hook(owner: nn.Module, name: str) -> None:
+    getattr(owner, name).register_forward_hook(lambda _, __, output: output.sin())
+
+
+def hook_before(owner: nn.Module, name: str) -> None:
+    getattr(owner, name).register_forward_pre_hook(lambda _, inputs: (inputs[0].sin(),))
+
+
+def cut(owner: nn.Module, name: str) -> None:
+    prune.l1_unstructured(getattr(owner, name), "weight", amount=0.5)
+
+
+def adapt(owner: nn.Module, name: str) -> None:
+    setattr(owner, name, Bent(getattr(owner, name)))
+
+
+def parametrise(owner: nn.Module, name: str) -> None:
+    parametrize.register_parametrization(getattr(owner, name), "weight", Cosine())
+
+
+CHANGES = (hook, hook_before, cut, adapt, parametrise)
+PLACES = {
+    "in_proj": lambda layer: (layer.mixer, "in_proj"),
+    "conv": lambda layer: (layer.mixer, "conv"),
+    "dt_proj": lambda layer: (layer.mixer.scan, "dt_proj"),
+    "norm": lambda layer: (layer, "norm"),
+    "project": lambda layer: (layer, "project"),
+}
+
+
+def differs(module: nn.Module, change: Callable[[], None], inputs: object) -> bool:
+    """Whether the change shows in the accelerated module as it does in the plain one."""
+    with torch.no_grad():
+        before = module(inputs)
+        change()
+        fast = module(inputs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(modules, "usable", lambda _: False)
+            plain = module(inputs)
+    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
+    first, changed = (each[0] if isinstance(each, list) else each for each in (before, fast))
+    return not torch.allclose(first, changed, rtol=0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_put_inside_a_pvm_layer_is_honoured(
+    change: Callable[[nn.Module, str], None], place: str, device: str
+) -> None:
+    torch.manual_seed(0)
+    layer = PVMLayer(8, 8, init="mamba")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.7 * torch.randn_like(parameter))
+    modules.swap(layer.to(device))
+    owner, name = PLACES[place](layer)
+    features = torch.randn(1, 8, 4, 4, device=device)
+    assert differs(layer, lambda: change(owner, name), features)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_put_inside_the_bridge_is_honoured(
+    change: Callable[[nn.Module, str], None], device: str
+) -> None:
+    torch.manual_seed(0)
+    bridge = SkipBridge((8, 4), spatial=True, channel=True)
+    modules.swap(bridge.to(device))
+    skips = [torch.randn(1, width, size, size, device=device) for width, size in ((8, 8), (4, 4))]
+    assert bridge.spatial is not None
+    owner = bridge.spatial
+    assert differs(bridge, lambda: change(owner, "conv"), skips)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("part", ["encoder", "encoder_norms", "decoder", "decoder_norms"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_put_around_the_networks_own_steps_is_honoured(
+    change: Callable[[nn.Module, str], None], part: str, device: str
+) -> None:
+    conv = ("conv",)
+    spec = ModelSpec(widths=(8, 8, 8, 8, 8, 8), encoder=conv * 6, decoder=conv * 5, bridge="none")
+    network = random_network(spec, noise=0.5).to(device)
+    modules.swap(network)
+    owner = getattr(network, part)
+    images = torch.randn(1, 3, 32, 32, device=device)
+    place = "0" if part.startswith("encoder") else "4"  # the stages of full size
+    assert differs(network, lambda: change(owner, place), images)
+
+
+def test_a_hook_that_is_passed_over_would_be_noticed(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modules, "usable", lambda _: True)
+    monkeypatch.setattr(modules, "_untouched", lambda *_: True)
+    layer = PVMLayer(8, 8, init="mamba").to(device)
+    modules.swap(layer)
+    features = torch.randn(1, 8, 4, 4, device=device)
+    with pytest.raises(AssertionError, match="not close"):
+        differs(layer, lambda: hook(layer, "project"), features)
+
+
+def test_layers_too_wide_for_the_chip_run_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ulvm.nn.kernels.device.shared_memory", lambda _: 232_448)  # of an H100
+    paper = [part for part in UltraLightVMUNet().modules() if isinstance(part, PVMLayer)]
+    assert all(modules.fits_pvm(layer) for layer in paper)
+    assert modules.fits_pvm(PVMLayer(64, 64, branches=1))
+    assert not modules.fits_pvm(PVMLayer(128, 256))
+    assert not modules.fits_pvm(PVMLayer(64, 64, mixer="bidirectional"))
+    monkeypatch.setattr("ulvm.nn.kernels.device.shared_memory", lambda _: 40_000)
+    assert not modules.fits_pvm(PVMLayer(64, 48))

@@ -1,0 +1,235 @@
+"""The selective scan's kernels against its loop in float64: values and all gradients."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ulvm.nn import scan as plain
+from ulvm.nn.kernels import modules, scan
+from ulvm.nn.mamba import SelectiveScan
+
+RunCompiler = Callable[[str], subprocess.CompletedProcess[str]]
+
+NAMES = ("y", "x", "delta", "A", "B", "C", "D")
+TOLERANCE = 2e-6
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "choose_chunk", lambda *_: 16)
+
+
+def draw_operands(batch: int, length: int, inner: int, state: int) -> list[Tensor]:
+    """x, delta, A, B, C, D as a Mamba has them."""
+    torch.manual_seed(0)
+    return [
+        torch.randn(batch, length, inner),
+        F.softplus(torch.randn(batch, length, inner) - 2),
+        -torch.arange(1.0, state + 1) * torch.randn(inner, state).exp(),
+        torch.randn(batch, length, state),
+        torch.randn(batch, length, state),
+        torch.randn(inner),
+    ]
+
+
+def gradients(function: Any, operands: list[Tensor], **options: str) -> list[Tensor]:
+    """Output, then the gradient of each operand for a fixed weighting of the output."""
+    leaves = [operand.detach().requires_grad_() for operand in operands]
+    y = function(*leaves, **options)
+    generator = torch.Generator().manual_seed(1)
+    weighting = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    return [y.detach(), *torch.autograd.grad(y, leaves, weighting.to(y))]
+
+
+def differences(results: list[Tensor], operands: list[Tensor]) -> dict[str, float]:
+    """Largest difference from the float64 loop over its largest magnitude, by name."""
+    exact = [operand.cpu().double() for operand in operands]
+    oracle = gradients(plain.selective_scan, exact, backend="reference")
+    return {
+        name: float((result.cpu().double() - expected).abs().max() / expected.abs().max())
+        for name, result, expected in zip(NAMES, results, oracle, strict=True)
+        if expected.any()  # A has no gradient from a single step
+    }
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "inner", "state"),
+    [
+        (1, 1, 1, 1),
+        (2, 20, 48, 16),  # two programs for the inner channels, two chunks
+        (1, 70, 20, 5),  # five chunks; nothing a power of two
+        (3, 33, 1, 64),
+        (1, 17, 33, 1),
+        (2, 32, 16, 16),  # everything full
+    ],
+)
+def test_values_and_gradients(batch: int, length: int, inner: int, state: int, device: str) -> None:
+    operands = draw_operands(batch, length, inner, state)
+    results = gradients(scan.scan, [operand.to(device) for operand in operands])
+    for name, difference in differences(results, operands).items():
+        assert difference <= TOLERANCE, name
+
+
+def test_chunks_as_long_as_chosen(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.undo()
+    operands = draw_operands(1, 300, 2, 4)
+    result = scan.scan(*(operand.to(device) for operand in operands))
+    oracle = plain.selective_scan(*(each.double() for each in operands), backend="reference")
+    assert (result.cpu() - oracle).abs().max() <= TOLERANCE * oracle.abs().max()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(kind: torch.dtype, device: str) -> None:
+    # As under autocast: softplus and A stay float32.
+    x, delta, A, B, C, D = (each.to(device) for each in draw_operands(2, 20, 20, 16))
+    operands = [x.to(kind), delta, A, B.to(kind), C.to(kind), D]
+    results = gradients(scan.scan, operands)
+    assert [each.dtype for each in results] == [kind, *(each.dtype for each in operands)]
+    assert max(differences(results, operands).values()) <= torch.finfo(kind).eps
+
+
+def test_without_a_gradient_the_same_and_no_states(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operands = [each.to(device).requires_grad_() for each in draw_operands(1, 40, 4, 4)]
+    expected = scan.scan(*operands)
+    kept = []
+    kernel = scan.scan_kernel
+
+    class Spy:
+        def __getitem__(self, grid: Any) -> Any:
+            def run(pointers: scan.Pointers, *args: Any, **options: Any) -> None:
+                kept.append(0 if pointers.kept is None else pointers.kept.numel())
+                kernel[grid](pointers, *args, **options)
+
+            return run
+
+    monkeypatch.setattr(scan, "scan_kernel", Spy())
+    with torch.no_grad():
+        assert torch.equal(scan.scan(*operands), expected)
+    scan.scan(*operands)
+    assert kept == [0, 10 * 4 * 4]  # ten times in 40 steps, 4 × 4
+
+
+def test_the_same_bits_twice(device: str) -> None:
+    operands = [operand.to(device) for operand in draw_operands(1, 20, 40, 5)]
+    for first, second in zip(
+        gradients(scan.scan, operands), gradients(scan.scan, operands), strict=True
+    ):
+        assert torch.equal(first, second)
+
+
+def use_kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Take the kernels on the CPU too; the lengths that they get are noted."""
+    lengths = []
+
+    def spy(x: Tensor, *others: Tensor) -> Tensor:
+        lengths.append(x.shape[1])
+        return scan.scan(x, *others)
+
+    monkeypatch.setattr(modules, "scan", spy)
+    monkeypatch.setattr(modules, "usable", lambda _: True)
+    return lengths
+
+
+def fast(state: int) -> Callable[..., Tensor]:
+    """The recurrence of a module with the kernels put in."""
+    module = SelectiveScan(6, state, 1)
+    modules.swap(module)
+    return module.recur
+
+
+def test_the_module_takes_views(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = use_kernels(monkeypatch)
+    x, delta, A, B, C, D = (each.to(device) for each in draw_operands(2, 20, 6, 5))
+    B, C = torch.cat([B, C], 2).split(5, 2)  # as a projection's
+    views = [x.mT.contiguous().mT.flip(1), delta, A, B, C, D]
+    assert not any(view.is_contiguous() for view in (views[0], B, C))
+    results = gradients(fast(5), views)
+    assert max(differences(results, views).values()) <= TOLERANCE
+    assert lengths == [20]
+
+
+def test_what_runs_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = use_kernels(monkeypatch)
+    operands = draw_operands(1, 3, 2, 65)  # more than the largest state
+    fast(65)(*operands)
+    assert lengths == []
+    fast(64)(*draw_operands(1, 3, 2, 64))
+    assert lengths == [3]
+
+
+def test_comparison_notices_one_wrong_step(device: str) -> None:
+    operands = [operand.to(device) for operand in draw_operands(1, 40, 4, 4)]
+    wrong = [operand.clone() for operand in operands]
+    wrong[1][0, 20, 0] *= 1 + 1e-3
+    assert max(differences(gradients(scan.scan, wrong), operands).values()) > 2 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["ends", "leaving"])
+def test_comparison_notices_a_forgotten_carry(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgets:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda p, *_, **__: [each.zero_() for each in (p.states, p.spans)]
+
+    monkeypatch.setattr(scan, f"{name}_kernel", Forgets())
+    operands = [operand.to(device) for operand in draw_operands(1, 40, 4, 4)]
+    assert max(differences(gradients(scan.scan, operands), operands).values()) > 2 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("walks", "length", "steps"),
+    [(48, 4096, 128), (192 * 2, 64, 16), (1, 65536, 256), (8 * 64, 65536, 1024), (1, 1, 16)],
+)
+def test_chunks_leave_enough_programs(
+    walks: int, length: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert scan.choose_chunk(walks, length, 2112) == steps
+
+
+SPILLS = """
+import pathlib, re, subprocess, tempfile
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from ulvm.nn.kernels import scan
+
+class Driver:  # of a GPU that is not there
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+triton.runtime.driver.set_active(Driver())
+
+tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+some = torch.zeros(16)
+p = scan.Pointers(*[some] * len(scan.Pointers._fields))
+for name in ("ends", "scan", "leaving", "scan_back"):
+    sizes = scan.Sizes(192, 16, 192, 16, LANES=16, E_ROW=192, N_ROW=16, EVEN=True, LONG=True)
+    options = {"num_warps": 1} | ({"maxnreg": scan.REGISTERS} if "back" in name else {})
+    kernel = getattr(scan, f"{name}_kernel")
+    compiled = kernel.run(p, 64, 16, S=sizes, grid=(1, 1, 1), warmup=True, **options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        used = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+    print(*re.search(r"REG:(\\d+) STACK:(\\d+)", used.stdout).groups())
+"""
+
+
+def test_an_h100_holds_the_states_in_registers(run_compiler: RunCompiler) -> None:
+    done = run_compiler(SPILLS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    used = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    assert len(used) == 4
+    for registers, spilled in used:
+        assert registers > 16  # 8 states and as many rates
+        assert spilled == 0
