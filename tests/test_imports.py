@@ -13,7 +13,7 @@ RUNTIME = sorted(
     f"ulvm.{path.stem}" for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")
 )
 RUNTIME.remove("ulvm.onnx")  # of the extra
-RUNTIME.append("ulvm.engine")
+RUNTIME += ["ulvm.datasets", "ulvm.engine"]
 
 BLOCK = """
 import importlib, sys

@@ -41,7 +41,7 @@ _OPENERS = {
     b"RIFF": ("WebPImagePlugin", "WebPImageFile"),
 }
 
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,6 +51,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+TURNED = "turned by ulvm"
+"""Key of a picture's ``info``: the EXIF orientation, 2..8, that it was turned upright from."""
+
 TIFF_BITS, TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
 SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
@@ -70,6 +73,7 @@ def read_picture(source: ImageSource) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
+        image.info = rgba.info
         image.paste(rgba, mask=rgba)
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -95,8 +99,12 @@ def decode(source: ImageSource) -> tuple[Image.Image, str]:
         image.decodermaxblock = LARGEST_PIECE
         with _damage_reported(name):
             image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        return (image if turn is None else image.transpose(turn)), name
+        orientation = _orientation(image)
+        if orientation not in UPRIGHT:
+            return image, name
+        upright = image.transpose(UPRIGHT[orientation])
+        upright.info[TURNED] = orientation
+        return upright, name
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -252,7 +253,7 @@ def _parse_split(dataset: str, path: Path) -> Split:
     return Split(
         str(content.get("name", path.stem)),
         dataset,
-        {part: tuple(ids) for part, ids in parts.items() if ids is not None},
+        {part: tuple(map(normal_id, ids)) for part, ids in parts.items() if ids is not None},
         tuple(part for part, ids in parts.items() if ids is None),
     )
 
@@ -373,6 +374,11 @@ def exclude_seen(ids: Sequence[str], trained_on: Split, *, drop: bool) -> list[s
             "pass --exclude-seen to score the others" if unseen else "choose another part",
         )
     return unseen
+
+
+def normal_id(name: str) -> str:
+    """An id in Unicode's composed form (NFC): a Mac writes names of files decomposed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def name_some(names: Sequence[str], limit: int = 5) -> str:
