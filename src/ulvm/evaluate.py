@@ -21,7 +21,16 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from ulvm import metrics
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-from ulvm.metrics import BoolArray, Confusion, FloatArray, Interval, Scores
+from ulvm.metrics import (
+    BOOTSTRAP_SEED,
+    LEVEL,
+    RESAMPLES,
+    BoolArray,
+    Confusion,
+    FloatArray,
+    Interval,
+    Scores,
+)
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -31,9 +40,6 @@ ProbabilityOf = Callable[[ByteArray], npt.NDArray[np.float32]]
 TRUTH_THRESHOLD = 128  # of the soft uint8 masks: 128 / 255 is the first value ≥ .5
 BOUNDARY_TOLERANCE = 2 / 256  # of the picture's side: 2 pixels at 256×256
 CALIBRATION_BINS = 15
-LEVEL = 0.95
-RESAMPLES = 2000
-BOOTSTRAP_SEED = 0
 SHEET_CASES_PER_SIDE = 8
 _NOT_STATED = "not stated"
 
@@ -536,19 +542,16 @@ def _cases(
 
 
 def _intervals(counts: Confusion, boundaries: list[tuple[float, float]]) -> dict[str, Interval]:
-    def interval(sample: Any, statistic: Any) -> Interval:
-        return metrics.bootstrap_interval(
-            sample, statistic, resamples=RESAMPLES, level=LEVEL, seed=BOOTSTRAP_SEED
-        )
-
     intervals = {
-        f"pooled.{name}": interval(counts, metrics.pooled(metric))
+        f"pooled.{name}": metrics.bootstrap_interval(counts, metrics.pooled(metric))
         for name, metric in metrics.POOLED_METRICS.items()
     }
     for name, metric in metrics.PER_IMAGE_METRICS.items():
-        intervals[f"per_image.{name}"] = interval(counts, metrics.per_image_mean(metric))
+        intervals[f"per_image.{name}"] = metrics.bootstrap_interval(
+            counts, metrics.per_image_mean(metric)
+        )
     if boundaries:
-        intervals["boundary.hd95_median_px"] = interval(
+        intervals["boundary.hd95_median_px"] = metrics.bootstrap_interval(
             np.array(boundaries)[:, 1], lambda values: np.median(values, axis=-1)
         )
     return intervals

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ulvm import tables
-from ulvm.evaluate import LEVEL, RESAMPLES
-from ulvm.metrics import IntArray
+from ulvm.metrics import LEVEL, RESAMPLES, IntArray
 from ulvm.presets import find_preset
 from ulvm.results import (
     TITLES,

@@ -70,8 +70,8 @@ class DecodedDataset:
         counts = ", ".join(f"{part} {count}" for part, count in Counter(self.parts).items())
         megabytes = (self.images.nbytes + self.masks.nbytes) / 1e6
         return (
-            f"{self.name}: {len(self.pairs)} pairs ({counts}) at {width_by_height(self.masks.shape[1:])}"
-            f" in {self.path} ({megabytes:,.0f} MB)"
+            f"{self.name}: {len(self.pairs)} pairs ({counts}) at "
+            f"{width_by_height(self.masks.shape[1:])} in {self.path} ({megabytes:,.0f} MB)"
         )
 
     def indices(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:

@@ -117,8 +117,8 @@ def _read_masks(pair: Pair, threshold_masks: bool) -> Pixels:
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
             raise InputError(
-                f"{file} is {width_by_height(mask.shape)} and {pair.mask} {width_by_height(masks[0].shape)} "
-                "(width × height)",
+                f"{file} is {width_by_height(mask.shape)} and {pair.mask} "
+                f"{width_by_height(masks[0].shape)} (width × height)",
                 "the masks of one picture have one size",
                 "export them again",
             )
