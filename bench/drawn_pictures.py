@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
+from ulvm.contact_sheet import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.files import write_atomically
 from ulvm.image import draw_overlay, resize
 from ulvm.metrics import confusion, dice

@@ -9,8 +9,8 @@ import pytest
 
 import tables
 from made_up_results import write_run
+from ulvm.contact_sheet import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.datasets import DecodedDataset, Pair
-from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.presets import PRESETS
 from ulvm.report import render
 from ulvm.segmenter import load

@@ -14,18 +14,9 @@ import pytest
 import scipy.spatial.distance
 from PIL import Image
 
-from ulvm import evaluate as evaluate_module
 from ulvm import metrics
 from ulvm.errors import InputError
-from ulvm.evaluate import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    Evaluation,
-    boundary_pixels,
-    boundary_scores,
-    draw_contact_sheet,
-    evaluate,
-)
+from ulvm.evaluate import Evaluation, boundary_pixels, boundary_scores, evaluate
 
 SIZE = 32
 
@@ -330,32 +321,6 @@ def test_examples_are_the_worst_and_the_best() -> None:
     assert np.array_equal(worst.image_rgb, dataset.images[row])
     assert np.array_equal(worst.truth, dataset.masks[row] >= 128)
     assert np.array_equal(worst.mask, from_red(dataset.images)[row, 0] >= 0.5)
-
-
-def test_contact_sheet_draws_both_outlines_where_they_are() -> None:
-    size = evaluate_module._TILE
-    grey = np.full((1, size, size, 3), 128, dtype=np.uint8)
-    truth, mask = square(40, 40, 60, size), square(150, 130, 80, size)
-    sheet = np.asarray(draw_contact_sheet(grey, mask[None], truth[None], ["one"]))
-    top = np.argwhere((sheet == 128).all(axis=-1))[0]  # the tile's first pixel
-    tile = sheet[top[0] : top[0] + size, top[1] : top[1] + size]
-    green = (tile == TRUTH_COLOUR).all(axis=-1)
-    magenta = (tile == PREDICTION_COLOUR).all(axis=-1)
-    assert np.array_equal(green & boundary_pixels(truth), boundary_pixels(truth))
-    assert not (green & ~truth).any()
-    assert not (magenta & ~mask).any()
-    drawn = np.count_nonzero(magenta & boundary_pixels(mask)) / boundary_pixels(mask).sum()
-    assert 0.4 < drawn < 0.6, "about half of a dashed line is drawn"
-
-
-def test_contact_sheet_without_best_cases_and_with_long_labels() -> None:
-    picture = np.zeros((3, SIZE, SIZE, 3), dtype=np.uint8)
-    empty = np.zeros((3, SIZE, SIZE), dtype=bool)
-    plain = draw_contact_sheet(picture, empty, empty, ["Dice 0.1", "", ""])
-    long = draw_contact_sheet(picture, empty, empty, ["Dice 0.1 " + "long-" * 40, "", ""])
-    assert plain.size == long.size
-    one = draw_contact_sheet(picture[:1], empty[:1], empty[:1], ["only"])
-    assert one.size[0] == plain.size[0]
 
 
 def test_progress_reaches_the_end() -> None:

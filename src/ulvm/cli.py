@@ -24,6 +24,7 @@ BUNDLED = "bundled"
 
 _DATASETS = click.Choice(get_args(DatasetName))
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+_GROUPS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 class _Group(click.Group):
@@ -251,7 +252,7 @@ def data_prepare(
 @click.option("--by-area", is_flag=True, help="Give each fold small and large lesions alike.")
 @click.option(
     "--groups",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=_GROUPS,
     help="CSV file 'id,group': a group, such as a patient, is never divided.",
 )
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the split files.")
@@ -266,6 +267,7 @@ def data_split(
 ) -> None:
     """Write split files of one's own, for cross-validation."""
     from ulvm import datasets, splits
+    from ulvm.groups import read_groups
 
     ids = [pair.id for pair in datasets.find_pairs(dataset, data_dir)]
     made = splits.make_folds(
@@ -273,7 +275,7 @@ def data_split(
         folds=folds,
         seed=seed,
         areas=datasets.decode(dataset, data_dir, size=256).lesion_areas if by_area else None,
-        groups=splits.read_groups(groups, ids) if groups else None,
+        groups=read_groups(groups, ids) if groups else None,
         dataset=dataset,
     )
     for split in made:
@@ -399,7 +401,9 @@ def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str
 @click.argument("model")
 @_data_options
 @_threshold_option
-@click.option("--split", "split_name", help="Split name or file; else the model's own, PH2: all.")
+@click.option(
+    "--split", "split_name", help="Split name or file, or all; else the model's own, or all."
+)
 @click.option("--part", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
 @click.option("--exclude-seen", is_flag=True, help="Leave out pictures the model was made with.")
@@ -407,6 +411,8 @@ def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str
     "--device", default="cpu", show_default=True, help="Other than cpu runs weights in torch."
 )
 @_engine_option
+@click.option("--by", help="Score by size,contrast,tone or a column of the groups' file too.")
+@click.option("--groups", type=_GROUPS, help="CSV file 'id,…'; else groups.csv beside the data.")
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the results.")
 def evaluate(
     model: str,
@@ -419,24 +425,22 @@ def evaluate(
     exclude_seen: bool,
     device: str,
     engine: EngineName | None,
+    by: str | None,
+    groups: Path | None,
     out_dir: Path,
 ) -> None:
     """Score MODEL: a run folder, a .safetensors or .onnx file, or the word bundled."""
     from ulvm import datasets, evaluate, splits
+    from ulvm.groups import find_table, read_table
+    from ulvm.provenance import choose_unseen
 
     probability_of, run = _load_model(model, device, engine)
     own = {source.dataset: source.split for source in run.data.sources}
-    elsewhere = "all" if dataset == "ph2" else run.data.split
-    split_name = split_name or own.get(dataset, elsewhere)
     pairs = datasets.find_pairs(dataset, data_dir)
-    split = splits.load_split(dataset, split_name).resolve(pairs)
-    ids = list(split.ids(part))
-    for source in run.data.sources:
-        trained_on = splits.load_split(source.dataset, source.split)
-        if dataset == source.dataset:
-            trained_on = trained_on.resolve(pairs)
-        if part == "test" or split != trained_on:  # else its own training part, asked for by name
-            ids = splits.exclude_seen(ids, trained_on, drop=exclude_seen)
+    split = splits.choose_split(dataset, split_name or own.get(dataset), run.data.split, pairs)
+    committed = splits.available_splits(dataset)
+    exclude_seen |= split.name == splits.EVERYTHING and split.name not in committed
+    ids = choose_unseen(split.ids(part), run, pairs, split, part=part, drop=exclude_seen)
     decoded = datasets.decode(
         dataset, data_dir, size=run.data.image_size, threshold_masks=threshold_masks
     )
@@ -450,9 +454,13 @@ def evaluate(
             split=split.name,
             split_hash=split.hash,
             part=part + (" (unseen)" if exclude_seen else ""),
+            by=[name.strip() for name in by.split(",")] if by else (),
+            columns=read_table(groups) if groups else find_table(data_dir, dataset),
             progress=progress,
         )
     click.echo(evaluation.table())
+    for table in evaluation.strata:
+        click.echo(f"\n{table.markdown()}\n")
     for path in evaluation.save(out_dir):
         click.echo(f"→ {path}")
     click.echo(NOTICE)

@@ -9,16 +9,17 @@ import importlib.util
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image
 
 from ulvm import metrics
+from ulvm.contact_sheet import draw_contact_sheet
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.metrics import (
@@ -31,6 +32,7 @@ from ulvm.metrics import (
     Interval,
     Scores,
 )
+from ulvm.strata import StrataTable, check_name, measure, tabulate
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -159,6 +161,7 @@ class Evaluation:
         boundary: Boundary scores; None if they were not asked for.
         calibration: Of the foreground probability of every pixel.
         examples: The images of lowest and highest Dice, from worst to best.
+        strata: Scores of each kind of picture, a table for each property that was asked for.
     """
 
     dataset: str
@@ -175,6 +178,7 @@ class Evaluation:
     boundary: BoundarySummary | None
     calibration: Calibration
     examples: tuple[Example, ...] = field(repr=False)
+    strata: tuple[StrataTable, ...] = ()
 
     def table(self) -> str:
         """The scores as text that also says what was scored, where and how."""
@@ -247,6 +251,8 @@ class Evaluation:
                 "frequency": self.calibration.frequency.tolist(),
             },
         }
+        if self.strata:
+            result["strata"] = [table.to_dict() for table in self.strata]
         return _without_nan(result)  # type: ignore[no-any-return]
 
     def contact_sheet(self) -> Image.Image:
@@ -312,6 +318,8 @@ def evaluate(
     split: str = _NOT_STATED,
     split_hash: str = _NOT_STATED,
     part: str = _NOT_STATED,
+    by: Sequence[str] = (),
+    columns: Mapping[str, Mapping[str, str]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores of a model on a list of images: counts, overlap, boundary distance, calibration.
@@ -332,6 +340,8 @@ def evaluate(
         split: Name of the split, for tables and files.
         split_hash: Hash of its id lists, for tables and files.
         part: Which of its lists `ids` is, such as "test".
+        by: Properties of pictures to score by; see `strata.tabulate`.
+        columns: What is known of each picture by its id; see `groups.read_table`.
         progress: Called after each batch with (images done, images in all).
 
     Returns:
@@ -339,7 +349,8 @@ def evaluate(
 
     Raises:
         InputError: No ids, repeated or unknown ids, a threshold or batch size out of range, an
-            answer of `probability_of` with another shape or outside 0..1, or scipy missing.
+            unknown property, an answer of `probability_of` with another shape or outside 0..1, or
+            scipy missing.
     """
     if not ids or len(set(ids)) != len(ids):
         raise InputError(
@@ -355,12 +366,16 @@ def evaluate(
         raise InputError(f"batch_size is {batch_size}", "at least 1 is needed", "32 is usual")
     if boundary:
         _require_scipy()
+    columns = columns or {}
+    for name in by:
+        check_name(name, columns)
 
     rows = dataset.indices(ids)
     height, width = dataset.masks.shape[1:]
     tolerance_px = BOUNDARY_TOLERANCE * height
     count_parts: list[Confusion] = []
     boundaries: list[tuple[float, float]] = []
+    measures: list[tuple[float, float]] = []
     bins = np.zeros((3, CALIBRATION_BINS))  # pixels, sum of probability, lesion pixels
     examples: list[Example] = []
     several_classes = False
@@ -383,6 +398,8 @@ def evaluate(
                 boundary_scores(mask, truth, tolerance_px)
                 for mask, truth in zip(masks, truths, strict=True)
             ]
+        if "contrast" in by or "tone" in by:
+            measures += map(measure, images, truths)
         for i, d, *pictures in zip(
             batch_ids, metrics.dice(counts), images, masks, truths, strict=True
         ):
@@ -409,6 +426,17 @@ def evaluate(
         boundary=_summarise(boundaries, tolerance_px),
         calibration=_calibration(bins),
         examples=tuple(examples),
+        strata=tuple(
+            tabulate(
+                name,
+                counts,
+                ids,
+                measures=np.array(measures),
+                dataset=dataset.name,
+                columns=columns,
+            )
+            for name in by
+        ),
     )
 
 
@@ -579,103 +607,3 @@ def _without_nan(value: Any) -> Any:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-# The contact sheet: two columns of tiles, sizes in pixels.
-_TILE, _GAP, _GUTTER, _MARGIN, _LABEL, _LINE = 256, 8, 32, 24, 26, 24
-_TILES_ACROSS = 2  # in either column
-_STROKE, _DASH = 3, 8
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_INK, _QUIET, _PAPER = (24, 24, 27), (110, 110, 118), (255, 255, 255)
-TRUTH_COLOUR = (0, 230, 90)
-PREDICTION_COLOUR = (255, 30, 220)
-
-
-def draw_contact_sheet(
-    images: ByteArray,
-    masks: BoolArray,
-    truths: BoolArray,
-    labels: Sequence[str],
-    *,
-    heading: Sequence[str] = (),
-) -> Image.Image:
-    """A sheet of pictures with both outlines: truth solid green, prediction dashed magenta.
-
-    Args:
-        images: From worst to best, uint8 (cases, height, width, 3), RGB; the first half is drawn
-            under "Worst", the rest under "Best" with the best first.
-        masks: Predicted lesions, bool, (cases, height, width).
-        truths: True lesions, bool, (cases, height, width).
-        labels: One line of text for each case; cut off where it is wider than the picture.
-        heading: Lines of text above the pictures.
-
-    Returns:
-        An RGB picture.
-    """
-    order = list(range(len(images)))
-    half = math.ceil(len(order) / 2)
-    columns = {"Worst": order[:half], "Best": order[half:][::-1]}
-    column_width = _TILES_ACROSS * (_TILE + _GAP) - _GAP
-    tiles_top = _MARGIN + _LINE * (len(heading) + 1) + 2 * _LINE
-    tiles_height = math.ceil(half / _TILES_ACROSS) * (_TILE + _LABEL + _GAP)
-    width = 2 * (_MARGIN + column_width) + _GUTTER
-    sheet = Image.new("RGB", (width, tiles_top + tiles_height + _LINE + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    text, title = ImageFont.load_default(size=16), ImageFont.load_default(size=22)
-
-    for line, words in enumerate(heading):
-        draw.text((_MARGIN, _MARGIN + line * _LINE), words, _INK, font=text)
-    _draw_legend(draw, (_MARGIN, _MARGIN + len(heading) * _LINE), text)
-    for column, (name, cases) in enumerate(columns.items()):
-        left = _MARGIN + column * (column_width + _GUTTER)
-        draw.text((left, tiles_top - _GAP), name, _INK, font=title, anchor="ls")
-        for position, case in enumerate(cases):
-            row, place = divmod(position, _TILES_ACROSS)
-            x = left + place * (_TILE + _GAP)
-            y = tiles_top + row * (_TILE + _LABEL + _GAP)
-            sheet.paste(_draw_tile(images[case], masks[case], truths[case]), (x, y))
-            draw.text((x, y + _TILE + 4), _shorten(labels[case], text), _INK, font=text)
-    draw.text((_MARGIN, sheet.height - _MARGIN), "Not a medical device.", _QUIET, text, "ls")
-    return sheet
-
-
-def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int], font: _Font) -> None:
-    x, y = corner
-    middle = y + 9
-    draw.line((x, middle, x + 40, middle), TRUTH_COLOUR, _STROKE)
-    draw.text((x + 48, y), "truth (solid)", _INK, font=font)
-    for start in range(x + 170, x + 210, 2 * _DASH):
-        draw.line((start, middle, start + _DASH, middle), PREDICTION_COLOUR, _STROKE)
-    draw.text((x + 218, y), "prediction (dashed)", _INK, font=font)
-
-
-def _draw_tile(image_rgb: ByteArray, mask: BoolArray, truth: BoolArray) -> Image.Image:
-    tile = np.asarray(Image.fromarray(image_rgb).resize((_TILE, _TILE), Image.Resampling.BICUBIC))
-    tile = tile.copy()
-    truth_line, _ = _outline(truth)
-    mask_line, dash = _outline(mask)
-    tile[truth_line] = TRUTH_COLOUR
-    tile[mask_line & dash] = PREDICTION_COLOUR
-    return Image.fromarray(tile)
-
-
-def _outline(mask: BoolArray) -> tuple[BoolArray, BoolArray]:
-    """The mask's outline at tile size, and where a dashed line is drawn, (tile, tile) each."""
-    large = Image.fromarray(mask).convert("L").resize((_TILE, _TILE), Image.Resampling.BILINEAR)
-    inside = np.asarray(large) >= 128
-    edge = np.zeros_like(inside)
-    for _ in range(_STROKE):
-        edge |= boundary_pixels(inside & ~edge)
-    # Dashes are cut along x where the outline runs sideways and along y where it runs upwards.
-    down, right = np.gradient(np.asarray(large.filter(ImageFilter.GaussianBlur(3)), np.float64))
-    y, x = np.indices(edge.shape)
-    dash = np.where(np.abs(down) > np.abs(right), x, y) // _DASH % 2 == 0
-    return edge, dash
-
-
-def _shorten(label: str, font: _Font) -> str:
-    if font.getlength(label) <= _TILE:
-        return label
-    while font.getlength(label + "…") > _TILE:
-        label = label[:-1]
-    return label + "…"

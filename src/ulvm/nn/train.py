@@ -27,12 +27,12 @@ from ulvm.nn.parts import Folders, load_parts
 from ulvm.nn.run_folder import (
     draw_curves,
     tensorboard_writer,
-    versions,
     write_metrics,
     write_run,
 )
 from ulvm.nn.step import Learner, Steps, draw_epoch_of
 from ulvm.nn.validate import Validation
+from ulvm.provenance import versions
 from ulvm.spec import RunSpec, TrainSpec
 
 CHECKPOINT = "checkpoint.pt"
