@@ -229,6 +229,21 @@ def test_all_pictures_are_those_that_the_model_has_not_seen(drawn: Path, tmp_pat
     assert [case["id"] for case in cases] == [f"drawn_000{index}" for index in range(2, 9)]
 
 
+def test_what_a_picture_does_not_show_is_said_once(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.uint16)
+    for name in ("a", "b"):
+        Image.fromarray(samples).save(tmp_path / f"{name}.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "ulvm", "predict", tmp_path, "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    said = "Note: a 16-bit picture holds 12-bit samples: they are scaled by 4095, not 65535.\n"
+    assert done.stderr == said
+
+
 WITHOUT_TORCH = """
 import sys
 class Block:

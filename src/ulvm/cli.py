@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, get_args
 
 import click
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, PictureWarning
 from ulvm.spec import DatasetName, EngineName
 from ulvm.version import __version__
 
@@ -32,7 +33,9 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except InputError as problem:
             raise click.ClickException(str(problem)) from None
         except ModuleNotFoundError as problem:
@@ -40,6 +43,21 @@ class _Group(click.Group):
                 f"this command needs the package {problem.name}, which is not installed; "
                 "run pip install 'ultralight-vm-unet[train]'."
             ) from None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """What the caller should know, as a sentence; what is for programmers, as ever."""
+    if issubclass(category, PictureWarning):
+        click.echo(f"Note: {message}.", err=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _data_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -23,6 +23,10 @@ class InputError(ValueError):
         return (InputError, (self.given, self.accepted, self.remedy))
 
 
+class PictureWarning(UserWarning):
+    """Something about a picture that decides its result and that nobody can see in it."""
+
+
 def unknown_name(given: str, name: str, accepted: Iterable[str]) -> InputError:
     """The error for a name that is none of those accepted; it names them, and the nearest.
 

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, PictureWarning
 from ulvm.files import write_atomically
 from ulvm.picture import (
     SIGNATURE,
@@ -34,8 +35,9 @@ def read_image(source: ImageSource) -> Uint8Array:
     """The picture as a viewer shows it, in RGB.
 
     EXIF orientation is applied and transparency is put on white; of several frames the first is
-    taken. 16-bit samples are scaled by their full range, 32-bit integer and float samples by
-    the picture's own minimum and maximum. Embedded colour profiles are not applied.
+    taken. 16-bit samples are scaled by their full range, or by that of 12, 10 or 8 bits if
+    none is larger, with a `PictureWarning`; 32-bit integer and float samples by the picture's own
+    minimum and maximum. Embedded colour profiles are not applied.
 
     Args:
         source: A path, the bytes of a file, or a binary file object.
@@ -58,7 +60,8 @@ def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
 
     Args:
         source: A path, the bytes of a file, or a binary file object.
-        threshold: Accept other values too: lesion is what is at least 128 of 255 (32768 of 65535).
+        threshold: Accept other values too: lesion is what is at least 128 of 255, or the half of
+            10, 12 or 16 bits.
 
     Returns:
         uint8 (height, width) holding 0 and 255 only.
@@ -73,7 +76,7 @@ def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
     if all_lesion or (low == 0 and ((values == 0) | (values == high)).all()):
         return np.where(values == 0, 0, 255).astype(np.uint8)
     if threshold:
-        return np.where(values >= (128 if high <= 255 else 32768), 255, 0).astype(np.uint8)
+        return np.where(values >= 2 ** (_bits_of(high) - 1), 255, 0).astype(np.uint8)
     found = np.unique(values)
     listed = ", ".join(f"{value:g}" for value in found[:6])
     raise InputError(
@@ -276,7 +279,7 @@ def _encode_grey(array: Uint8Array | BoolArray) -> bytes:
 
 
 def _read_16_bit(image: Image.Image) -> tuple[npt.NDArray[np.uint16], int]:
-    """Samples (height, width) with black at 0, and the value of white."""
+    """Samples (height, width) with black at 0, and the value of white in the file's form."""
     samples = np.asarray(image, np.uint16)
     tags: Any = getattr(image, "tag_v2", {})
     white = 4095 if tags.get(TIFF_BITS) == (12,) else 65535
@@ -285,11 +288,35 @@ def _read_16_bit(image: Image.Image) -> tuple[npt.NDArray[np.uint16], int]:
     return samples, white
 
 
+def _bits_of(largest: float) -> int:
+    """How many bits the samples of a 16-bit file have, from the largest of them."""
+    return next((bits for bits in (8, 10, 12) if 0 < largest < 2**bits), 16)
+
+
+def _scale_16_bit(samples: npt.NDArray[np.uint16], white: int) -> Uint8Array:
+    """As uint8; a camera's 10 or 12 bits by their own range, which is said."""
+    bits = _bits_of(samples.max())
+    if 2**bits <= white:
+        white = 2**bits - 1
+        said = f"a 16-bit picture holds {bits}-bit samples: they are scaled by {white}, not 65535"
+        warnings.warn(said, PictureWarning, stacklevel=2)
+    return ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def join_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
+    """A picture of 16-bit colours from two of their high and low bytes, scaled by their range."""
+    samples = np.asarray(high, np.uint16)[..., :3] * 256 + np.asarray(low)[..., :3]
+    joined = Image.fromarray(_scale_16_bit(samples, 65535))
+    if high.mode == "RGBA":
+        joined.putalpha(high.getchannel("A"))
+    joined.info = high.info
+    return joined
+
+
 def scale_grey(image: Image.Image, name: str) -> Uint8Array:
     """16-bit or float samples as uint8 (height, width); ``name`` is for messages."""
     if image.mode.startswith("I;16"):
-        samples, white = _read_16_bit(image)
-        return ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+        return _scale_16_bit(*_read_16_bit(image))
     values = np.asarray(image, np.float64)
     low, high = values.min(), values.max()
     if not np.isfinite(high - low):

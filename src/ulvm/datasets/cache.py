@@ -29,7 +29,7 @@ from ulvm.files import find_cache_folder
 from ulvm.image import resize
 from ulvm.splits import name_some, normal_id
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2  # counts up where the same files decode to other pixels
 
 
 @dataclass(frozen=True)
