@@ -5,17 +5,10 @@ import sys
 import numpy as np
 import pytest
 
+from made_up_predictions import SIZE, square
+from ulvm.boundary import boundary_pixels
 from ulvm.contact_sheet import PREDICTION_COLOUR, TILE, TRUTH_COLOUR, draw_contact_sheet
 from ulvm.errors import InputError
-from ulvm.evaluate import boundary_pixels
-
-SIZE = 32
-
-
-def square(top: int, left: int, side: int, size: int = SIZE) -> np.ndarray:
-    mask = np.zeros((size, size), dtype=bool)
-    mask[top : top + side, left : left + side] = True
-    return mask
 
 
 def test_contact_sheet_draws_both_outlines_where_they_are() -> None:

@@ -7,7 +7,7 @@ platforms agree but for a rare last bit that the final rounding hides.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -211,7 +211,7 @@ def _draw_network(canvas: Canvas, rng: np.random.Generator) -> FloatArray:
     along, across = (np.float32(one / period) for one in _random_direction(rng))
     first: FloatArray = x * along + y * across
     # Directions at 120 degrees sum to zero, so the third wave needs no coordinates of its own.
-    turn = np.float32(np.sqrt(0.75))
+    turn: Any = np.float32(np.sqrt(0.75))
     second: FloatArray = -0.5 * first + turn * (y * along - x * across)
     total = _wave(first) + _wave(second) + _wave(-first - second)
     return _ramp(0.3 - total * 0.4)

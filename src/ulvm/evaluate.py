@@ -5,7 +5,6 @@ scored by the same lines. Scores are taken at the network's size, against masks 
 """
 
 import csv
-import importlib.util
 import io
 import json
 import math
@@ -19,6 +18,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from ulvm import metrics
+from ulvm.boundary import (
+    TOLERANCE,
+    BoundarySummary,
+    boundary_scores,
+    require_scipy,
+    summarise,
+)
 from ulvm.contact_sheet import draw_contact_sheet
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
@@ -40,7 +46,6 @@ ByteArray = npt.NDArray[np.uint8]
 ProbabilityOf = Callable[[ByteArray], npt.NDArray[np.float32]]
 
 TRUTH_THRESHOLD = 128  # of the soft uint8 masks: 128 / 255 is the first value ≥ .5
-BOUNDARY_TOLERANCE = 2 / 256  # of the picture's side: 2 pixels at 256×256
 CALIBRATION_BINS = 15
 SHEET_CASES_PER_SIDE = 8
 _NOT_STATED = "not stated"
@@ -97,15 +102,6 @@ class Case:
     predicted_area: float
     boundary_f1: float | None
     hd95_px: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoundarySummary:
-    """Boundary scores over images: the tolerance of F1, its mean, the median of HD95."""
-
-    tolerance_px: float
-    f1_mean: float
-    hd95_median_px: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -365,14 +361,14 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}", "at least 1 is needed", "32 is usual")
     if boundary:
-        _require_scipy()
+        require_scipy()
     columns = columns or {}
     for name in by:
         check_name(name, columns)
 
     rows = dataset.indices(ids)
     height, width = dataset.masks.shape[1:]
-    tolerance_px = BOUNDARY_TOLERANCE * height
+    tolerance_px = TOLERANCE * height
     count_parts: list[Confusion] = []
     boundaries: list[tuple[float, float]] = []
     measures: list[tuple[float, float]] = []
@@ -423,7 +419,7 @@ def evaluate(
         cases=_cases(ids, counts, boundaries),
         scores=metrics.scores(counts),
         intervals=_intervals(counts, boundaries),
-        boundary=_summarise(boundaries, tolerance_px),
+        boundary=summarise(boundaries, tolerance_px),
         calibration=_calibration(bins),
         examples=tuple(examples),
         strata=tuple(
@@ -438,15 +434,6 @@ def evaluate(
             for name in by
         ),
     )
-
-
-def _require_scipy() -> None:
-    if importlib.util.find_spec("scipy") is None:
-        raise InputError(
-            "boundary scores were asked for and scipy is not installed",
-            "boundary distances need scipy; all other scores do without",
-            "pip install 'ultralight-vm-unet[eval]', or leave the boundary scores out",
-        )
 
 
 def _check_probability(
@@ -467,53 +454,6 @@ def _check_probability(
             "probabilities are expected, neither logits nor nan",
             "apply the sigmoid (softmax for several classes), and check the weights for nan",
         )
-
-
-def boundary_pixels(mask: BoolArray) -> BoolArray:
-    """The mask's pixels with a side neighbour outside it; outside the picture is outside.
-
-    Args:
-        mask: bool, (height, width).
-
-    Returns:
-        bool, (height, width).
-    """
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
-
-
-def boundary_scores(mask: BoolArray, truth: BoolArray, tolerance_px: float) -> tuple[float, float]:
-    """Boundary F1 and 95 % Hausdorff distance between two masks.
-
-    With both masks empty they agree: 1 and 0. With one empty: 0 and the picture's diagonal.
-
-    Args:
-        mask: Predicted lesion, bool, (height, width).
-        truth: True lesion, bool, (height, width).
-        tolerance_px: A boundary pixel is matched if the other boundary is this near, in pixels.
-
-    Returns:
-        F1 of matched boundary pixels, 0..1, and HD95 in pixels: the larger of the two 95th
-        percentiles of distance, from the predicted boundary to the true one and back.
-
-    Source: boundary F1 after Csurka et al., BMVC 2013; HD95 as in MONAI (others take one percentile
-    of both directions together).
-    """
-    from scipy import ndimage  # the one use of scipy, an optional dependency
-
-    if not mask.any() or not truth.any():
-        agree = bool(mask.any() == truth.any())
-        return (1.0, 0.0) if agree else (0.0, math.hypot(*mask.shape))
-    edges = np.stack([boundary_pixels(mask), boundary_pixels(truth)])  # (2, height, width)
-    # Outside the box around both boundaries there is nothing to measure.
-    box = ndimage.find_objects(edges.any(axis=0).astype(np.int8))[0]
-    mask_edge, truth_edge = edges[0][box], edges[1][box]
-    to_truth = ndimage.distance_transform_edt(~truth_edge)[mask_edge]  # (boundary pixels,)
-    to_mask = ndimage.distance_transform_edt(~mask_edge)[truth_edge]
-    precision, recall = np.mean(to_truth <= tolerance_px), np.mean(to_mask <= tolerance_px)
-    f1 = 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
-    return float(f1), float(max(np.percentile(to_truth, 95), np.percentile(to_mask, 95)))
 
 
 def _calibration_sums(probability: npt.NDArray[np.float32], truths: BoolArray) -> FloatArray:
@@ -583,17 +523,6 @@ def _intervals(counts: Confusion, boundaries: list[tuple[float, float]]) -> dict
             np.array(boundaries)[:, 1], lambda values: np.median(values, axis=-1)
         )
     return intervals
-
-
-def _summarise(
-    boundaries: list[tuple[float, float]], tolerance_px: float
-) -> BoundarySummary | None:
-    if not boundaries:
-        return None
-    f1, hd95 = np.array(boundaries).T
-    return BoundarySummary(
-        tolerance_px=tolerance_px, f1_mean=float(f1.mean()), hd95_median_px=float(np.median(hd95))
-    )
 
 
 def _without_nan(value: Any) -> Any:
