@@ -123,6 +123,11 @@ def test_sizes_worked_by_hand() -> None:
     assert table.to_dict()["rows"][2]["images"] == 2
 
 
+def test_a_dice_of_a_half_is_no_failure() -> None:
+    (row,) = tabulated("size", counts_of((100, 100, 100), (100, 101, 100))).rows
+    assert row.failed == 0.5
+
+
 def test_contrast_comes_in_fifths() -> None:
     counts = counts_of(*[(10, 0, 0)] * 11)
     measures = np.stack([[*range(10, 0, -1), np.nan], np.zeros(11)], axis=1)

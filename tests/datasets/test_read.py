@@ -55,11 +55,19 @@ def test_grey_masks_are_thresholded_on_request(tmp_path: Path):
     assert 0.4 < decoded.lesion_areas[1] < 0.6
 
 
-def write_turned(root: Path, height: int, width: int, turn: int, *, upright: bool) -> None:
+def write_turned(
+    root: Path,
+    height: int,
+    width: int,
+    turn: int,
+    *,
+    upright: bool,
+    box: tuple[int, int, int, int] = (2, 3, 14, 12),
+) -> None:
     """A picture stored turned, as phones do; its mask drawn as seen, or on what is stored."""
     image, mask = Image.new("RGB", (width, height), "white"), Image.new("L", (width, height))
     for picture, colour in ((image, "brown"), (mask, 255)):
-        picture.paste(colour, (2, 3, 14, 12))
+        picture.paste(colour, box)
     stored = Image.Transpose.ROTATE_90 if turn == 6 else Image.Transpose.ROTATE_180
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -83,6 +91,12 @@ def test_masks_of_turned_pictures_are_upright(tmp_path: Path, height: int, turn:
     assert "turned by its EXIF" in problem_of(
         lambda: decode("folder", tmp_path / "wrong", **arguments)
     )
+
+
+def test_sizes_tell_of_a_turn_where_the_lesion_does_not(tmp_path: Path):
+    write_turned(tmp_path, 40, 42, 6, upright=False, box=(13, 12, 29, 28))
+    (said,) = check("folder", tmp_path, allow_mask_resize=True).problems
+    assert "turned by its EXIF orientation" in said
 
 
 def test_masks_of_one_picture_have_one_size(tmp_path: Path):
