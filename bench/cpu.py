@@ -41,9 +41,10 @@ from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
 from ulvm.nn.networks import build_network
 from ulvm.nn.peers import PEERS, build_peer, count_parameters
 from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
-from ulvm.nn.run_folder import machine, versions
+from ulvm.nn.run_folder import machine
 from ulvm.onnx import onnxruntime
 from ulvm.presets import PLUS_MODEL, find_preset
+from ulvm.provenance import versions
 from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.spec import ModelSpec, RunSpec
 

@@ -7,7 +7,6 @@ import datetime
 import json
 import math
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from ulvm import synthetic
 from ulvm.files import write_atomically
 from ulvm.nn.graph import record
-from ulvm.nn.run_folder import machine, versions
+from ulvm.nn.run_folder import machine
+from ulvm.provenance import git_commit, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "speed"
@@ -73,18 +73,6 @@ def provenance(commit: str | None, device: str = "cuda") -> dict[str, Any]:
 def today() -> str:
     """The date, as result files give it."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, None outside of one."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
 
 
 def draw_pictures(count: int, drawn: int = 64) -> tuple[Tensor, Tensor]:

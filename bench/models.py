@@ -47,7 +47,8 @@ def make_pack(folder: Path, data: dict[str, str]) -> None:
     import numpy as np
 
     from ulvm import datasets
-    from ulvm.splits import load_split, read_groups
+    from ulvm.groups import read_groups
+    from ulvm.splits import load_split
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, where in data.items():

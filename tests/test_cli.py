@@ -206,6 +206,50 @@ def test_bundled_model_is_scored_by_the_same_command(drawn: Path, tmp_path: Path
     assert json.loads((tmp_path / "again" / "cases.json").read_text()) == cases
 
 
+def test_pictures_without_a_split_are_all_scored_and_by_kind(drawn: Path, tmp_path: Path) -> None:
+    ids = [path.stem for path in (drawn / "images").iterdir()]
+    rows = [f"{id_};{'mel' if id_ < 'drawn_0004' else 'nv'}" for id_ in ids]
+    (drawn / "groups.csv").write_text("\n".join(["id;diagnosis", *rows]))
+    words = ("eval", "bundled", "--dataset", "folder", "--data", drawn, "--out", tmp_path / "out")
+    done = run(*words, "--by", "size,contrast,tone,diagnosis")
+    assert done.exit_code == 0, done.output
+    assert "| mel | 4 |" in done.output
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["images"] == 9
+    assert scores["split"] | {"hash": ""} == {"name": "all", "hash": "", "part": "test (unseen)"}
+    assert [table["by"] for table in scores["strata"]] == ["size", "contrast", "tone", "diagnosis"]
+    assert all(sum(row["images"] for row in table["rows"]) == 9 for table in scores["strata"])
+    wrong = run(*words, "--by", "diagnose")
+    assert wrong.exit_code == 1
+    assert "Did you mean 'diagnosis'" in wrong.output
+
+
+def test_all_pictures_are_those_that_the_model_has_not_seen(drawn: Path, tmp_path: Path) -> None:
+    seen = [path for side in ("images", "masks") for path in sorted((drawn / side).iterdir())[:2]]
+    for path in seen:
+        path.rename(path.with_stem(f"ISIC_000000{path.stem[-1]}"))  # ids of its training part
+    words = ("eval", "bundled", "--dataset", "folder", "--data", drawn, "--split", "all")
+    done = run(*words, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    cases = json.loads((tmp_path / "out" / "cases.json").read_text())
+    assert [case["id"] for case in cases] == [f"drawn_000{index}" for index in range(2, 9)]
+
+
+def test_what_a_picture_does_not_show_is_said_once(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.uint16)
+    for name in ("a", "b"):
+        Image.fromarray(samples).save(tmp_path / f"{name}.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "ulvm", "predict", tmp_path, "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    said = "Note: a 16-bit picture holds 12-bit samples: they are scaled by 4095, not 65535.\n"
+    assert done.stderr == said
+
+
 WITHOUT_TORCH = """
 import sys
 class Block:

@@ -4,78 +4,19 @@ import csv
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import scipy.spatial.distance
 from PIL import Image
 
-from ulvm import evaluate as evaluate_module
+from made_up_predictions import SIZE, DrawnDataset, dataset_of, from_red, random_dataset, square
 from ulvm import metrics
 from ulvm.errors import InputError
-from ulvm.evaluate import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    Evaluation,
-    boundary_pixels,
-    boundary_scores,
-    draw_contact_sheet,
-    evaluate,
-)
-
-SIZE = 32
-
-
-@dataclass(frozen=True)
-class DrawnDataset:
-    """Pictures whose red channel holds the probability that `from_red` reads back."""
-
-    name: str
-    ids: list[str]
-    images: np.ndarray
-    masks: np.ndarray
-
-    def indices(self, ids: Iterable[str]) -> np.ndarray:
-        return np.array([self.ids.index(id_) for id_ in ids])
-
-
-def from_red(images: np.ndarray) -> np.ndarray:
-    return (images[..., 0].astype(np.float32) / 255)[:, None]  # (batch, 1, size, size)
-
-
-def dataset_of(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> DrawnDataset:
-    """A data set from predictions 0..1 and bool truths."""
-    red = np.round(np.stack(predictions).astype(np.float64) * 255).astype(np.uint8)
-    return DrawnDataset(
-        name="drawn",
-        ids=[f"case-{i:03d}" for i in range(len(red))],
-        images=np.stack([red, red // 2, red // 3], axis=-1),
-        masks=np.stack(truths).astype(np.uint8) * 255,
-    )
-
-
-def square(top: int, left: int, side: int, size: int = SIZE) -> np.ndarray:
-    mask = np.zeros((size, size), dtype=bool)
-    mask[top : top + side, left : left + side] = True
-    return mask
-
-
-def random_dataset(cases: int, seed: int = 0) -> DrawnDataset:
-    """Discs, the prediction a blurred disc a little off."""
-    generator = np.random.default_rng(seed)
-    y, x = np.indices((SIZE, SIZE))
-    predictions, truths = [], []
-    for _ in range(cases):
-        row, column, radius = generator.uniform([8, 8, 2], [24, 24, 10])
-        off = generator.uniform(-3, 3, size=2)
-        truths.append(np.hypot(y - row, x - column) < radius)
-        distance = np.hypot(y - row - off[0], x - column - off[1]) - radius
-        predictions.append(1 / (1 + np.exp(distance)))
-    return dataset_of(predictions, truths)
+from ulvm.evaluate import Evaluation, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -124,50 +65,6 @@ def test_shifted_square_worked_by_hand() -> None:
     # are 8 of the top row's and 8 of the bottom row's 10.
     assert shifted.boundary.tolerance_px == 0.25
     assert case.boundary_f1 == pytest.approx(16 / 36)
-
-
-def test_boundary_of_a_square_that_touches_the_frame() -> None:
-    expected = square(0, 0, 4)
-    expected[1:3, 1:3] = False
-    assert np.array_equal(boundary_pixels(square(0, 0, 4)), expected)
-
-
-def brute_force(mask: np.ndarray, truth: np.ndarray, tolerance: float) -> tuple[float, float]:
-    def edge(m: np.ndarray) -> np.ndarray:
-        """Points of the mask with a side neighbour outside."""
-        inside = {(int(y), int(x)) for y, x in np.argwhere(m)}
-        return np.array(
-            [
-                (y, x)
-                for y, x in sorted(inside)
-                if not {(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)} <= inside
-            ]
-        )
-
-    distances = scipy.spatial.distance.cdist(edge(mask), edge(truth))
-    there, back = distances.min(axis=1), distances.min(axis=0)
-    precision, recall = np.mean(there <= tolerance), np.mean(back <= tolerance)
-    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return f1, max(np.percentile(there, 95), np.percentile(back, 95))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_boundary_scores_agree_with_brute_force(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    dataset = random_dataset(2, seed)
-    mask, truth = dataset.masks >= 128
-    mask = mask[:, : SIZE - 4] | (generator.random((SIZE, SIZE - 4)) < 0.01)  # stray pixels
-    truth = truth[:, : SIZE - 4]
-    for tolerance in (0.0, 1.5, 4.0):
-        expected = brute_force(mask, truth, tolerance)
-        assert boundary_scores(mask, truth, tolerance) == pytest.approx(expected)
-
-
-def test_boundary_scores_of_empty_masks() -> None:
-    empty, full = np.zeros((3, 4), dtype=bool), np.ones((3, 4), dtype=bool)
-    assert boundary_scores(empty, empty, 2) == (1.0, 0.0)
-    assert boundary_scores(full, empty, 2) == (0.0, 5.0)
-    assert boundary_scores(empty, full, 2) == (0.0, 5.0)
 
 
 def test_pooled_and_per_image_scores_stay_apart() -> None:
@@ -330,32 +227,6 @@ def test_examples_are_the_worst_and_the_best() -> None:
     assert np.array_equal(worst.image_rgb, dataset.images[row])
     assert np.array_equal(worst.truth, dataset.masks[row] >= 128)
     assert np.array_equal(worst.mask, from_red(dataset.images)[row, 0] >= 0.5)
-
-
-def test_contact_sheet_draws_both_outlines_where_they_are() -> None:
-    size = evaluate_module._TILE
-    grey = np.full((1, size, size, 3), 128, dtype=np.uint8)
-    truth, mask = square(40, 40, 60, size), square(150, 130, 80, size)
-    sheet = np.asarray(draw_contact_sheet(grey, mask[None], truth[None], ["one"]))
-    top = np.argwhere((sheet == 128).all(axis=-1))[0]  # the tile's first pixel
-    tile = sheet[top[0] : top[0] + size, top[1] : top[1] + size]
-    green = (tile == TRUTH_COLOUR).all(axis=-1)
-    magenta = (tile == PREDICTION_COLOUR).all(axis=-1)
-    assert np.array_equal(green & boundary_pixels(truth), boundary_pixels(truth))
-    assert not (green & ~truth).any()
-    assert not (magenta & ~mask).any()
-    drawn = np.count_nonzero(magenta & boundary_pixels(mask)) / boundary_pixels(mask).sum()
-    assert 0.4 < drawn < 0.6, "about half of a dashed line is drawn"
-
-
-def test_contact_sheet_without_best_cases_and_with_long_labels() -> None:
-    picture = np.zeros((3, SIZE, SIZE, 3), dtype=np.uint8)
-    empty = np.zeros((3, SIZE, SIZE), dtype=bool)
-    plain = draw_contact_sheet(picture, empty, empty, ["Dice 0.1", "", ""])
-    long = draw_contact_sheet(picture, empty, empty, ["Dice 0.1 " + "long-" * 40, "", ""])
-    assert plain.size == long.size
-    one = draw_contact_sheet(picture[:1], empty[:1], empty[:1], ["only"])
-    assert one.size[0] == plain.size[0]
 
 
 def test_progress_reaches_the_end() -> None:

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from ulvm import picture as module
 from ulvm.engine import resize_probability
-from ulvm.errors import InputError
+from ulvm.errors import InputError, PictureWarning
 from ulvm.image import (
     bounding_box_xyxy,
     draw_overlay,
@@ -56,12 +56,20 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def tiff(
-    samples: np.ndarray, *, bits: int, photometric: int, order: str = "<", planes: bool = False
+    samples: np.ndarray,
+    *,
+    bits: int,
+    photometric: int,
+    order: str = "<",
+    planes: bool = False,
+    deflate: bool = False,
 ) -> bytes:
-    """An uncompressed TIFF written by hand, (height, width, channels)."""
+    """A TIFF written by hand, (height, width, channels)."""
     height, width, channels = samples.shape
     parts = [samples[..., k] for k in range(channels)] if planes else [samples]
     strips = [part.astype(f"{order}u{bits // 8}").tobytes() for part in parts]
+    if deflate:
+        strips = [zlib.compress(strip) for strip in strips]
     starts = np.cumsum([8, *map(len, strips)])
     end = int(starts[-1]) + int(starts[-1]) % 2
     short, long = 3, 4
@@ -69,7 +77,7 @@ def tiff(
         (256, long, [width]),
         (257, long, [height]),
         (258, short, [bits] * channels),
-        (259, short, [1]),
+        (259, short, [8 if deflate else 1]),
         (262, short, [photometric]),
         (273, long, starts[:-1].tolist()),
         (277, short, [channels]),
@@ -239,7 +247,7 @@ def test_cmyk() -> None:
     assert np.abs(from_jpeg - np.asarray(smooth.convert("RGB"), int)).max() < 8
 
 
-@pytest.mark.parametrize("top", [65535, 700])
+@pytest.mark.parametrize("top", [65535, 5000])
 def test_16_bit_grey_is_scaled_by_its_full_range(top: int) -> None:
     samples = RANDOM.integers(0, top + 1, (6, 9), dtype=np.uint16)
     expected = np.rint(samples / 65535 * 255)
@@ -273,6 +281,50 @@ def test_16_bit_colour() -> None:
     grey = np.full((2, 2, 3), 44 * 257)
     keyed = read_image(png(grey, 2, extra=chunk(b"tRNS", key)))
     np.testing.assert_array_equal(keyed, np.full((2, 2, 3), 44))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_fewer_bits_in_16_are_scaled_by_their_own_range_which_is_said(bits: int) -> None:
+    samples = RANDOM.integers(0, 2**bits, (6, 9, 4), dtype=np.uint16)
+    samples[0, 0] = white = 2**bits - 1
+    samples[..., 3] = 65535  # opaque
+    rgb, grey = samples[..., :3], samples[..., 0]
+    for content, expected in [
+        (encode(grey, "PNG"), grey[..., None]),
+        (encode(grey, "TIFF", compression="tiff_lzw"), grey[..., None]),
+        (png(rgb, 2), rgb),
+        (png(samples, 6), rgb),
+        (tiff(rgb, bits=16, photometric=2), rgb),
+        (tiff(rgb, bits=16, photometric=2, deflate=True), rgb),
+        (tiff(rgb, bits=16, photometric=2, order=">"), rgb),
+    ]:
+        with pytest.warns(PictureWarning, match=f"{bits}-bit samples: they are scaled by {white}"):
+            image = read_image(content)
+        np.testing.assert_array_equal(
+            image, np.broadcast_to(np.rint(expected / white * 255), image.shape)
+        )
+
+
+def test_a_turned_picture_of_few_bits_is_upright() -> None:
+    samples = RANDOM.integers(0, 1024, (6, 9, 3), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = png(samples, 2, extra=chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    with pytest.warns(PictureWarning):
+        turned = read_image(content)
+    np.testing.assert_array_equal(turned, np.rot90(np.rint(samples / 1023 * 255), -1))
+
+
+def test_black_of_16_bits_stays_black() -> None:
+    assert read_image(png(np.zeros((6, 9, 3), int), 2)).max() == 0
+    assert read_image(encode(np.zeros((6, 9), np.uint16), "PNG")).max() == 0
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_grey_masks_of_any_depth_are_thresholded_at_their_half(bits: int) -> None:
+    grey = np.linspace(0, 2**bits - 1, 100).astype(np.uint16).reshape(10, 10)
+    mask = read_mask(encode(grey, "PNG"), threshold=True)
+    np.testing.assert_array_equal(mask, np.where(grey >= 2 ** (bits - 1), 255, 0))
 
 
 def test_tiff_planes() -> None:

@@ -19,7 +19,7 @@ RUNTIME = sorted(
     f"ulvm.{path.stem}" for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")
 )
 RUNTIME.remove("ulvm.onnx")  # of the extra
-RUNTIME += ["ulvm.engine", "ulvm.reproduce.experiments", "ulvm.reproduce.report"]
+RUNTIME += ["ulvm.datasets", "ulvm.engine", "ulvm.reproduce.experiments", "ulvm.reproduce.report"]
 
 BLOCK = """
 import importlib, sys

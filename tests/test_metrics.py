@@ -296,3 +296,15 @@ def test_paired_difference_refuses_other_images() -> None:
         paired_difference(counts, counts.select(np.arange(20)[::-1]), pooled(metrics.dice))
     with pytest.raises(InputError, match="different true masks"):
         paired_difference(counts, counts.select(np.arange(5)), pooled(metrics.dice))
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**18])
+def test_weights_and_draws_are_one_bootstrap(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    values = np.random.default_rng(4).gamma(2.0, 5.0, size=30)
+    drawn = metrics.bootstrap_interval(values, lambda sample: sample.mean(axis=-1), resamples=50)
+    monkeypatch.setattr(metrics, "_DRAWS_PER_BLOCK", block)
+    weights = metrics.image_weights(30, resamples=50)
+    assert weights.shape == (50, 30)
+    assert (weights.sum(axis=1) == 30).all()
+    weighted = metrics.percentile_interval(weights @ values / 30, metrics.LEVEL)
+    assert (weighted.low, weighted.high) == pytest.approx((drawn.low, drawn.high))

@@ -42,6 +42,7 @@ OTHER_TRAIN = TrainSpec(
     warmup_epochs=1,
     augmentation="strong",
     lesion_free=0.1,
+    pasted=0.5,
     teacher_share=0.5,
     average_decay=0.9,
     precision="bfloat16",

@@ -14,10 +14,9 @@ from ulvm.splits import (
     Split,
     available_splits,
     build_split,
-    exclude_seen,
+    choose_split,
     load_split,
     make_folds,
-    read_groups,
 )
 
 COMMITTED = [
@@ -234,30 +233,13 @@ def test_committed_ids_are_those_of_the_data():
             assert found == split.parts["test" if part == "all" else part]
 
 
-def test_pictures_that_a_model_has_seen_are_refused_or_left_out() -> None:
-    trained_on = Split(
-        "own", "isic2017", {"train": ("a", "b"), "validation": ("c",), "test": ("d",)}
-    )
-    assert exclude_seen(["d", "e"], trained_on, drop=False) == ["d", "e"]
-    with pytest.raises(InputError, match=r"2 of these 3 pictures.*--exclude-seen"):
-        exclude_seen(["d", "a", "c"], trained_on, drop=False)
-    assert exclude_seen(["d", "a", "c"], trained_on, drop=True) == ["d"]
-    with pytest.raises(InputError, match="Choose another part"):
-        exclude_seen(["a"], trained_on, drop=True)
-
-
-def test_the_years_share_what_their_readme_says() -> None:
-    """1800 ids of ISIC 2018 are in ISIC 2017's training part: scoring across years must see it."""
-    trained_on = load_split("isic2017", "official")
-    scored = [*load_split("isic2018", "official").ids("train")]
-    assert len(scored) - len(exclude_seen(scored, trained_on, drop=True)) == 1800 + 121
-
-
-def test_groups_come_from_a_csv_file(tmp_path: Path) -> None:
-    (tmp_path / "groups.csv").write_text("id,group\nb,2\na,1\n")
-    assert read_groups(tmp_path / "groups.csv", ["a", "b"]) == ["1", "2"]
-    with pytest.raises(InputError, match="lacks 1 ids: c"):
-        read_groups(tmp_path / "groups.csv", ["a", "c"])
-    (tmp_path / "wrong.csv").write_text("name,patient\na,1\n")
-    with pytest.raises(InputError, match="no columns"):
-        read_groups(tmp_path / "wrong.csv", ["a"])
+def test_every_picture_where_there_is_no_split():
+    pairs = [Found("a", "all"), Found("b", "all")]
+    for name, usual in ((None, "paper-permutation"), ("all", "own.json")):
+        split = choose_split("folder", name, usual, pairs)
+        assert split.ids("test") == ("a", "b")
+    assert choose_split("ph2", None, "paper-permutation", []) == load_split("ph2", "all")
+    kept = choose_split("isic2018", None, "paper-permutation", [])
+    assert kept == load_split("isic2018", "paper-permutation")
+    with pytest.raises(InputError, match="No split 'sorte'"):
+        choose_split("isic2018", "sorte", "paper-permutation", [])

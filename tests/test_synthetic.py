@@ -10,11 +10,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from ulvm.errors import InputError
+from ulvm.image import BoolArray
 from ulvm.synthetic import (
     ATTRIBUTES,
     LAYOUTS,
     SKIN_TONES,
-    MaskArray,
     SyntheticLesion,
     draw_batch,
     draw_lesion,
@@ -34,7 +34,7 @@ def measure_luminance(image_rgb: np.ndarray) -> np.ndarray:
     return image_rgb @ np.array([0.299, 0.587, 0.114])
 
 
-def find_largest_part(mask: MaskArray) -> int:
+def find_largest_part(mask: BoolArray) -> int:
     """Number of pixels in the largest 4-connected part of a mask, by flooding."""
     left, largest = mask.copy(), 0
     while left.any():
@@ -114,7 +114,7 @@ def test_masks_fit_the_pictures(lesions: list[SyntheticLesion]) -> None:
         assert contrast > 12, lesion
 
 
-def grow(mask: MaskArray) -> MaskArray:
+def grow(mask: BoolArray) -> BoolArray:
     """A mask with its 4-neighbours added."""
     padded = np.pad(mask, 1)
     return mask | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from documents import FIGURES, RESULTS, ROOT
-from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
+from ulvm.contact_sheet import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.files import write_atomically
 from ulvm.image import draw_overlay, resize
 from ulvm.metrics import confusion, dice

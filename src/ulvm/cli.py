@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, get_args
 
 import click
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, PictureWarning
 from ulvm.spec import DatasetName, EngineName
 from ulvm.version import __version__
 
@@ -24,6 +25,7 @@ BUNDLED = "bundled"
 
 _DATASETS = click.Choice(get_args(DatasetName))
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+_GROUPS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 class _Group(click.Group):
@@ -31,7 +33,9 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except InputError as problem:
             raise click.ClickException(str(problem)) from None
         except ModuleNotFoundError as problem:
@@ -39,6 +43,21 @@ class _Group(click.Group):
                 f"This command needs the package {problem.name}, which is not installed. "
                 "Run pip install 'ultralight-vm-unet[train]'."
             ) from None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """What the caller should know, as a sentence; what is for programmers, as ever."""
+    if issubclass(category, PictureWarning):
+        click.echo(f"Note: {message}.", err=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _data_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -251,7 +270,7 @@ def data_prepare(
 @click.option("--by-area", is_flag=True, help="Give each fold small and large lesions alike.")
 @click.option(
     "--groups",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=_GROUPS,
     help="CSV file 'id,group': a group, such as a patient, is never divided.",
 )
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the split files.")
@@ -266,6 +285,7 @@ def data_split(
 ) -> None:
     """Write split files of one's own, for cross-validation."""
     from ulvm import datasets, splits
+    from ulvm.groups import read_groups
 
     ids = [pair.id for pair in datasets.find_pairs(dataset, data_dir)]
     made = splits.make_folds(
@@ -273,7 +293,7 @@ def data_split(
         folds=folds,
         seed=seed,
         areas=datasets.decode(dataset, data_dir, size=256).lesion_areas if by_area else None,
-        groups=splits.read_groups(groups, ids) if groups else None,
+        groups=read_groups(groups, ids) if groups else None,
         dataset=dataset,
     )
     for split in made:
@@ -399,7 +419,9 @@ def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str
 @click.argument("model")
 @_data_options
 @_threshold_option
-@click.option("--split", "split_name", help="Split name or file; else the model's own, PH2: all.")
+@click.option(
+    "--split", "split_name", help="Split name or file, or all; else the model's own, or all."
+)
 @click.option("--part", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
 @click.option("--exclude-seen", is_flag=True, help="Leave out pictures the model was made with.")
@@ -407,6 +429,8 @@ def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str
     "--device", default="cpu", show_default=True, help="Other than cpu runs weights in torch."
 )
 @_engine_option
+@click.option("--by", help="Score by size,contrast,tone or a column of the groups' file too.")
+@click.option("--groups", type=_GROUPS, help="CSV file 'id,…'; else groups.csv beside the data.")
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the results.")
 def evaluate(
     model: str,
@@ -419,24 +443,22 @@ def evaluate(
     exclude_seen: bool,
     device: str,
     engine: EngineName | None,
+    by: str | None,
+    groups: Path | None,
     out_dir: Path,
 ) -> None:
     """Score MODEL: a run folder, a .safetensors or .onnx file, or the word bundled."""
     from ulvm import datasets, evaluate, splits
+    from ulvm.groups import find_table, read_table
+    from ulvm.provenance import choose_unseen
 
     probability_of, run = _load_model(model, device, engine)
     own = {source.dataset: source.split for source in run.data.sources}
-    elsewhere = "all" if dataset == "ph2" else run.data.split
-    split_name = split_name or own.get(dataset, elsewhere)
     pairs = datasets.find_pairs(dataset, data_dir)
-    split = splits.load_split(dataset, split_name).resolve(pairs)
-    ids = list(split.ids(part))
-    for source in run.data.sources:
-        trained_on = splits.load_split(source.dataset, source.split)
-        if dataset == source.dataset:
-            trained_on = trained_on.resolve(pairs)
-        if part == "test" or split != trained_on:  # else its own training part, asked for by name
-            ids = splits.exclude_seen(ids, trained_on, drop=exclude_seen)
+    split = splits.choose_split(dataset, split_name or own.get(dataset), run.data.split, pairs)
+    committed = splits.available_splits(dataset)
+    exclude_seen |= split.name == splits.EVERYTHING and split.name not in committed
+    ids = choose_unseen(split.ids(part), run, pairs, split, part=part, drop=exclude_seen)
     decoded = datasets.decode(
         dataset, data_dir, size=run.data.image_size, threshold_masks=threshold_masks
     )
@@ -450,9 +472,13 @@ def evaluate(
             split=split.name,
             split_hash=split.hash,
             part=part + (" (unseen)" if exclude_seen else ""),
+            by=[name.strip() for name in by.split(",")] if by else (),
+            columns=read_table(groups) if groups else find_table(data_dir, dataset),
             progress=progress,
         )
     click.echo(evaluation.table())
+    for table in evaluation.strata:
+        click.echo(f"\n{table.markdown()}\n")
     for path in evaluation.save(out_dir):
         click.echo(f"→ {path}")
     click.echo(NOTICE)

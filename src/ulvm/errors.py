@@ -25,6 +25,10 @@ class InputError(ValueError):
         return (InputError, (self.given, self.accepted, self.remedy))
 
 
+class PictureWarning(UserWarning):
+    """Something about a picture that decides its result and that nobody can see in it."""
+
+
 def _sentence(part: str) -> str:
     """With a capital, unless it begins with a file, a value or a name in code; with its stop."""
     word = part.split(maxsplit=1)[0].rstrip(",:")

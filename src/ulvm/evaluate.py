@@ -5,23 +5,40 @@ scored by the same lines. Scores are taken at the network's size, against masks 
 """
 
 import csv
-import importlib.util
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image
 
 from ulvm import metrics
+from ulvm.boundary import (
+    TOLERANCE,
+    BoundarySummary,
+    boundary_scores,
+    require_scipy,
+    summarise,
+)
+from ulvm.contact_sheet import draw_contact_sheet
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-from ulvm.metrics import BoolArray, Confusion, FloatArray, Interval, Scores
+from ulvm.metrics import (
+    BOOTSTRAP_SEED,
+    LEVEL,
+    RESAMPLES,
+    BoolArray,
+    Confusion,
+    FloatArray,
+    Interval,
+    Scores,
+)
+from ulvm.strata import StrataTable, check_name, measure, tabulate
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -29,11 +46,7 @@ ByteArray = npt.NDArray[np.uint8]
 ProbabilityOf = Callable[[ByteArray], npt.NDArray[np.float32]]
 
 TRUTH_THRESHOLD = 128  # of the soft uint8 masks: 128 / 255 is the first value ≥ .5
-BOUNDARY_TOLERANCE = 2 / 256  # of the picture's side: 2 pixels at 256×256
 CALIBRATION_BINS = 15
-LEVEL = 0.95
-RESAMPLES = 2000
-BOOTSTRAP_SEED = 0
 SHEET_CASES_PER_SIDE = 8
 _NOT_STATED = "not stated"
 
@@ -91,15 +104,6 @@ class Case:
     hd95_px: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class BoundarySummary:
-    """Boundary scores over images: the tolerance of F1, its mean, the median of HD95."""
-
-    tolerance_px: float
-    f1_mean: float
-    hd95_median_px: float
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
     """How the predicted lesion probability of pixels compares with how often they are lesion.
@@ -153,6 +157,7 @@ class Evaluation:
         boundary: Boundary scores; None if they were not asked for.
         calibration: Of the foreground probability of every pixel.
         examples: The images of lowest and highest Dice, from worst to best.
+        strata: Scores of each kind of picture, a table for each property that was asked for.
     """
 
     dataset: str
@@ -169,6 +174,7 @@ class Evaluation:
     boundary: BoundarySummary | None
     calibration: Calibration
     examples: tuple[Example, ...] = field(repr=False)
+    strata: tuple[StrataTable, ...] = ()
 
     def table(self) -> str:
         """The scores as text that also says what was scored, where and how."""
@@ -241,6 +247,8 @@ class Evaluation:
                 "frequency": self.calibration.frequency.tolist(),
             },
         }
+        if self.strata:
+            result["strata"] = [table.to_dict() for table in self.strata]
         return _without_nan(result)  # type: ignore[no-any-return]
 
     def contact_sheet(self) -> Image.Image:
@@ -306,6 +314,8 @@ def evaluate(
     split: str = _NOT_STATED,
     split_hash: str = _NOT_STATED,
     part: str = _NOT_STATED,
+    by: Sequence[str] = (),
+    columns: Mapping[str, Mapping[str, str]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores of a model on a list of images: counts, overlap, boundary distance, calibration.
@@ -326,6 +336,8 @@ def evaluate(
         split: Name of the split, for tables and files.
         split_hash: Hash of its id lists, for tables and files.
         part: Which of its lists `ids` is, such as "test".
+        by: Properties of pictures to score by; see `strata.tabulate`.
+        columns: What is known of each picture by its id; see `groups.read_table`.
         progress: Called after each batch with (images done, images in all).
 
     Returns:
@@ -333,7 +345,8 @@ def evaluate(
 
     Raises:
         InputError: No ids, repeated or unknown ids, a threshold or batch size out of range, an
-            answer of `probability_of` with another shape or outside 0..1, or scipy missing.
+            unknown property, an answer of `probability_of` with another shape or outside 0..1, or
+            scipy missing.
     """
     if not ids or len(set(ids)) != len(ids):
         raise InputError(
@@ -348,13 +361,17 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}", "at least 1 is needed", "32 is usual")
     if boundary:
-        _require_scipy()
+        require_scipy()
+    columns = columns or {}
+    for name in by:
+        check_name(name, columns)
 
     rows = dataset.indices(ids)
     height, width = dataset.masks.shape[1:]
-    tolerance_px = BOUNDARY_TOLERANCE * height
+    tolerance_px = TOLERANCE * height
     count_parts: list[Confusion] = []
     boundaries: list[tuple[float, float]] = []
+    measures: list[tuple[float, float]] = []
     bins = np.zeros((3, CALIBRATION_BINS))  # pixels, sum of probability, lesion pixels
     examples: list[Example] = []
     several_classes = False
@@ -377,6 +394,8 @@ def evaluate(
                 boundary_scores(mask, truth, tolerance_px)
                 for mask, truth in zip(masks, truths, strict=True)
             ]
+        if "contrast" in by or "tone" in by:
+            measures += map(measure, images, truths)
         for i, d, *pictures in zip(
             batch_ids, metrics.dice(counts), images, masks, truths, strict=True
         ):
@@ -400,19 +419,21 @@ def evaluate(
         cases=_cases(ids, counts, boundaries),
         scores=metrics.scores(counts),
         intervals=_intervals(counts, boundaries),
-        boundary=_summarise(boundaries, tolerance_px),
+        boundary=summarise(boundaries, tolerance_px),
         calibration=_calibration(bins),
         examples=tuple(examples),
+        strata=tuple(
+            tabulate(
+                name,
+                counts,
+                ids,
+                measures=np.array(measures),
+                dataset=dataset.name,
+                columns=columns,
+            )
+            for name in by
+        ),
     )
-
-
-def _require_scipy() -> None:
-    if importlib.util.find_spec("scipy") is None:
-        raise InputError(
-            "boundary scores were asked for and scipy is not installed",
-            "boundary distances need scipy; all other scores do without",
-            "pip install 'ultralight-vm-unet[eval]', or leave the boundary scores out",
-        )
 
 
 def _check_probability(
@@ -433,53 +454,6 @@ def _check_probability(
             "probabilities are expected, neither logits nor nan",
             "apply the sigmoid (softmax for several classes), and check the weights for nan",
         )
-
-
-def boundary_pixels(mask: BoolArray) -> BoolArray:
-    """The mask's pixels with a side neighbour outside it; outside the picture is outside.
-
-    Args:
-        mask: bool, (height, width).
-
-    Returns:
-        bool, (height, width).
-    """
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
-
-
-def boundary_scores(mask: BoolArray, truth: BoolArray, tolerance_px: float) -> tuple[float, float]:
-    """Boundary F1 and 95 % Hausdorff distance between two masks.
-
-    With both masks empty they agree: 1 and 0. With one empty: 0 and the picture's diagonal.
-
-    Args:
-        mask: Predicted lesion, bool, (height, width).
-        truth: True lesion, bool, (height, width).
-        tolerance_px: A boundary pixel is matched if the other boundary is this near, in pixels.
-
-    Returns:
-        F1 of matched boundary pixels, 0..1, and HD95 in pixels: the larger of the two 95th
-        percentiles of distance, from the predicted boundary to the true one and back.
-
-    Source: boundary F1 after Csurka et al., BMVC 2013; HD95 as in MONAI (others take one percentile
-    of both directions together).
-    """
-    from scipy import ndimage  # the one use of scipy, an optional dependency
-
-    if not mask.any() or not truth.any():
-        agree = bool(mask.any() == truth.any())
-        return (1.0, 0.0) if agree else (0.0, math.hypot(*mask.shape))
-    edges = np.stack([boundary_pixels(mask), boundary_pixels(truth)])  # (2, height, width)
-    # Outside the box around both boundaries there is nothing to measure.
-    box = ndimage.find_objects(edges.any(axis=0).astype(np.int8))[0]
-    mask_edge, truth_edge = edges[0][box], edges[1][box]
-    to_truth = ndimage.distance_transform_edt(~truth_edge)[mask_edge]  # (boundary pixels,)
-    to_mask = ndimage.distance_transform_edt(~mask_edge)[truth_edge]
-    precision, recall = np.mean(to_truth <= tolerance_px), np.mean(to_mask <= tolerance_px)
-    f1 = 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
-    return float(f1), float(max(np.percentile(to_truth, 95), np.percentile(to_mask, 95)))
 
 
 def _calibration_sums(probability: npt.NDArray[np.float32], truths: BoolArray) -> FloatArray:
@@ -536,33 +510,19 @@ def _cases(
 
 
 def _intervals(counts: Confusion, boundaries: list[tuple[float, float]]) -> dict[str, Interval]:
-    def interval(sample: Any, statistic: Any) -> Interval:
-        return metrics.bootstrap_interval(
-            sample, statistic, resamples=RESAMPLES, level=LEVEL, seed=BOOTSTRAP_SEED
-        )
-
     intervals = {
-        f"pooled.{name}": interval(counts, metrics.pooled(metric))
+        f"pooled.{name}": metrics.bootstrap_interval(counts, metrics.pooled(metric))
         for name, metric in metrics.POOLED_METRICS.items()
     }
     for name, metric in metrics.PER_IMAGE_METRICS.items():
-        intervals[f"per_image.{name}"] = interval(counts, metrics.per_image_mean(metric))
+        intervals[f"per_image.{name}"] = metrics.bootstrap_interval(
+            counts, metrics.per_image_mean(metric)
+        )
     if boundaries:
-        intervals["boundary.hd95_median_px"] = interval(
+        intervals["boundary.hd95_median_px"] = metrics.bootstrap_interval(
             np.array(boundaries)[:, 1], lambda values: np.median(values, axis=-1)
         )
     return intervals
-
-
-def _summarise(
-    boundaries: list[tuple[float, float]], tolerance_px: float
-) -> BoundarySummary | None:
-    if not boundaries:
-        return None
-    f1, hd95 = np.array(boundaries).T
-    return BoundarySummary(
-        tolerance_px=tolerance_px, f1_mean=float(f1.mean()), hd95_median_px=float(np.median(hd95))
-    )
 
 
 def _without_nan(value: Any) -> Any:
@@ -576,103 +536,3 @@ def _without_nan(value: Any) -> Any:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-# The contact sheet: two columns of tiles, sizes in pixels.
-_TILE, _GAP, _GUTTER, _MARGIN, _LABEL, _LINE = 256, 8, 32, 24, 26, 24
-_TILES_ACROSS = 2  # in either column
-_STROKE, _DASH = 3, 8
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_INK, _QUIET, _PAPER = (24, 24, 27), (110, 110, 118), (255, 255, 255)
-TRUTH_COLOUR = (0, 230, 90)
-PREDICTION_COLOUR = (255, 30, 220)
-
-
-def draw_contact_sheet(
-    images: ByteArray,
-    masks: BoolArray,
-    truths: BoolArray,
-    labels: Sequence[str],
-    *,
-    heading: Sequence[str] = (),
-) -> Image.Image:
-    """A sheet of pictures with both outlines: truth solid green, prediction dashed magenta.
-
-    Args:
-        images: From worst to best, uint8 (cases, height, width, 3), RGB; the first half is drawn
-            under "Worst", the rest under "Best" with the best first.
-        masks: Predicted lesions, bool, (cases, height, width).
-        truths: True lesions, bool, (cases, height, width).
-        labels: One line of text for each case; cut off where it is wider than the picture.
-        heading: Lines of text above the pictures.
-
-    Returns:
-        An RGB picture.
-    """
-    order = list(range(len(images)))
-    half = math.ceil(len(order) / 2)
-    columns = {"Worst": order[:half], "Best": order[half:][::-1]}
-    column_width = _TILES_ACROSS * (_TILE + _GAP) - _GAP
-    tiles_top = _MARGIN + _LINE * (len(heading) + 1) + 2 * _LINE
-    tiles_height = math.ceil(half / _TILES_ACROSS) * (_TILE + _LABEL + _GAP)
-    width = 2 * (_MARGIN + column_width) + _GUTTER
-    sheet = Image.new("RGB", (width, tiles_top + tiles_height + _LINE + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    text, title = ImageFont.load_default(size=16), ImageFont.load_default(size=22)
-
-    for line, words in enumerate(heading):
-        draw.text((_MARGIN, _MARGIN + line * _LINE), words, _INK, font=text)
-    _draw_legend(draw, (_MARGIN, _MARGIN + len(heading) * _LINE), text)
-    for column, (name, cases) in enumerate(columns.items()):
-        left = _MARGIN + column * (column_width + _GUTTER)
-        draw.text((left, tiles_top - _GAP), name, _INK, font=title, anchor="ls")
-        for position, case in enumerate(cases):
-            row, place = divmod(position, _TILES_ACROSS)
-            x = left + place * (_TILE + _GAP)
-            y = tiles_top + row * (_TILE + _LABEL + _GAP)
-            sheet.paste(_draw_tile(images[case], masks[case], truths[case]), (x, y))
-            draw.text((x, y + _TILE + 4), _shorten(labels[case], text), _INK, font=text)
-    draw.text((_MARGIN, sheet.height - _MARGIN), "Not a medical device.", _QUIET, text, "ls")
-    return sheet
-
-
-def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int], font: _Font) -> None:
-    x, y = corner
-    middle = y + 9
-    draw.line((x, middle, x + 40, middle), TRUTH_COLOUR, _STROKE)
-    draw.text((x + 48, y), "truth (solid)", _INK, font=font)
-    for start in range(x + 170, x + 210, 2 * _DASH):
-        draw.line((start, middle, start + _DASH, middle), PREDICTION_COLOUR, _STROKE)
-    draw.text((x + 218, y), "prediction (dashed)", _INK, font=font)
-
-
-def _draw_tile(image_rgb: ByteArray, mask: BoolArray, truth: BoolArray) -> Image.Image:
-    tile = np.asarray(Image.fromarray(image_rgb).resize((_TILE, _TILE), Image.Resampling.BICUBIC))
-    tile = tile.copy()
-    truth_line, _ = _outline(truth)
-    mask_line, dash = _outline(mask)
-    tile[truth_line] = TRUTH_COLOUR
-    tile[mask_line & dash] = PREDICTION_COLOUR
-    return Image.fromarray(tile)
-
-
-def _outline(mask: BoolArray) -> tuple[BoolArray, BoolArray]:
-    """The mask's outline at tile size, and where a dashed line is drawn, (tile, tile) each."""
-    large = Image.fromarray(mask).convert("L").resize((_TILE, _TILE), Image.Resampling.BILINEAR)
-    inside = np.asarray(large) >= 128
-    edge = np.zeros_like(inside)
-    for _ in range(_STROKE):
-        edge |= boundary_pixels(inside & ~edge)
-    # Dashes are cut along x where the outline runs sideways and along y where it runs upwards.
-    down, right = np.gradient(np.asarray(large.filter(ImageFilter.GaussianBlur(3)), np.float64))
-    y, x = np.indices(edge.shape)
-    dash = np.where(np.abs(down) > np.abs(right), x, y) // _DASH % 2 == 0
-    return edge, dash
-
-
-def _shorten(label: str, font: _Font) -> str:
-    if font.getlength(label) <= _TILE:
-        return label
-    while font.getlength(label + "…") > _TILE:
-        label = label[:-1]
-    return label + "…"

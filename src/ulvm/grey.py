@@ -1,5 +1,6 @@
-"""Grey pictures of more than eight bits as arrays."""
+"""Pictures of more than eight bits as arrays."""
 
+import warnings
 from typing import Any, cast
 
 import numpy as np
@@ -7,11 +8,11 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.ExifTags import Base
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, PictureWarning
 
 
 def read_16_bit(image: Image.Image) -> tuple[npt.NDArray[np.uint16], int]:
-    """Samples (height, width) with black at 0, and the value of white."""
+    """Samples (height, width) with black at 0, and the value of white in the file's form."""
     samples = np.asarray(image, np.uint16)
     tags: Any = getattr(image, "tag_v2", {})
     white = 4095 if tags.get(Base.BitsPerSample) == (12,) else 65535
@@ -20,11 +21,35 @@ def read_16_bit(image: Image.Image) -> tuple[npt.NDArray[np.uint16], int]:
     return samples, white
 
 
+def bits_of(largest: float) -> int:
+    """How many bits the samples of a 16-bit file have, from the largest of them."""
+    return next((bits for bits in (8, 10, 12) if 0 < largest < 2**bits), 16)
+
+
+def _scale_16_bit(samples: npt.NDArray[np.uint16], white: int) -> npt.NDArray[np.uint8]:
+    """As uint8; a camera's 10 or 12 bits by their own range, which is said."""
+    bits = bits_of(samples.max())
+    if 2**bits <= white:
+        white = 2**bits - 1
+        said = f"a 16-bit picture holds {bits}-bit samples: they are scaled by {white}, not 65535"
+        warnings.warn(said, PictureWarning, stacklevel=2)
+    return ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def join_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
+    """A picture of 16-bit colours from two of their high and low bytes, scaled by their range."""
+    samples = np.asarray(high, np.uint16)[..., :3] * 256 + np.asarray(low)[..., :3]
+    joined = Image.fromarray(_scale_16_bit(samples, 65535))
+    if high.mode == "RGBA":
+        joined.putalpha(high.getchannel("A"))
+    joined.info = high.info
+    return joined
+
+
 def scale_grey(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
     """16-bit or float samples as uint8 (height, width); ``name`` is for messages."""
     if image.mode.startswith("I;16"):
-        samples, white = read_16_bit(image)
-        return ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+        return _scale_16_bit(*read_16_bit(image))
     values = np.asarray(image, np.float64)
     low, high = values.min(), values.max()
     if not np.isfinite(high - low):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-from ulvm.grey import read_16_bit
+from ulvm.grey import bits_of, read_16_bit
 from ulvm.picture import (
     SIGNATURE,
     ImageSource,
@@ -33,8 +33,9 @@ def read_image(source: ImageSource) -> Uint8Array:
     """The picture as a viewer shows it, in RGB.
 
     EXIF orientation is applied and transparency is put on white; of several frames the first is
-    taken. 16-bit samples are scaled by their full range, 32-bit integer and float samples by
-    the picture's own minimum and maximum. Embedded colour profiles are not applied.
+    taken. 16-bit samples are scaled by their full range, or by that of 12, 10 or 8 bits if
+    none is larger, with a `PictureWarning`; 32-bit integer and float samples by the picture's own
+    minimum and maximum. Embedded colour profiles are not applied.
 
     Args:
         source: A path, the bytes of a file, or a binary file object.
@@ -57,7 +58,8 @@ def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
 
     Args:
         source: A path, the bytes of a file, or a binary file object.
-        threshold: Accept other values too: lesion is what is at least 128 of 255 (32768 of 65535).
+        threshold: Accept other values too: lesion is what is at least 128 of 255, or the half of
+            10, 12 or 16 bits.
 
     Returns:
         uint8 (height, width) holding 0 and 255 only.
@@ -72,7 +74,7 @@ def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
     if all_lesion or (low == 0 and ((values == 0) | (values == high)).all()):
         return np.where(values == 0, 0, 255).astype(np.uint8)
     if threshold:
-        return np.where(values >= (128 if high <= 255 else 32768), 255, 0).astype(np.uint8)
+        return np.where(values >= 2 ** (bits_of(high) - 1), 255, 0).astype(np.uint8)
     found = np.unique(values)
     listed = ", ".join(f"{value:g}" for value in found[:6])
     raise InputError(

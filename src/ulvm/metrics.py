@@ -11,7 +11,7 @@ Where a score divides by zero:
   is nan. A per-image mean leaves nan images out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,9 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+LEVEL = 0.95
+RESAMPLES = 2000
+BOOTSTRAP_SEED = 0
 _DRAWS_PER_BLOCK = 2**18  # image draws of the bootstrap held in memory at once
 
 
@@ -262,15 +265,16 @@ class Interval:
 
 
 Sample = TypeVar("Sample", Confusion, FloatArray)
+Seed = int | Sequence[int]
 
 
 def bootstrap_interval(
     sample: Sample,
     statistic: Callable[[Sample], FloatArray],
     *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = BOOTSTRAP_SEED,
 ) -> Interval:
     """Percentile bootstrap interval of a statistic, drawing images with replacement.
 
@@ -296,14 +300,33 @@ def bootstrap_interval(
     return percentile_interval(np.concatenate(estimates), level)
 
 
-def _draws(images: int, resamples: int, seed: int) -> Iterator[IntArray]:
+def image_weights(
+    images: int, *, resamples: int = RESAMPLES, seed: Seed = BOOTSTRAP_SEED
+) -> FloatArray:
+    """How often each image is in each resample, float64 (resamples, images).
+
+    A sum over a resample is then a product with these, for several seeds or models at once.
+
+    Args:
+        images: How many there are.
+        resamples: As for `bootstrap_interval`.
+        seed: As for `bootstrap_interval`, or several numbers.
+    """
+    counts = [
+        np.bincount((draw + images * np.arange(len(draw))[:, None]).ravel(), minlength=draw.size)
+        for draw in _draws(images, resamples, seed)
+    ]
+    return np.concatenate(counts).reshape(resamples, images).astype(np.float64)
+
+
+def _draws(images: int, resamples: int, seed: Seed) -> Iterator[IntArray]:
     """Positions drawn with replacement, (rows, images) a block, `resamples` rows in all."""
     _require_images(images)
     for rows, generator in _blocks(images, resamples, seed):
         yield generator.integers(images, size=(rows, images))
 
 
-def _blocks(images: int, resamples: int, seed: int) -> Iterator[tuple[int, np.random.Generator]]:
+def _blocks(images: int, resamples: int, seed: Seed) -> Iterator[tuple[int, np.random.Generator]]:
     if resamples < 1:
         raise InputError(
             f"resamples is {resamples}", "at least 1 is needed", "2000 is usual for a 95 % interval"
@@ -354,9 +377,9 @@ def paired_difference(
     counts_b: Confusion,
     statistic: Statistic,
     *,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = BOOTSTRAP_SEED,
 ) -> PairedDifference:
     """Difference of two models on the same images, with its interval and permutation p-value.
 

@@ -4,9 +4,10 @@ import contextlib
 import importlib
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -41,7 +42,7 @@ _OPENERS = {
     b"RIFF": ("WebPImagePlugin", "WebPImageFile"),
 }
 
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,6 +52,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+TURNED = "turned by ulvm"
+"""Key of a picture's ``info``: the EXIF orientation, 2..8, that it was turned upright from."""
+
 TIFF_BITS, TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
 SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
@@ -62,7 +66,9 @@ def read_picture(source: ImageSource) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         from ulvm.grey import scale_grey
 
-        return Image.fromarray(scale_grey(image, name)).convert("RGB")
+        scaled = Image.fromarray(scale_grey(image, name)).convert("RGB")
+        scaled.info = image.info
+        return scaled
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:
         # Pillow keeps a 16-bit colour key but 8-bit samples, so it would match wrong pixels.
@@ -70,6 +76,7 @@ def read_picture(source: ImageSource) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
+        image.info = rgba.info
         image.paste(rgba, mask=rgba)
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -93,10 +100,16 @@ def decode(source: ImageSource) -> tuple[Image.Image, str]:
         _refuse_misread_tiff(image, name)
         # In one piece: between pieces other threads' Python would hold it up.
         image.decodermaxblock = LARGEST_PIECE
+        is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
         with _damage_reported(name):
             image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        return (image if turn is None else image.transpose(turn)), name
+        orientation = _orientation(image)
+        whole = _keep_low_bytes(image, file, name) if is_deep else image
+        if orientation not in UPRIGHT:
+            return whole, name
+        upright = whole.transpose(UPRIGHT[orientation])
+        upright.info[TURNED] = orientation
+        return upright, name
 
 
 @contextlib.contextmanager
@@ -162,6 +175,37 @@ def _damage_reported(name: str) -> Iterator[None]:
             f"whole {FORMATS} files can be read",
             "copy it again, or open it in a picture editor and save it as PNG",
         ) from error
+
+
+def _keep_low_bytes(image: ImageFile, file: IO[bytes], name: str) -> Image.Image:
+    """A picture of 16-bit colours, of which Pillow has kept the high bytes.
+
+    Samples of 10 or 12 bits have only 4 or 16 different ones, so the low bytes are read too.
+    """
+    extremes = cast(tuple[tuple[int, int], ...], image.getextrema())
+    if max(high for _, high in extremes[:3]) >= 16:
+        return image
+    from ulvm.grey import join_bytes
+
+    file.seek(0)
+    low = _read_header(file, name)
+    for index, tile in enumerate(low.tile):
+        args = tile[3]
+        if isinstance(args, str):
+            swapped: Any = _swap_bytes(args)
+        else:
+            swapped = (_swap_bytes(str(args and args[0])), *(args or ())[1:])
+        make: Any = getattr(tile, "_make", tuple)  # a plain tuple before Pillow 11
+        low.tile[index] = make((*tile[:3], swapped))
+    with _damage_reported(name):
+        low.load()
+    return join_bytes(image, low)
+
+
+def _swap_bytes(raw_mode: str) -> str:
+    """Pillow's name of the same samples in the other order of bytes."""
+    is_little = raw_mode.endswith("L") or (raw_mode.endswith("N") and sys.byteorder == "little")
+    return raw_mode[:-1] + ("B" if is_little else "L")
 
 
 def _refuse_misread_tiff(image: ImageFile, name: str) -> None:

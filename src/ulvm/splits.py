@@ -1,10 +1,10 @@
 """Which picture is in training, validation and test: committed id lists, their hash, own folds."""
 
-import csv
 import difflib
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +22,9 @@ PARTS = ("train", "validation", "test")
 # Sizes of the paper's cut of the official training part: train, validation, test.
 PAPER_SIZES = {"isic2017": (1250, 150, 600), "isic2018": (1815, 259, 520)}
 PAPER_SEED = 42
+
+EVERYTHING = "all"
+"""Name of the split whose test part is every picture; of PH2 it is committed."""
 
 _LISTS = resources.files("ulvm") / "split_lists"
 
@@ -228,6 +231,29 @@ def load_split(dataset: str, name_or_path: str | os.PathLike[str]) -> Split:
         return _parse_split(dataset, path)
 
 
+def choose_split(dataset: str, name: str | None, usual: str, pairs: Iterable[HasPart]) -> Split:
+    """The split to score a model by.
+
+    Args:
+        dataset: Name of the data set.
+        name: The one that was asked for, `all` for every picture, or none.
+        usual: The one to take then; if the data set hasn't got it, every picture.
+        pairs: What `datasets.find_pairs` gives.
+
+    Returns:
+        It, resolved.
+
+    Raises:
+        InputError: See `load_split`.
+    """
+    known = available_splits(dataset)
+    if name is None:
+        name = usual if usual in known else EVERYTHING
+    if name == EVERYTHING and name not in known:
+        return Split(EVERYTHING, dataset, {"test": tuple(pair.id for pair in pairs)})
+    return load_split(dataset, name).resolve(pairs)
+
+
 def _parse_split(dataset: str, path: Path) -> Split:
     form = 'a split is {"name": …, "dataset": …, "parts": {"train": [ids], …}}'
     remedy = "write it with Split.save or correct it by hand"
@@ -254,7 +280,7 @@ def _parse_split(dataset: str, path: Path) -> Split:
     return Split(
         str(content.get("name", path.stem)),
         dataset,
-        {part: tuple(ids) for part, ids in parts.items() if ids is not None},
+        {part: tuple(map(normal_id, ids)) for part, ids in parts.items() if ids is not None},
         tuple(part for part, ids in parts.items() if ids is None),
     )
 
@@ -324,57 +350,9 @@ def make_folds(
     return splits
 
 
-def read_groups(path: str | os.PathLike[str], ids: Sequence[str]) -> list[str]:
-    """The group of each id, from a CSV file with the columns ``id`` and ``group``.
-
-    Raises:
-        InputError: The file has other columns, or an id is missing in it.
-    """
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"id", "group"} <= rows[0].keys():
-        raise InputError(
-            f"{path} has no columns 'id' and 'group'",
-            "it must be a CSV file whose first line is 'id,group'",
-            "rename its columns",
-        )
-    group_of = {row["id"]: row["group"] for row in rows}
-    if missing := [id_ for id_ in ids if id_ not in group_of]:
-        raise InputError(
-            f"{path} lacks {len(missing)} ids: {name_some(missing)}",
-            "it needs a line for every picture",
-            "add them",
-        )
-    return [group_of[id_] for id_ in ids]
-
-
-def exclude_seen(ids: Sequence[str], trained_on: Split, *, drop: bool) -> list[str]:
-    """The ids that may be scored with a model: those it was neither trained nor chosen with.
-
-    ISIC 2018 repeats most of ISIC 2017 under the same ids, and two splits of one year overlap.
-
-    Args:
-        ids: What is to be scored.
-        trained_on: Split of the model's run; its training and validation parts count as seen.
-        drop: Leave seen ids out instead of refusing.
-
-    Returns:
-        The unseen ids, in order.
-
-    Raises:
-        InputError: Some were seen and ``drop`` is false, or none is left.
-    """
-    seen = {id_ for part in ("train", "validation") for id_ in trained_on.parts.get(part, ())}
-    unseen = [id_ for id_ in ids if id_ not in seen]
-    count = len(ids) - len(unseen)
-    if count and (not drop or not unseen):
-        raise InputError(
-            f"{count} of these {len(ids)} pictures were in the training or validation part "
-            f"({trained_on.dataset}, {trained_on.name}) of this model",
-            "a score needs pictures that it has not seen",
-            "pass --exclude-seen to score the others" if unseen else "choose another part",
-        )
-    return unseen
+def normal_id(name: str) -> str:
+    """An id in Unicode's composed form (NFC): a Mac writes names of files decomposed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def name_some(names: Sequence[str], limit: int = 5) -> str:

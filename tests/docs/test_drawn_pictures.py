@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ulvm.evaluate import PREDICTION_COLOUR, TRUTH_COLOUR
+from ulvm.contact_sheet import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.segmenter import load
 from ulvm.synthetic import draw_lesion
 

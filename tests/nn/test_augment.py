@@ -1,5 +1,6 @@
 """Augmentation against numpy's turns and flips and scipy's rotation, found by trying them all."""
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -9,9 +10,10 @@ import numpy.typing as npt
 import pytest
 import scipy.ndimage
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ulvm.nn.augment import Draws, Part, augment, draw
+from ulvm.nn.augment import Draws, Part, Pool, augment, draw, draw_donors
 from ulvm.nn.model import normalise
 from ulvm.synthetic import draw_batch
 
@@ -270,3 +272,52 @@ def test_normalising_with_kept_extremes_is_normalising() -> None:
     part = Part(images, masks)
     for rows in ([0, 2, 3], [1]):
         assert torch.equal(part.normalised(torch.tensor(rows)), normalise(images[rows]))
+
+
+def bare_skin(donor_colour: int = 220) -> tuple[Part, Tensor]:
+    """Four pictures with a lesion, then four of bare skin; an order of the bare ones alone."""
+    lesions = torch.full((4, 3, SIDE, SIDE), donor_colour, dtype=torch.uint8)
+    lesions[:, :, 32:64, 32:64] //= 2
+    masks = torch.zeros(8, SIDE, SIDE, dtype=torch.uint8)
+    masks[:4, 32:64, 32:64] = 255
+    bare = torch.full((4, 3, SIDE, SIDE), 100, dtype=torch.uint8)
+    pools = (Pool(0, 4, 4), Pool(4, 4, 4, bare=True))
+    return Part(torch.cat([lesions, bare]), masks, pools), torch.arange(4, 8)
+
+
+def pasted(part: Part, rows: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    draws = draw("stronger", len(rows), 3, generator_of(1))
+    donors, maps = draw_donors(rows, part.pools, share, generator_of(2))
+    draws.colours.fill_(1)
+    return augment(part, rows, dataclasses.replace(draws, donors=donors, donor_maps=maps))
+
+
+def test_a_lesion_is_laid_on_bare_skin_where_the_mask_says() -> None:
+    part, rows = bare_skin()
+    images, masks = pasted(part, rows, 1.0)
+    assert bool((masks.amax((1, 2)) > 0.9).all())
+    for image, mask in zip(images, masks, strict=True):
+        inside, outside = (
+            image[:, mask > 0.99],
+            image[:, F.max_pool2d(mask[None], 17, 1, 8)[0] == 0],
+        )
+        assert float(inside.mean()) < 0.75 * float(outside.mean())  # half the light of its skin
+
+
+def test_only_bare_pictures_get_a_lesion_and_only_their_share() -> None:
+    part, bare = bare_skin()
+    rows = torch.arange(8)
+    donors, _ = draw_donors(rows, part.pools, 1.0, generator_of(0))
+    assert bool((donors[:4] == -1).all())
+    assert bool(((donors[4:] >= 0) & (donors[4:] < 4)).all())  # rows that show one
+    none, _ = draw_donors(rows, part.pools, 0.0, generator_of(0))
+    assert bool((none == -1).all())
+    _, masks = pasted(part, bare, 0.0)
+    assert float(masks.max()) == 0
+
+
+def test_a_lesion_in_the_dark_is_left_out() -> None:
+    part, rows = bare_skin(donor_colour=20)
+    images, masks = pasted(part, rows, 1.0)
+    assert float(masks.max()) == 0
+    assert float(images.amax() - images.amin()) < 16  # rounding, stretched

@@ -86,7 +86,7 @@ def test_wrong_channels_name_what_was_given(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError) as caught:
         UltraLightVMUNet()(torch.zeros(shape))
     assert caught.value.given == f"the network got {shape}"
-    assert caught.value.accepted == "accepted is (batch, 3, height, width)"
+    assert caught.value.accepted == "it takes (batch, 3, height, width)"
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -307,7 +307,7 @@ def test_pvm_mistakes() -> None:
         PVMLayer(10, 8)
     mixer: Any = "mambo"
     with pytest.raises(
-        InputError, match=r"no mixer 'mambo'\. Accepted are mamba, bidirectional, ss"
+        InputError, match=r"no mixer 'mambo'\. There are mamba, bidirectional, ss"
     ):
         PVMLayer(8, 8, mixer=mixer)
     with pytest.raises(InputError, match=r"Accepted is size_hw=\(height, width\)"):

@@ -49,7 +49,7 @@ def run_of(folders: dict[str, Path], **changes: float) -> RunSpec:
 def test_data_sets_are_drawn_by_their_weights(folders: dict[str, Path]) -> None:
     used, training, validation = load_parts(run_of(folders), folders, CPU)
     assert [split.dataset for split in used] == ["folder", "pad-ufes"]
-    assert [tuple(pool) for pool in training.pools] == [(0, 5, 2), (5, 5, 8)]
+    assert [tuple(pool) for pool in training.pools] == [(0, 5, 2, False), (5, 5, 8, False)]
     assert (len(training), training.drawn, len(validation)) == (10, 10, 4)
 
 
@@ -75,7 +75,7 @@ def test_a_teachers_masks_are_mixed_in(folders: dict[str, Path], tmp_path: Path)
 
 
 def test_each_data_set_needs_its_folder(folders: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match="a folder for each"):
+    with pytest.raises(InputError, match="Each needs a folder of its own"):
         load_parts(run_of(folders), folders["folder"], CPU)
     with pytest.raises(InputError, match="This run has folder, pad-ufes"):
         load_parts(run_of(folders), {"folder": folders["folder"]}, CPU)

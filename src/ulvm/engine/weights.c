@@ -46,7 +46,7 @@ static int fail_damaged(ulvm_error *error, const char *why) {
 
 static int fail_field(ulvm_error *error, const char *field, const char *accepted) {
   return fail(error, ULVM_BAD_FILE,
-              "ModelSpec.%s of the weights does not fit; accepted is %s. Copy the file or train "
+              "ModelSpec.%s of the weights does not fit: it must be %s. Copy the file or train "
               "the network again.", field, accepted);
 }
 

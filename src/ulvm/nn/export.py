@@ -24,8 +24,8 @@ from ulvm.files import write_atomically
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export_forms import for_export
 from ulvm.nn.model import PictureToProbability
-from ulvm.nn.run_folder import versions
 from ulvm.onnx import onnxruntime
+from ulvm.provenance import versions
 from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 from ulvm.synthetic import probe_images
 

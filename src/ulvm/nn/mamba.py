@@ -131,8 +131,8 @@ class SS2DMamba(nn.Module):
         if size_hw is None:
             raise InputError(
                 "the ss2d mixer got tokens without their height and width",
-                "accepted is size_hw=(height, width)",
-                "pass size_hw to forward_tokens",
+                "it scans along rows and columns",
+                "pass size_hw=(height, width) to forward_tokens",
             )
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
         plane = x.transpose(1, 2).unflatten(2, size_hw)  # (batch, inner, height, width)

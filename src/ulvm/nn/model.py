@@ -86,13 +86,13 @@ class PVMLayer(nn.Module):
         if in_channels % branches:
             raise InputError(
                 f"PVMLayer got {in_channels} channels and {branches} branches",
-                "accepted is a number of branches that divides the channels",
+                "the branches must divide the channels",
                 "change one of them",
             )
         if mixer not in MIXERS:
             raise InputError(
                 f"PVMLayer has no mixer {mixer!r}",
-                "accepted are " + ", ".join(MIXERS),
+                "there are " + ", ".join(MIXERS),
                 "choose one of these",
             )
         self.branches = branches
@@ -273,7 +273,7 @@ class UltraLightVMUNet(nn.Module):
         if images.dim() != 4 or images.shape[1] != self.spec.in_channels:
             raise InputError(
                 f"the network got {tuple(images.shape)}",
-                f"accepted is (batch, {self.spec.in_channels}, height, width)",
+                f"it takes (batch, {self.spec.in_channels}, height, width)",
                 "reorder the axes or set ModelSpec.in_channels",
             )
         require_divisible((int(images.shape[2]), int(images.shape[3])))

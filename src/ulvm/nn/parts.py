@@ -110,7 +110,7 @@ def folder_of_each(sources: Sequence[SourceSpec], data_dir: Folders) -> Mapping[
         if names[1:]:
             raise InputError(
                 f"one folder for the data sets {', '.join(names)}",
-                "accepted is a folder for each",
+                "each needs a folder of its own",
                 "write --data NAME=DIR for each of them",
             )
         return {names[0]: data_dir}
@@ -166,7 +166,7 @@ def read_teacher(folder: Path | None, dataset: str, ids: Sequence[str]) -> Pixel
         if missing := [id_ for id_ in ids if id_ not in row_of]:
             raise InputError(
                 f"{path} lacks {len(missing)} pictures: {splits.name_some(missing)}",
-                "accepted is a file with every picture of the training part",
+                "it must hold every picture of the training part",
                 "predict the others too",
             )
         return np.asarray(stored["probability"][[row_of[id_] for id_ in ids]])

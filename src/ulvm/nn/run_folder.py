@@ -6,19 +6,16 @@ import csv
 import io
 import json
 import platform
-import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
-from ulvm.version import __version__
+from ulvm.provenance import git_commit, processor, versions
 
 RUN = "run.json"
 Epoch = dict[str, Any]
@@ -37,7 +34,7 @@ def write_run(out_dir: Path, device: torch.device, content: dict[str, Any]) -> N
         "command": sys.argv,
         "device": str(device),
         "versions": versions(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "machine": machine(device),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -91,47 +88,13 @@ def tensorboard_writer(out_dir: Path) -> Any:
     return SummaryWriter(str(out_dir / "tensorboard"))
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    return {
-        "ulvm": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
 def machine(device: torch.device) -> dict[str, Any]:
     """What the run ran on."""
     description: dict[str, Any] = {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
         description["gpu"] = torch.cuda.get_device_name(device)
     return description
-
-
-def _processor() -> str:
-    for line in _read_lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _read_lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        yield from path.read_text().splitlines()
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this file lies in; None for an installed package."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None if done.returncode == 0 else None

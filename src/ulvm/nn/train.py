@@ -27,12 +27,12 @@ from ulvm.nn.parts import Folders, load_parts
 from ulvm.nn.run_folder import (
     draw_curves,
     tensorboard_writer,
-    versions,
     write_metrics,
     write_run,
 )
 from ulvm.nn.step import Learner, Steps, draw_epoch_of
 from ulvm.nn.validate import Validation
+from ulvm.provenance import versions
 from ulvm.spec import RunSpec, TrainSpec
 
 CHECKPOINT = "checkpoint.pt"
@@ -132,7 +132,7 @@ def _train(
     elif (out_dir / CHECKPOINT).exists():
         raise InputError(
             f"{out_dir} already holds a run",
-            "accepted is a new folder, or --resume",
+            "",
             "add --resume to continue it or choose another folder",
         )
     if processes.rank > 0:
@@ -277,7 +277,7 @@ class _State:
         if not path.exists():
             raise InputError(
                 f"{path.parent} holds no checkpoint",
-                "accepted for --resume is the folder of a run that finished an epoch",
+                "a run has one after its first epoch",
                 "leave out --resume to start it",
             )
         stored = torch.load(path, map_location=self.device, weights_only=True)
@@ -289,7 +289,7 @@ class _State:
             changed = [name for name, value in ours_flat.items() if theirs_flat[name] != value]
             raise InputError(
                 f"{path.parent} was run with other values of {', '.join(changed)}",
-                "accepted for --resume is the same preset with the same --set",
+                "only epochs may differ where a run goes on",
                 "repeat the first command with --resume, or choose another folder",
             )
         self.learner.load_state_dict(stored)
@@ -376,6 +376,6 @@ def _require_finite(row: dict[str, Any], out_dir: Path) -> None:
     if not math.isfinite(row["train_loss"]) or not math.isfinite(row["validation_loss"]):
         raise InputError(
             f"the loss of epoch {row['epoch']} is not finite",
-            f"accepted is a run that stays finite; {out_dir} keeps its last checkpoint, if any",
+            f"{out_dir} keeps its last checkpoint, if any",
             "lower the rate with --set train.learning_rate=… and a new folder",
         )

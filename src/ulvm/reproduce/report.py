@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ulvm.evaluate import LEVEL, RESAMPLES
-from ulvm.metrics import IntArray
+from ulvm.metrics import LEVEL, RESAMPLES, IntArray
 from ulvm.presets import find_preset
 from ulvm.reproduce.experiments import EXPERIMENTS, Row, find_experiment, published_scores
 from ulvm.reproduce.results import (

@@ -13,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ulvm.errors import InputError
-from ulvm.evaluate import BOOTSTRAP_SEED, LEVEL, RESAMPLES
 from ulvm.metrics import (
+    BOOTSTRAP_SEED,
+    LEVEL,
     POOLED_METRICS,
+    RESAMPLES,
     Confusion,
     FloatArray,
     IntArray,
     Interval,
     dice,
+    image_weights,
     percentile_interval,
 )
 from ulvm.reproduce.experiments import Row
@@ -273,10 +276,7 @@ def _scores(counts: Confusion, weights: FloatArray) -> dict[str, FloatArray]:
 @lru_cache
 def _image_weights(images: int) -> FloatArray:
     """How often each image is in each resample, (resamples, images); always the same draws."""
-    draws = np.random.default_rng([BOOTSTRAP_SEED, 0]).integers(images, size=(RESAMPLES, images))
-    positions = draws + images * np.arange(RESAMPLES)[:, None]
-    weights = np.bincount(positions.ravel(), minlength=draws.size)
-    return weights.reshape(draws.shape).astype(np.float64)
+    return image_weights(images, seed=(BOOTSTRAP_SEED, 0))
 
 
 def _mean_over_seeds(values: FloatArray, *, stream: int) -> FloatArray:

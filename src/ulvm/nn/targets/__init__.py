@@ -24,7 +24,7 @@ from ulvm.image import FloatArray, Uint8Array
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export import SIDE_FILE
 from ulvm.nn.model import PictureToProbability
-from ulvm.nn.run_folder import versions
+from ulvm.provenance import versions
 from ulvm.spec import FORMAT, RunSpec
 from ulvm.synthetic import probe_images
 

@@ -1,0 +1,304 @@
+"""What `ulvm data check` says of a data set: sizes, faults, copies, ids that others have too."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ulvm.datasets.find import Found, Pair, find_parts, ids_in_two_parts, join_parts
+from ulvm.datasets.read import (
+    MaskSizes,
+    Progress,
+    accepted_sizes,
+    read_pair,
+    run_all,
+    width_by_height,
+)
+from ulvm.errors import InputError
+from ulvm.image import resize
+from ulvm.splits import available_splits, load_split, name_some
+
+# Near duplicates: grey versions of this side whose root-mean-square difference is below this
+# many grey levels. In ISIC 2018, known copies lie below 2.5 and the next pair at 3.4.
+DUPLICATE_SIDE = 32
+DUPLICATE_RMS = 3.0
+
+
+class Duplicate(NamedTuple):
+    """Two pictures that look the same.
+
+    Args:
+        first: Id of one.
+        second: Id of the other.
+        rms: Root-mean-square difference of their small grey versions, in grey levels.
+        same_file: Whether the files' bytes are the same.
+    """
+
+    first: str
+    second: str
+    rms: float
+    same_file: bool
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Everything `check` found out about a data set.
+
+    Args:
+        dataset: Name of the data set.
+        data_dir: Where it lies.
+        pairs: Complete pairs per official part.
+        image_sizes: How many pictures have each size (height, width), most common first.
+        mask_sizes: The same of the masks.
+        lesion_area: Mean share of the picture that the mask covers, 0..1, per part.
+        duplicates: Pictures that are there twice under two ids, most alike first.
+        shared: Ids that a data set of the name is known to hold too.
+        problems: What `decode` would refuse; one sentence each.
+        notes: What `decode` accepts and you should know; one sentence each.
+    """
+
+    dataset: str
+    data_dir: str
+    pairs: dict[str, int]
+    image_sizes: dict[tuple[int, int], int]
+    mask_sizes: dict[tuple[int, int], int]
+    lesion_area: dict[str, float]
+    duplicates: list[Duplicate]
+    shared: dict[str, list[str]]
+    problems: list[str]
+    notes: list[str]
+
+    def table(self) -> str:
+        """The report as text for a terminal."""
+        rows = [("data set", f"{self.dataset} in {self.data_dir}")]
+        for part, count in self.pairs.items():
+            area = f", mean lesion area {self.lesion_area[part]:.1%}" if count else ""
+            rows.append((part, f"{count} pairs{area}"))
+        rows += [("picture sizes", _sizes_text(self.image_sizes))]
+        rows += [("mask sizes", _sizes_text(self.mask_sizes))]
+        rows += [("shared ids", f"{len(ids)} with {name}") for name, ids in self.shared.items()]
+        rows += [("duplicates", f"{len(self.duplicates)} pairs of pictures")]
+        rows += [("problems", str(len(self.problems) or "none"))]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        for title, sentences in [("Problems", self.problems), ("Notes", self.notes)]:
+            if sentences:
+                lines += ["", f"{title}:", *(f"- {sentence}" for sentence in sentences)]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it; a size (height, width) becomes `"widthxheight"`."""
+        report = asdict(self)
+        report["duplicates"] = [found._asdict() for found in self.duplicates]
+        for key in ("image_sizes", "mask_sizes"):
+            report[key] = {f"{w}x{h}": count for (h, w), count in report[key].items()}
+        return report
+
+
+def _sizes_text(sizes: dict[tuple[int, int], int]) -> str:
+    """The smallest, largest and most common size."""
+    if not sizes:
+        return "none could be read"
+    common, count = next(iter(sizes.items()))
+    if len(sizes) == 1:
+        return f"{width_by_height(common)}, all {count}"
+    by_area = sorted(sizes, key=lambda size_hw: size_hw[0] * size_hw[1])
+    return (
+        f"{len(sizes)} sizes, {width_by_height(by_area[0])} to {width_by_height(by_area[-1])}, "
+        f"most often {width_by_height(common)} ({count})"
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What `check` keeps of a pair once its pixels are gone; none where a file can't be read."""
+
+    pair: Pair
+    problems: list[InputError]
+    digest: bytes | None = None
+    thumbnail: npt.NDArray[np.float32] | None = None
+    image_hw: tuple[int, int] | None = None
+    mask_hw: tuple[int, int] | None = None
+    area: float | None = None
+
+
+def check(
+    dataset: str,
+    data_dir: str | os.PathLike[str],
+    *,
+    against: Sequence[str] | None = None,
+    allow_mask_resize: bool = False,
+    threshold_masks: bool = False,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """A report on every file of a data set, from decoding all of them.
+
+    Two pictures count as duplicates if their files have the same bytes, or if their 32×32 grey
+    versions differ by less than 3 grey levels (root mean square); turned or cropped copies are
+    not found.
+
+    Args:
+        dataset: See `find_pairs`.
+        data_dir: See `find_pairs`.
+        against: Names of data sets to look for shared ids in; by default the other ISIC year.
+        allow_mask_resize: See `decode`.
+        threshold_masks: See `decode`.
+        progress: Called with (pairs done, pairs in all).
+
+    Returns:
+        The report; `problems` is empty if `decode` would accept the data.
+
+    Raises:
+        InputError: The data isn't there, or of a part only the pictures or only the masks.
+    """
+    found_parts = find_parts(dataset, data_dir)
+    problems = [str(problem) for found in found_parts for problem in found.problems()]
+    pairs = join_parts(found_parts)
+    problems += [str(problem) for problem in ids_in_two_parts(pairs)]
+    accepted = accepted_sizes(dataset, allow_mask_resize)
+    seen = run_all(lambda pair: _look_at(pair, accepted, threshold_masks), pairs, progress)
+    problems += [str(problem) for one in seen for problem in one.problems]
+
+    ids = {pair.id for pair in pairs}
+    others = {"isic2017": ["isic2018"], "isic2018": ["isic2017"]}.get(dataset, [])
+    shared = {name: shared_ids(ids, name) for name in (others if against is None else against)}
+    duplicates = _find_duplicates(seen)
+    areas = {
+        found.part: [
+            one.area for one in seen if one.area is not None and one.pair.part == found.part
+        ]
+        for found in found_parts
+    }
+    return CheckReport(
+        dataset=dataset,
+        data_dir=str(data_dir),
+        pairs={found.part: len(found.pairs()) for found in found_parts},
+        image_sizes=dict(Counter(one.image_hw for one in seen if one.image_hw).most_common()),
+        mask_sizes=dict(Counter(one.mask_hw for one in seen if one.mask_hw).most_common()),
+        lesion_area={
+            part: float(np.mean(values)) if values else 0.0 for part, values in areas.items()
+        },
+        duplicates=duplicates,
+        shared=shared,
+        problems=problems,
+        notes=_write_notes(found_parts, seen, duplicates, shared),
+    )
+
+
+def _look_at(pair: Pair, accepted: MaskSizes, threshold_masks: bool) -> _Seen:
+    """Decode a pair, keeping its problems instead of raising them."""
+    read = read_pair(pair, accepted, threshold_masks=threshold_masks)
+    image_rgb, mask = read.image_rgb, read.mask
+    digest = thumbnail = None
+    if image_rgb is not None:
+        digest = hashlib.sha256(pair.image.read_bytes()).digest()
+        side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
+        thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
+    return _Seen(
+        pair,
+        read.problems,
+        digest,
+        thumbnail,
+        None if image_rgb is None else (image_rgb.shape[0], image_rgb.shape[1]),
+        None if mask is None else (mask.shape[0], mask.shape[1]),
+        None if mask is None else float((mask > 0).mean()),
+    )
+
+
+def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:
+    """Pictures that look the same, most alike first."""
+    ids = [one.pair.id for one in seen if one.thumbnail is not None]
+    digests = [one.digest for one in seen if one.thumbnail is not None]
+    thumbnails = [one.thumbnail for one in seen if one.thumbnail is not None]
+    if not thumbnails:
+        return []
+    grey = np.stack(thumbnails)  # (pictures, side²)
+    grey -= grey.mean(axis=0)  # small numbers, so that |a|² + |b|² − 2ab loses no digits
+    squares = (grey**2).sum(axis=1)
+    duplicates = []
+    for start in range(0, len(grey), 1024):  # in blocks: the whole table may not fit into memory
+        block = slice(start, start + 1024)
+        distances = squares[block, None] + squares - 2 * grey[block] @ grey.T
+        for row, column in np.argwhere(distances < DUPLICATE_RMS**2 * grey.shape[1]):
+            i, j = start + int(row), int(column)
+            if i < j:
+                rms = round(float(np.sqrt(np.mean((grey[i] - grey[j]) ** 2))), 2)
+                duplicates.append(Duplicate(ids[i], ids[j], rms, digests[i] == digests[j]))
+    return sorted(duplicates, key=lambda found: found.rms)
+
+
+def _write_notes(
+    found_parts: Sequence[Found],
+    seen: Sequence[_Seen],
+    duplicates: Sequence[Duplicate],
+    shared: dict[str, list[str]],
+) -> list[str]:
+    """A sentence on everything that is accepted but worth knowing."""
+    notes = []
+    other_size = [
+        one.pair.id
+        for one in seen
+        if one.image_hw and one.mask_hw and one.image_hw != one.mask_hw and not one.problems
+    ]
+    if other_size:
+        notes.append(
+            f"{len(other_size)} masks have another size than their picture "
+            f"({name_some(other_size, 3)}); both are resized on their own, which is right if "
+            "both show the whole frame."
+        )
+    for name, ids in shared.items():
+        if ids:
+            notes.append(
+                f"{len(ids)} ids are also in {name}: never score a model trained on one on the "
+                "other without removing them."
+            )
+    if duplicates:
+        listed = [
+            f"{found.first} = {found.second} "
+            f"({'same file' if found.same_file else f'differ by {found.rms:.1f} grey levels'})"
+            for found in duplicates
+        ]
+        notes.append(
+            f"{len(duplicates)} pairs of pictures look the same: {name_some(listed, 20)}; "
+            "keep both ids of a pair in one part."
+        )
+    for what, area in [("empty", 0.0), ("all lesion", 1.0)]:
+        if ids := [one.pair.id for one in seen if one.area == area]:
+            notes.append(f"{len(ids)} masks are {what}: {name_some(ids)}.")
+    ignored = [path.name for found in found_parts for path in found.ignored]
+    if ignored:
+        notes.append(f"{len(ignored)} other files were ignored: {name_some(ignored, 3)}.")
+    return notes
+
+
+def shared_ids(a: str | Iterable[str], b: str | Iterable[str]) -> list[str]:
+    """The ids that two collections have in common, in order.
+
+    Args:
+        a: Ids; or the name of a data set, for all ids that its committed lists know.
+        b: The same.
+
+    Returns:
+        Sorted ids. ISIC 2017's own test ids aren't in its lists, so the 529 that ISIC 2018 shares
+        with it are found only from the data itself: give the ids of both.
+    """
+    return sorted(_known_ids(a) & _known_ids(b))
+
+
+def _known_ids(source: str | Iterable[str]) -> set[str]:
+    if not isinstance(source, str):
+        return set(source)
+    names = available_splits(source)
+    if not names:
+        raise InputError(
+            f"no committed ids of '{source}'",
+            "isic2017, isic2018 and ph2 have them",
+            "choose one of these or give the ids",
+        )
+    splits = [load_split(source, name) for name in names]
+    return {id_ for split in splits for ids in split.parts.values() for id_ in ids}

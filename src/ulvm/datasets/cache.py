@@ -1,0 +1,221 @@
+"""A data set at the network's size: decoded once, then mapped into memory."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from ulvm.datasets.find import Pair, find_pairs
+from ulvm.datasets.read import (
+    MaskSizes,
+    Pixels,
+    Progress,
+    accepted_sizes,
+    read_pair,
+    run_all,
+    width_by_height,
+)
+from ulvm.errors import InputError
+from ulvm.files import find_cache_folder
+from ulvm.image import resize
+from ulvm.splits import name_some, normal_id
+
+CACHE_FORMAT = 2  # counts up where the same files decode to other pixels
+
+
+@dataclass(frozen=True)
+class DecodedDataset:
+    """Every pair of a data set at one size, memory-mapped.
+
+    Args:
+        name: Name of the data set.
+        pairs: The pairs, in order of id; row i of both arrays is pair i.
+        images: Pictures, uint8 (pairs, size, size, 3), RGB 0..255.
+        masks: Masks, uint8 (pairs, size, size), 0..255; soft at the edges from resizing.
+        path: The cache folder that holds both arrays.
+    """
+
+    name: str
+    pairs: list[Pair]
+    images: Pixels
+    masks: Pixels
+    path: Path
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of each row."""
+        return [pair.id for pair in self.pairs]
+
+    @property
+    def parts(self) -> list[str]:
+        """The official part of each row."""
+        return [pair.part for pair in self.pairs]
+
+    @property
+    def lesion_areas(self) -> npt.NDArray[np.float64]:
+        """The share of each picture that its mask covers, 0..1."""
+        return np.array([(mask >= 128).mean() for mask in self.masks])
+
+    def describe(self) -> str:
+        """One line on what is there: pairs per part, size, place."""
+        counts = ", ".join(f"{part} {count}" for part, count in Counter(self.parts).items())
+        megabytes = (self.images.nbytes + self.masks.nbytes) / 1e6
+        return (
+            f"{self.name}: {len(self.pairs)} pairs ({counts}) at "
+            f"{width_by_height(self.masks.shape[1:])} in {self.path} ({megabytes:,.0f} MB)"
+        )
+
+    def indices(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """The row of each id, in the order given.
+
+        Raises:
+            InputError: An id isn't in the data.
+        """
+        rows = {id_: row for row, id_ in enumerate(self.ids)}
+        wanted = [normal_id(id_) for id_ in ids]
+        missing = [id_ for id_ in wanted if id_ not in rows]
+        if missing:
+            raise InputError(
+                f"{len(missing)} ids are not in the {self.name} data: {name_some(missing)}",
+                f"it has {len(rows)} pairs",
+                "complete the download, or choose a split that fits the data",
+            )
+        return np.array([rows[id_] for id_ in wanted], dtype=np.int64)
+
+
+def decode(
+    dataset: str,
+    data_dir: str | os.PathLike[str],
+    *,
+    size: int,
+    cache_dir: str | os.PathLike[str] | None = None,
+    allow_mask_resize: bool = False,
+    threshold_masks: bool = False,
+    progress: Progress | None = None,
+) -> DecodedDataset:
+    """Every picture and mask at the network's size, decoded once and kept in a cache.
+
+    Pictures and masks are resized on their own, bilinear with antialiasing, whatever their shape.
+    The cache folder is named by a fingerprint of the source files' paths, sizes and times, and
+    appears in one step when it is complete; changed or moved files get a new one.
+
+    Args:
+        dataset: One of `DATASETS`.
+        data_dir: See `find_pairs`.
+        size: Height and width in pixels.
+        cache_dir: Where caches go; otherwise the variable `ULVM_CACHE`, otherwise `~/.cache/ulvm`.
+        allow_mask_resize: Accept masks of any size. Otherwise a mask has the size of its picture;
+            in ISIC, whose pictures are often kept as small copies beside full-size masks, the
+            picture may also be a square (the frame squashed) or of the mask's proportions.
+        threshold_masks: Take a mask of many values for lesion from half its range on.
+        progress: Called with (pairs done, pairs in all).
+
+    Returns:
+        The pairs and two memory-mapped arrays; writing to them never reaches the file.
+
+    Raises:
+        InputError: See `find_pairs`; or a file cannot be read, or a mask has values other than
+            two or another size than its picture.
+    """
+    if size < 1:
+        raise InputError(f"size {size}", "it is one pixel or more", "give the network's size")
+    pairs = find_pairs(dataset, data_dir)
+    mask_sizes = accepted_sizes(dataset, allow_mask_resize)
+    root = Path(cache_dir) if cache_dir else find_cache_folder()
+    kind = f"{mask_sizes} thresholded" if threshold_masks else mask_sizes
+    folder = root / f"{dataset}-{size}-{_fingerprint(pairs, kind)}"
+    if not folder.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _write_cache(folder, pairs, size, mask_sizes, threshold_masks, progress)
+        except OSError as error:
+            needed = len(pairs) * size * size * 4 / 1e6
+            raise InputError(
+                f"the cache {folder} cannot be written ({error})",
+                f"it needs a folder with {needed:,.0f} MB of room",
+                "name another one in the variable ULVM_CACHE",
+            ) from error
+    return DecodedDataset(
+        dataset,
+        pairs,
+        # "c": torch warns about read-only arrays; what is written stays in this process.
+        np.load(folder / "images.npy", mmap_mode="c"),
+        np.load(folder / "masks.npy", mmap_mode="c"),
+        folder,
+    )
+
+
+def _fingerprint(pairs: Sequence[Pair], kind: str) -> str:
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {kind}\n".encode())
+    for pair in pairs:
+        digest.update(f"{pair.id} {pair.part}\n".encode())
+        for file in (pair.image, pair.mask):
+            digest.update(f"{file.path.absolute()} {file.size} {file.changed}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _write_cache(
+    folder: Path,
+    pairs: Sequence[Pair],
+    size: int,
+    mask_sizes: MaskSizes,
+    threshold_masks: bool,
+    progress: Progress | None,
+) -> None:
+    """Decode into a folder of another name, then rename it in one step."""
+    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    partial.mkdir()
+    try:
+        _write_arrays(partial, pairs, size, mask_sizes, threshold_masks, progress)
+        index = [
+            {"id": pair.id, "part": pair.part, "image": str(pair.image), "mask": str(pair.mask)}
+            for pair in pairs
+        ]
+        (partial / "index.json").write_text(
+            json.dumps({"size": size, "pillow": PIL.__version__, "pairs": index}, indent=1),
+            encoding="utf-8",
+        )
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_arrays(
+    folder: Path,
+    pairs: Sequence[Pair],
+    size: int,
+    mask_sizes: MaskSizes,
+    threshold_masks: bool,
+    progress: Progress | None,
+) -> None:
+    shape = (len(pairs), size, size)
+    create = np.lib.format.open_memmap
+    images = create(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
+    masks = create(folder / "masks.npy", mode="w+", dtype=np.uint8, shape=shape)
+
+    def decode_row(row: int) -> None:
+        read = read_pair(pairs[row], mask_sizes, threshold_masks=threshold_masks)
+        for error in read.problems:
+            remedy = f"{error.remedy}; `ulvm data check` lists all such files"
+            raise InputError(error.given, error.accepted, remedy) from error
+        assert read.image_rgb is not None
+        assert read.mask is not None
+        images[row] = resize(read.image_rgb, (size, size))
+        masks[row] = resize(read.mask, (size, size))
+
+    run_all(decode_row, range(len(pairs)), progress)
+    images.flush()
+    masks.flush()

@@ -1,0 +1,183 @@
+"""The pixels of a pair, and what is wrong with them."""
+
+import functools
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ulvm.datasets.find import Pair, SourceFile
+from ulvm.errors import InputError
+from ulvm.image import read_mask
+from ulvm.picture import TURNED, UPRIGHT, ImageSource, read_picture
+
+MAX_WORKERS = 8  # files read at once, where there are so many processors
+
+MaskSizes = Literal["same", "squashed", "any"]
+"""Masks that are accepted: of their picture's size; also beside a picture that was squashed to a
+square or scaled (either keeps the whole frame); or of any size."""
+
+Pixels = npt.NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+"""Called with (files done, files in all)."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PairPixels:
+    """What could be read of a pair.
+
+    Args:
+        image_rgb: uint8 (height, width, 3); None if it can't be read.
+        mask: uint8 (height, width), 0 or 255; None if it can't be read.
+        problems: What is wrong, if anything.
+    """
+
+    image_rgb: Pixels | None
+    mask: Pixels | None
+    problems: list[InputError]
+
+
+def accepted_sizes(dataset: str, allow_mask_resize: bool) -> MaskSizes:
+    """Which masks a data set may have; see `decode`."""
+    if allow_mask_resize:
+        return "any"
+    return "squashed" if dataset.startswith("isic") else "same"
+
+
+def read_pair(pair: Pair, sizes: MaskSizes, *, threshold_masks: bool) -> PairPixels:
+    """Decode a picture and its mask, and compare them.
+
+    Args:
+        pair: Which.
+        sizes: Which sizes of masks are accepted.
+        threshold_masks: See `read_mask`.
+    """
+    problems: list[InputError] = []
+    picture = image_rgb = mask = None
+    try:
+        picture = _read(pair.image, read_picture)
+        image_rgb = np.array(picture)
+    except InputError as error:
+        problems.append(error)
+    try:
+        mask = _read_masks(pair, threshold_masks)
+    except InputError as error:
+        problems.append(error)
+    if picture is not None and image_rgb is not None and mask is not None:
+        turn = picture.info.get(TURNED)
+        problem = turn and _turn_problem(pair, image_rgb, mask, turn)
+        problem = problem or _size_problem(pair, image_rgb.shape[:2], mask.shape, sizes)
+        if problem:
+            problems.append(problem)
+    return PairPixels(image_rgb, mask, problems)
+
+
+def run_all(
+    work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None
+) -> list[Result]:
+    """The result for each item, in order, from a few threads; the first error ends it."""
+    results = []
+    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
+        for result in pool.map(work, items):
+            results.append(result)
+            if progress:
+                progress(len(results), len(items))
+    return results
+
+
+def _read(file: SourceFile, reader: Callable[[ImageSource], Result]) -> Result:
+    if file.archive is None:
+        return reader(file.path)
+    try:
+        with file.archive.open(file.member) as stream:
+            return reader(stream)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{file} is damaged ({error})", "a whole zip file is needed", "download it again"
+        ) from error
+    except InputError as error:
+        given = f"in {file.archive.filename}, {error.given}"
+        raise InputError(given, error.accepted, error.remedy) from error
+
+
+def _read_masks(pair: Pair, threshold_masks: bool) -> Pixels:
+    """The mask of all lesions of a picture."""
+    reader = functools.partial(read_mask, threshold=threshold_masks)
+    files = (pair.mask, *pair.more_masks)
+    masks = [_read(file, reader) for file in files]
+    for file, mask in zip(files, masks, strict=True):
+        if mask.shape != masks[0].shape:
+            raise InputError(
+                f"{file} is {width_by_height(mask.shape)} and {pair.mask} "
+                f"{width_by_height(masks[0].shape)} (width × height)",
+                "the masks of one picture have one size",
+                "export them again",
+            )
+    return functools.reduce(np.maximum, masks)
+
+
+def _turn_problem(pair: Pair, image_rgb: Pixels, mask: Pixels, turn: int) -> InputError | None:
+    """Whether a picture is turned by EXIF and its mask was drawn on it as it is stored.
+
+    Sizes tell where the turn changes them. Else the mask is taken for one of the stored picture
+    if turned likewise it sets off the lesion's mean colour by 5 grey levels more.
+    """
+    turned = np.asarray(Image.fromarray(mask).transpose(UPRIGHT[turn]))
+    height, width = image_rgb.shape[:2]
+    if turn >= 5 and mask.shape[0] != mask.shape[1]:
+        is_stored = (height > width) != (mask.shape[0] > mask.shape[1])
+    else:
+        is_stored = _contrast(image_rgb, turned) > _contrast(image_rgb, mask) + 5
+    if not is_stored:
+        return None
+    return InputError(
+        f"{pair.image} is turned by its EXIF orientation and {pair.mask} is not",
+        "a mask shows its picture as viewers do, upright",
+        "turn the mask likewise, or take the orientation out of the picture",
+    )
+
+
+def _contrast(image_rgb: Pixels, mask: Pixels) -> float:
+    """Distance of the mean colours inside and outside a mask, in grey levels."""
+    height, width = image_rgb.shape[:2]
+    inside = np.asarray(Image.fromarray(mask).resize((width, height))) >= 128
+    if inside.all() or not inside.any():
+        return 0.0
+    means = image_rgb[inside].mean(axis=0) - image_rgb[~inside].mean(axis=0)
+    return float(np.sqrt(np.mean(means**2)))
+
+
+def _size_problem(
+    pair: Pair, image_hw: tuple[int, ...], mask_hw: tuple[int, ...], accepted: MaskSizes
+) -> InputError | None:
+    """What is wrong with a mask's size, if anything."""
+    # A mask of another shape may have been cut, not squashed: nothing in the files tells.
+    squashed = image_hw[0] == image_hw[1]
+    scaled = abs(image_hw[0] * mask_hw[1] / (image_hw[1] * mask_hw[0]) - 1) < 0.01
+    if (
+        image_hw == mask_hw
+        or accepted == "any"
+        or (accepted == "squashed" and (squashed or scaled))
+    ):
+        return None
+    return InputError(
+        f"{pair.mask} is {width_by_height(mask_hw)} and its picture {pair.image.path.name} "
+        f"{width_by_height(image_hw)} (width × height)",
+        "a mask has the size of its picture",
+        "export it again, or pass --resize-masks (allow_mask_resize=True) if both show the same "
+        "frame",
+    )
+
+
+def width_by_height(size_hw: Sequence[int]) -> str:
+    """A size (height, width) for people, who say width × height."""
+    return f"{size_hw[1]}×{size_hw[0]}"

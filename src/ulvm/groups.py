@@ -1,0 +1,90 @@
+"""The table of a data set's pictures: whose they are, and what else is known of each."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ulvm.errors import InputError
+from ulvm.splits import name_some, normal_id
+
+TABLE = "groups.csv"
+_FORM = "it must be a CSV file whose first line is 'id,group', or has more columns"
+
+Rows = dict[str, dict[str, str]]
+"""Of each picture by its id, the value of each column; names of columns in small letters."""
+
+
+def read_table(path: str | os.PathLike[str], needed: Sequence[str] = ("id",)) -> Rows:
+    """A CSV file with a column ``id`` and others, as spreadsheets write it.
+
+    Columns are separated by commas, semicolons or tabs. Accepted are UTF-8, UTF-16 with its mark,
+    and Windows' Latin letters (cp1252).
+
+    Raises:
+        InputError: The file cannot be read, lacks a column that is needed, or has an id twice.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror})", _FORM, "check the path"
+        ) from error
+    lines = _decode(content).splitlines()
+    head = lines[0] if lines else ""
+    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
+    columns = [name.strip().lower() for name in next(reader, [])]
+    if not set(needed) <= set(columns):
+        names = " and ".join(f"'{name}'" for name in needed)
+        raise InputError(
+            f"{path} has no column{'s' * (len(needed) > 1)} {names}", _FORM, "rename its columns"
+        )
+    rows = [dict(zip(columns, map(str.strip, row), strict=False)) for row in reader if any(row)]
+    counts = Counter(normal_id(row["id"]) for row in rows)
+    if twice := [id_ for id_, count in counts.items() if count > 1]:
+        raise InputError(
+            f"{path} has {len(twice)} ids more than once: {name_some(twice)}",
+            "a picture has one line",
+            "take the others out",
+        )
+    return {normal_id(row["id"]): row for row in rows}
+
+
+def _decode(content: bytes) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def read_groups(path: str | os.PathLike[str], ids: Sequence[str]) -> list[str]:
+    """The group of each id, from a table with the columns ``id`` and ``group``.
+
+    Raises:
+        InputError: See `read_table`; or there is no column ``group``, or an id is missing or has
+            no group.
+    """
+    rows = read_table(path, needed=("id", "group"))
+    for what, wrong in [
+        ("lacks {} ids", [id_ for id_ in ids if id_ not in rows]),
+        (
+            "gives {} ids no group",
+            [id_ for id_ in ids if id_ in rows and not rows[id_].get("group")],
+        ),
+    ]:
+        if wrong:
+            raise InputError(
+                f"{path} {what.format(len(wrong))}: {name_some(wrong)}",
+                "every picture needs a line with its group",
+                "add them; a picture that belongs with no other has its own id as group",
+            )
+    return [rows[id_]["group"] for id_ in ids]
+
+
+def find_table(data_dir: Path, dataset: str) -> Rows:
+    """The table that lies beside a data set's pictures; empty where there is none."""
+    paths: Iterable[Path] = (data_dir / TABLE, data_dir / dataset / TABLE)
+    return next((read_table(path) for path in paths if path.is_file()), {})

@@ -1,0 +1,59 @@
+"""Tables of pictures as spreadsheets write them."""
+
+from pathlib import Path
+
+import pytest
+
+from ulvm.errors import InputError
+from ulvm.groups import find_table, read_groups, read_table
+
+
+def test_groups_come_from_a_csv_file(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("id,group\nb,2\na,1\n")
+    assert read_groups(tmp_path / "groups.csv", ["a", "b"]) == ["1", "2"]
+    with pytest.raises(InputError, match="lacks 1 ids: c"):
+        read_groups(tmp_path / "groups.csv", ["a", "c"])
+    (tmp_path / "wrong.csv").write_text("name,patient\na,1\n")
+    with pytest.raises(InputError, match="no columns"):
+        read_groups(tmp_path / "wrong.csv", ["a"])
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_what_spreadsheets_write(tmp_path: Path, separator: str, encoding: str) -> None:
+    lines = ["ID;Group ;Diagnosis", "a;Müller, A.;nv", 'b;"Groß";', ";;", ""]
+    if separator == ",":
+        lines[1] = 'a;"Müller, A.";nv'
+    text = "\r\n".join(lines).replace(";", separator)
+    (tmp_path / "groups.csv").write_bytes(text.encode(encoding))
+    assert read_groups(tmp_path / "groups.csv", ["b", "a"]) == ["Groß", "Müller, A."]
+    assert read_table(tmp_path / "groups.csv")["a"]["diagnosis"] == "nv"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id;group\na;\nb; \nc;1\n", "gives 2 ids no group: a, b"),
+        ("id,group\na,1\na,2\n", "1 ids more than once: a"),
+        ("picture,group\na,1\n", "no columns 'id' and 'group'"),
+        ("id,patient\na,1\nb,1\nc,1\n", "no columns 'id' and 'group'"),
+        ("", "no columns"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_groups(tmp_path / "groups.csv", ["a", "b", "c"])
+
+
+def test_ids_of_a_mac_are_found(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("id,group\ne\u0301,1\n")
+    assert read_groups(tmp_path / "groups.csv", ["\xe9"]) == ["1"]
+
+
+def test_the_table_beside_the_data(tmp_path: Path) -> None:
+    assert find_table(tmp_path, "pad-ufes") == {}
+    (tmp_path / "pad-ufes").mkdir()
+    (tmp_path / "pad-ufes" / "groups.csv").write_text("id,group,diagnosis\na,1,mel\n")
+    for folder in (tmp_path, tmp_path / "pad-ufes"):
+        assert find_table(folder, "pad-ufes")["a"]["diagnosis"] == "mel"
