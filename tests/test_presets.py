@@ -51,6 +51,9 @@ OWN_COUNTS = {
     ModelSpec(network="unet-pvm"): 667_671,
     ModelSpec(network="unext-pvm"): 974_357,
     ModelSpec(network="lite-unet"): 3_825_121,
+    ModelSpec(network="aulunet"): 28_636,
+    ModelSpec(network="ultralbm-unet"): 34_166,
+    ModelSpec(network="ultralbm-unet-student"): 10_956,
     PLUS_MODEL: 46_644,
     SMALL_MODEL: 10_913,
 }
