@@ -37,6 +37,8 @@ PUBLISHED: dict[tuple[str, str, str], dict[str, float]] = {
     ("vm-unet", "isic2017", "isic2017"): {"dsc": 0.9070},
     ("ege-unet", "isic2017", "isic2017"): {"dsc": 0.9073},
     ("unet", "isic2017", "isic2017"): {"dsc": 0.8989},
+    ("aulunet", "isic2017", "isic2017"): {"dsc": 0.9208},  # its own paper, BMVC 2025
+    ("aulunet", "isic2018", "isic2018"): {"dsc": 0.9037},
 }
 TITLES = {"isic2017": "ISIC 2017", "isic2018": "ISIC 2018", "ph2": "PH2"}
 

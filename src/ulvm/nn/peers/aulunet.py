@@ -81,9 +81,9 @@ class AULUNet(nn.Module):
         widths: Channels of the six stages.
 
     Source: Rahman et al., "AULUNet", BMVC 2025, paper 1199; it prints 0.029 M parameters.
-    Differs: the layers between its three modules (1×1 convolutions with batch norm and ReLU,
-    average pooling, bilinear upsampling), the widths and the dilation of 2 are the authors'
-    released code's. They give 28,636 parameters.
+    Differs: what lies between its three modules (1×1 convolutions with batch norm and ReLU,
+    average pooling, bilinear upsampling), the widths and the dilation of 2 are as in the authors'
+    released code, and give its 28,636 parameters. Weights start as torch draws them.
     """
 
     def __init__(self, widths: Sequence[int] = (5, 10, 15, 25, 35, 60)) -> None:
@@ -101,7 +101,9 @@ class AULUNet(nn.Module):
             for before, after in pairwise(widths)
         )
         self.bottom = GlobalFusion(widths[-1])
-        self.narrow = nn.ModuleList(_pointwise(before, after) for before, after in pairwise(falling))
+        self.narrow = nn.ModuleList(
+            _pointwise(before, after) for before, after in pairwise(falling)
+        )
         self.gates = nn.ModuleList(map(SkipGate, falling[1:]))
         self.decoder = nn.ModuleList(map(KernelFusion, falling[1:]))
         self.head = nn.Conv2d(first, 1, 1)

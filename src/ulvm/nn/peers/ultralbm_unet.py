@@ -64,6 +64,18 @@ class MultiBranch(nn.Module):
         return list((forwards + backwards.flip(1)).chunk(self.scanned))
 
 
+class ScaledSkip(nn.Module):
+    """The skips of all stages, weighed by one learnt number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, skip: Tensor) -> Tensor:
+        """Any shape → the same."""
+        return self.scale * skip
+
+
 class UltraLBMUNet(nn.Module):
     """UltraLBM-UNet; with half the widths its student, UltraLBM-UNet-T.
 
@@ -71,11 +83,12 @@ class UltraLBMUNet(nn.Module):
         widths: Channels of the six stages, multiples of 4.
 
     Source: Fan et al. 2025, "UltraLBM-UNet", arXiv 2512.21584, which prints 0.034 M and 0.011 M.
-    Differs: where the paper is silent as in its authors' released code, which has 34,166 and
-    10,956 parameters as this has: no Mamba in the outer two of the six deep stages, whose third
-    kernel sizes are 3, 5, 7, 7, 5, 3; one learnt weight for all skips. That code runs the second
-    pass of Mamba with the channels reversed, not the tokens; here it runs backwards over the
-    picture, as the paper says. The student is trained without its teacher.
+    Differs: where the paper leaves a choice as in its authors' released code, whose 34,166 and
+    10,956 parameters this has: no Mamba in the outer two of the six deep stages (with one there
+    they would be 35,798 and 11,672), kernels of 3, 5, 7, 7, 5 and 3 in the six, one learnt
+    weight for all skips. That code gives Mamba the reversed channels for its second pass; here it
+    gets the reversed tokens, which is what the paper's "bidirectional" means. The paper's student
+    learns from its teacher; what the harness trains learns from the masks alone.
     """
 
     KERNELS = (3, 5, 7)  # of encoder stages 4 to 6, and of decoder stages 3 to 1
@@ -88,7 +101,7 @@ class UltraLBMUNet(nn.Module):
         up = map(MultiBranch, falling[:3], falling[1:4], self.KERNELS[::-1], self.SCANNED[::-1])
         self.encoder = nn.ModuleList([*convolutions([3, *widths[:3]]), *down])
         self.encoder_norms = nn.ModuleList(map(FourGroupNorm, widths[:-1]))
-        self.skip_scale = nn.Parameter(torch.ones(1))
+        self.skip = ScaledSkip()
         self.decoder = nn.ModuleList([*up, *convolutions(falling[3:])])
         self.decoder_norms = nn.ModuleList(map(FourGroupNorm, falling[1:]))
         self.head = nn.Conv2d(widths[0], 1, 1)
@@ -104,13 +117,12 @@ class UltraLBMUNet(nn.Module):
         features = images
         skips = []
         for block, norm in zip(self.encoder[:-1], self.encoder_norms, strict=True):
-            features = halve(block, norm, features)
+            features = halve(block, norm, features)  # type: ignore[arg-type]
             skips.append(features)
         features = F.gelu(self.encoder[-1](features))  # (batch, widths[5], height/32, width/32)
         for depth, (block, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
             # The deepest skip has the bottom's size.
-            skip = self.skip_scale * skips.pop()
-            features = merge(block, norm, features, skip, doubled=depth > 0)
+            features = merge(block, norm, features, self.skip(skips.pop()), doubled=depth > 0)
         if kernels := kernels_for(features):
             return kernels.double_head(self.head, features)
         return double(self.head(features))
