@@ -407,6 +407,7 @@ def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str
     "--device", default="cpu", show_default=True, help="Other than cpu runs weights in torch."
 )
 @_engine_option
+@click.option("--isic", is_flag=True, help="Also score full-size masks as the ISIC challenge does.")
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the results.")
 def evaluate(
     model: str,
@@ -419,10 +420,11 @@ def evaluate(
     exclude_seen: bool,
     device: str,
     engine: EngineName | None,
+    isic: bool,
     out_dir: Path,
 ) -> None:
     """Score MODEL: a run folder, a .safetensors or .onnx file, or the word bundled."""
-    from ulvm import datasets, evaluate, splits
+    from ulvm import datasets, evaluate, image, splits
 
     probability_of, run = _load_model(model, device, engine)
     own = {source.dataset: source.split for source in run.data.sources}
@@ -440,12 +442,18 @@ def evaluate(
     decoded = datasets.decode(
         dataset, data_dir, size=run.data.image_size, threshold_masks=threshold_masks
     )
+    masks = {pair.id: pair.mask for pair in pairs}
+
+    def full_truth(id_: str) -> Any:
+        return image.read_mask(masks[id_].read_bytes(), threshold=threshold_masks) > 0
+
     with _progress("scored") as progress:
         evaluation = evaluate.evaluate(
             probability_of,
             decoded,
             ids,
             threshold=run.threshold if threshold is None else threshold,
+            full_truth=full_truth if isic else None,
             model=model,
             split=split.name,
             split_hash=split.hash,
