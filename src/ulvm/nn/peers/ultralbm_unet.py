@@ -59,9 +59,11 @@ class MultiBranch(nn.Module):
     def _scan(self, tokens: Tensor) -> list[Tensor]:
         """(batch, length, scanned · group) → for each quarter (batch, length, group)."""
         assert self.mixer is not None
-        quarters = torch.cat(tokens.chunk(self.scanned, dim=2))  # quarters become batch items
-        forwards, backwards = self.mixer(torch.cat([quarters, quarters.flip(1)])).chunk(2)
-        return list((forwards + backwards.flip(1)).chunk(self.scanned))
+        quarters = torch.stack(tokens.chunk(self.scanned, dim=2))  # (scanned, batch, length, group)
+        both = torch.stack([quarters, quarters.flip(2)])
+        mixed = self.mixer(both.flatten(0, 2))  # both ways and all quarters as one batch
+        forwards, backwards = mixed.unflatten(0, (2, self.scanned, -1)).unbind()
+        return list((forwards + backwards.flip(2)).unbind())
 
 
 class ScaledSkip(nn.Module):
