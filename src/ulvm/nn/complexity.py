@@ -349,7 +349,16 @@ _COUNTS: dict[str, _Count] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "sqrt"), _WRITTEN),
     **dict.fromkeys(("relu", "hardtanh", "gelu", "silu", "sigmoid", "tanh"), _WRITTEN),
     **dict.fromkeys(
-        ("clone", "cat", "upsample_nearest2d", "flip", "constant_pad_nd", "reflection_pad2d"), _FREE
+        (
+            "clone",
+            "cat",
+            "stack",
+            "upsample_nearest2d",
+            "flip",
+            "constant_pad_nd",
+            "reflection_pad2d",
+        ),
+        _FREE,
     ),
     "empty": _FREE,
 }
