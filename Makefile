@@ -85,7 +85,7 @@ docs: .venv-test/ready
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python $(CONSTRAINED) torch
 	.venv-test/bin/python $(CONSTRAINED) --editable '.[train,tensorboard,ncnn]' pytest pytest-xdist playwright ruff mypy \
-		hatchling ziglang 'triton; platform_system == "Linux"'
+		isic-challenge-scoring hatchling ziglang 'triton; platform_system == "Linux"'
 	touch $@
 
 .venv-build/ready: pyproject.toml

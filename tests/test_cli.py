@@ -250,6 +250,28 @@ def test_what_a_picture_does_not_show_is_said_once(tmp_path: Path) -> None:
     assert done.stderr == said
 
 
+def test_eval_scores_the_masks_of_predict_as_the_isic_challenge_does(tmp_path: Path) -> None:
+    synthetic.write_dataset(tmp_path / "drawn", 9, seed=5, size_hw=(300, 420))
+    where = ("--dataset", "folder", "--data", tmp_path / "drawn")
+    run("data", "split", *where, "--folds", 3, "--out", tmp_path / "splits")
+    split = sorted((tmp_path / "splits").iterdir())[0]
+    words = ("--split", split, "--isic", "--out", tmp_path / "scores")
+    result = run("eval", "bundled", *where, *words)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "scores" / "scores.json").read_text())["challenge"]
+    assert f"threshold_jaccard  {found['threshold_jaccard']:.4f}" in result.output
+
+    run("predict", tmp_path / "drawn" / "images", "--out", tmp_path / "out")
+    overlaps = []
+    for case in json.loads((tmp_path / "scores" / "cases.json").read_text()):
+        mask = read_mask(tmp_path / "out" / f"{case['id']}_mask.png") > 0
+        (path,) = (tmp_path / "drawn" / "masks").glob(f"{case['id']}*")
+        truth = read_mask(path) > 0
+        assert mask.shape == truth.shape == (300, 420)
+        overlaps.append((mask & truth).sum() / (mask | truth).sum())
+    assert found["jaccard"] == pytest.approx(np.mean(overlaps))
+
+
 WITHOUT_TORCH = """
 import sys
 class Block:

@@ -173,6 +173,26 @@ def test_table_says_what_was_scored(evaluation: Evaluation) -> None:
         assert words in table
 
 
+def test_challenge_compares_masks_at_the_pictures_own_sizes() -> None:
+    dataset = dataset_of([square(4, 4, 12), square(0, 0, 0)], [square(4, 4, 12), square(9, 9, 3)])
+    truths = {name: np.zeros((96, 64), dtype=bool) for name in dataset.ids}
+    # The square of 12 is 36 high and 24 wide here, rows 12 to 47; three more of them are lesion.
+    truths["case-000"][12:51, 8:32] = True
+    assert evaluate(from_red, dataset, dataset.ids, boundary=False).challenge is None
+    both = evaluate(from_red, dataset, dataset.ids, boundary=False, full_truth=truths.__getitem__)
+    assert both.challenge is not None
+    assert both.challenge["jaccard"] == pytest.approx((36 / 39 + 1) / 2)  # nothing in the other
+    assert both.challenge["dice"] == pytest.approx((72 / 75 + 1) / 2)
+    assert "dice               0.9800" in both.table()
+    assert both.to_dict()["challenge"] == both.challenge
+
+    def two_classes(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([1 - from_red(images), from_red(images)], axis=1)
+
+    with pytest.raises(InputError, match="one mask of the lesion"):
+        evaluate(two_classes, dataset, dataset.ids, full_truth=truths.__getitem__)
+
+
 def test_saved_files_read_back(evaluation: Evaluation, tmp_path: Path) -> None:
     paths = evaluation.save(tmp_path / "new" / "results")
     names = ["scores.json", "cases.json", "cases.csv", "contact_sheet.png"]

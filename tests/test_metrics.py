@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,46 @@ def test_score_that_no_image_has_is_nan() -> None:
     empty = scores(counts_of((0, 0, 0, 4), (0, 1, 0, 3)))
     assert np.isnan([empty.pooled.se, empty.per_image.se.mean, empty.per_image.se.sd]).all()
     assert np.isnan(scores(counts_of((1, 0, 0, 3))).per_image.dsc.sd)
+
+
+def test_challenge_scores_worked_by_hand() -> None:
+    # Half found; nothing there, nothing found; all of a picture that is all lesion.
+    scored = metrics.challenge_scores(counts_of((4, 2, 2, 8), (0, 0, 0, 16), (16, 0, 0, 0)))
+    assert scored == pytest.approx(
+        {
+            "accuracy": (12 / 16 + 1 + 1) / 3,
+            "sensitivity": (4 / 6 + 1 + 1) / 3,
+            "specificity": (8 / 10 + 1 + 1) / 3,
+            "jaccard": (4 / 8 + 1 + 1) / 3,
+            "threshold_jaccard": (0 + 1 + 1) / 3,
+            "dice": (8 / 12 + 1 + 1) / 3,
+        }
+    )
+    with pytest.raises(InputError, match="No images"):
+        metrics.challenge_scores(counts_of((1, 1, 1, 1)).select(np.array([], dtype=int)))
+
+
+@pytest.mark.filterwarnings("default")  # the package's own
+def test_challenge_scores_are_those_of_the_challenge_s_own_package() -> None:
+    segmentation = pytest.importorskip(
+        "isic_challenge_scoring.segmentation", reason="isic-challenge-scoring is not installed"
+    )
+    masks, truths = drawn_masks(20, seed=4)
+    for number, (mask, truth) in enumerate(itertools.product([False, True], repeat=2)):
+        masks[number], truths[number] = mask, truth
+    for number in range(4, 12):
+        masks[number] = truths[number]
+        masks[number, : number - 4] ^= True  # Jaccard from 1 to below .65
+    pairs = [
+        SimpleNamespace(
+            image_id=f"ISIC_{number:07}",
+            truth_image=np.uint8(255) * truth,
+            prediction_image=np.uint8(255) * mask,
+        )
+        for number, (mask, truth) in enumerate(zip(masks, truths, strict=True))
+    ]
+    expected = segmentation.SegmentationScore(pairs).macro_average
+    assert metrics.challenge_scores(confusion(masks, truths)) == pytest.approx(expected.to_dict())
 
 
 def test_thresholded_jaccard_keeps_the_threshold_itself() -> None:

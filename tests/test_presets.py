@@ -51,6 +51,9 @@ OWN_COUNTS = {
     ModelSpec(network="unet-pvm"): 667_671,
     ModelSpec(network="unext-pvm"): 974_357,
     ModelSpec(network="lite-unet"): 3_825_121,
+    ModelSpec(network="aulunet"): 28_636,
+    ModelSpec(network="ultralbm-unet"): 34_166,
+    ModelSpec(network="ultralbm-unet-student"): 10_956,
     PLUS_MODEL: 46_644,
     SMALL_MODEL: 10_913,
 }
@@ -91,5 +94,5 @@ def test_unknown_preset_names_the_nearest() -> None:
     assert caught.value.given == "no preset 'branches-3'"
     assert caught.value.accepted == "choose from " + ", ".join(PRESETS)
     assert caught.value.remedy.startswith("did you mean 'branches-")
-    with pytest.raises(InputError, match=r"lightm-unet, unet-pvm, unext-pvm\.$"):
+    with pytest.raises(InputError, match=r"ultralbm-unet, ultralbm-unet-student\.$"):
         find_preset("zzzz")

@@ -431,6 +431,7 @@ def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str
 @_engine_option
 @click.option("--by", help="Score by size,contrast,tone or a column of the groups' file too.")
 @click.option("--groups", type=_GROUPS, help="CSV file 'id,…'; else groups.csv beside the data.")
+@click.option("--isic", is_flag=True, help="Also score full-size masks as the ISIC challenge does.")
 @click.option("--out", "out_dir", type=_FOLDER, required=True, help="Folder for the results.")
 def evaluate(
     model: str,
@@ -445,10 +446,12 @@ def evaluate(
     engine: EngineName | None,
     by: str | None,
     groups: Path | None,
+    isic: bool,
     out_dir: Path,
 ) -> None:
     """Score MODEL: a run folder, a .safetensors or .onnx file, or the word bundled."""
     from ulvm import datasets, evaluate, splits
+    from ulvm.datasets.read import read_masks
     from ulvm.groups import find_table, read_table
     from ulvm.provenance import choose_unseen
 
@@ -462,12 +465,18 @@ def evaluate(
     decoded = datasets.decode(
         dataset, data_dir, size=run.data.image_size, threshold_masks=threshold_masks
     )
+    pair_of = {pair.id: pair for pair in pairs}
+
+    def full_truth(id_: str) -> Any:
+        return read_masks(pair_of[id_], threshold_masks) > 0
+
     with _progress("scored") as progress:
         evaluation = evaluate.evaluate(
             probability_of,
             decoded,
             ids,
             threshold=run.threshold if threshold is None else threshold,
+            full_truth=full_truth if isic else None,
             model=model,
             split=split.name,
             split_hash=split.hash,

@@ -26,6 +26,7 @@ from ulvm.boundary import (
     summarise,
 )
 from ulvm.contact_sheet import draw_contact_sheet
+from ulvm.engine import resize_mask
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.metrics import (
@@ -156,6 +157,7 @@ class Evaluation:
             "per_image.dsc", …, and "boundary.hd95_median_px".
         boundary: Boundary scores; None if they were not asked for.
         calibration: Of the foreground probability of every pixel.
+        challenge: Scores as the ISIC challenge counts them; None if they were not asked for.
         examples: The images of lowest and highest Dice, from worst to best.
         strata: Scores of each kind of picture, a table for each property that was asked for.
     """
@@ -173,6 +175,7 @@ class Evaluation:
     intervals: dict[str, Interval]
     boundary: BoundarySummary | None
     calibration: Calibration
+    challenge: dict[str, float] | None
     examples: tuple[Example, ...] = field(repr=False)
     strata: tuple[StrataTable, ...] = ()
 
@@ -206,6 +209,10 @@ class Evaluation:
             f"[low, high]: {LEVEL:.0%} bootstrap intervals over images, {RESAMPLES} resamples,"
             f" seed {BOOTSTRAP_SEED}",
         ]
+        if self.challenge is not None:
+            lines += ["", "As the ISIC challenge counts, per image at its own size:"]
+            width = max(map(len, self.challenge))
+            lines += [f"{name:{width}}  {value:.4f}" for name, value in self.challenge.items()]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -240,6 +247,7 @@ class Evaluation:
             "boundary": None if self.boundary is None else asdict(self.boundary),
             "intervals": {name: asdict(limits) for name, limits in self.intervals.items()},
             "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": BOOTSTRAP_SEED},
+            "challenge": self.challenge,
             "calibration": {
                 "expected_error": self.calibration.expected_error,
                 "pixels": self.calibration.pixels.tolist(),
@@ -310,6 +318,7 @@ def evaluate(
     threshold: float = 0.5,
     batch_size: int = 32,
     boundary: bool = True,
+    full_truth: Callable[[str], BoolArray] | None = None,
     model: str = _NOT_STATED,
     split: str = _NOT_STATED,
     split_hash: str = _NOT_STATED,
@@ -332,6 +341,9 @@ def evaluate(
         threshold: Probability from which a pixel is lesion, between 0 and 1.
         batch_size: Pictures per call of `probability_of`.
         boundary: Whether to score boundaries, which needs scipy.
+        full_truth: Id → true mask of any size, bool (height, width). With it the predicted masks
+            are also made at these sizes, as `Segmenter` makes them, and scored as the ISIC
+            challenge scores them; for models of one class.
         model: What is evaluated, for tables and files.
         split: Name of the split, for tables and files.
         split_hash: Hash of its id lists, for tables and files.
@@ -345,8 +357,8 @@ def evaluate(
 
     Raises:
         InputError: No ids, repeated or unknown ids, a threshold or batch size out of range, an
-            unknown property, an answer of `probability_of` with another shape or outside 0..1, or
-            scipy missing.
+            unknown property, an answer of `probability_of` with another shape or outside 0..1,
+            several classes with `full_truth`, or scipy missing.
     """
     if not ids or len(set(ids)) != len(ids):
         raise InputError(
@@ -370,6 +382,7 @@ def evaluate(
     height, width = dataset.masks.shape[1:]
     tolerance_px = TOLERANCE * height
     count_parts: list[Confusion] = []
+    full_counts: list[Confusion] = []
     boundaries: list[tuple[float, float]] = []
     measures: list[tuple[float, float]] = []
     bins = np.zeros((3, CALIBRATION_BINS))  # pixels, sum of probability, lesion pixels
@@ -389,6 +402,17 @@ def evaluate(
         counts = metrics.confusion(masks, truths)
         count_parts.append(counts)
         bins += _calibration_sums(foreground, truths)
+        if full_truth is not None:
+            if several_classes:
+                raise InputError(
+                    "the ISIC challenge's scores were asked for of a model of several classes",
+                    "the challenge scores one mask of the lesion",
+                    "leave them out",
+                )
+            for id_, small in zip(batch_ids, foreground, strict=True):
+                truth = full_truth(id_)
+                mask, _ = resize_mask(small, truth.shape, threshold)
+                full_counts.append(metrics.confusion(mask, truth))
         if boundary:
             boundaries += [
                 boundary_scores(mask, truth, tolerance_px)
@@ -406,7 +430,7 @@ def evaluate(
         if progress is not None:
             progress(start + len(batch), len(ids))
 
-    counts = sum(count_parts[1:], start=count_parts[0])
+    counts = _join(count_parts)
     return Evaluation(
         dataset=dataset.name,
         model=model,
@@ -421,6 +445,7 @@ def evaluate(
         intervals=_intervals(counts, boundaries),
         boundary=summarise(boundaries, tolerance_px),
         calibration=_calibration(bins),
+        challenge=metrics.challenge_scores(_join(full_counts)) if full_counts else None,
         examples=tuple(examples),
         strata=tuple(
             tabulate(
@@ -434,6 +459,10 @@ def evaluate(
             for name in by
         ),
     )
+
+
+def _join(parts: Sequence[Confusion]) -> Confusion:
+    return sum(parts[1:], start=parts[0])
 
 
 def _check_probability(

@@ -170,6 +170,34 @@ PER_IMAGE_METRICS: dict[str, Metric] = {
 }
 
 
+# Named and ordered as the challenge's own scoring prints them.
+CHALLENGE_METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "jaccard": iou,
+    "threshold_jaccard": thresholded_jaccard,
+    "dice": dice,
+}
+
+
+def challenge_scores(counts: Confusion) -> dict[str, float]:
+    """Means over images as the ISIC challenge takes them: 1 where a score divides by zero.
+
+    2017 ranked by ``jaccard``, 2018 by ``threshold_jaccard``, of masks at the pictures' own sizes.
+
+    Source: what the challenge scores with, ``isic-challenge-scoring`` 5.6.
+
+    Raises:
+        InputError: There are no images.
+    """
+    _require_images(counts.images)
+    return {
+        name: float(np.nan_to_num(metric(counts), nan=1.0).mean())
+        for name, metric in CHALLENGE_METRICS.items()
+    }
+
+
 def pooled(metric: Metric) -> Statistic:
     """The statistic "`metric` of one confusion matrix over the pixels of all images"."""
     return lambda counts: metric(counts.pooled())[..., 0]

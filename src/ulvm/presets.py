@@ -172,6 +172,13 @@ PRESETS: dict[str, Preset] = {
     "unext-pvm": _row(
         "unext with PVM for its deep convolutions", ModelSpec(network="unext-pvm"), 974_357
     ),
+    "aulunet": _row("BMVC 2025, paper 1199", ModelSpec(network="aulunet"), 28_636),
+    "ultralbm-unet": _row("arXiv 2512.21584", ModelSpec(network="ultralbm-unet"), 34_166),
+    "ultralbm-unet-student": _row(
+        "arXiv 2512.21584, its student, without the teacher",
+        ModelSpec(network="ultralbm-unet-student"),
+        10_956,
+    ),
 }
 
 

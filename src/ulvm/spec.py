@@ -23,6 +23,9 @@ Network = Literal[
     "unet-pvm",
     "unext-pvm",
     "lite-unet",
+    "aulunet",
+    "ultralbm-unet",
+    "ultralbm-unet-student",
 ]
 Stage = Literal["conv", "pvm"]
 Mixer = Literal["mamba", "bidirectional", "ss2d"]

@@ -47,7 +47,8 @@ def test_figures_show_the_networks_that_were_run(tmp_path: Path) -> None:
     }
     no_run, no_time, no_areas = missing
     assert no_run.startswith(
-        "no run of ege-unet, malunet, lightm-unet, unext-pvm, unet, unet-pvm, "
+        "no run of ege-unet, malunet, aulunet, ultralbm-unet, ultralbm-unet-student, "
+        "lightm-unet, unext-pvm, unet, unet-pvm, "
     )
     assert "vm-unet" not in no_run.split(", ")
     assert no_time == "no time of vm-unet"

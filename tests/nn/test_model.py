@@ -306,9 +306,7 @@ def test_pvm_mistakes() -> None:
     with pytest.raises(InputError, match="got 10 channels and 4 branches"):
         PVMLayer(10, 8)
     mixer: Any = "mambo"
-    with pytest.raises(
-        InputError, match=r"no mixer 'mambo'\. There are mamba, bidirectional, ss"
-    ):
+    with pytest.raises(InputError, match=r"no mixer 'mambo'\. There are mamba, bidirectional, ss"):
         PVMLayer(8, 8, mixer=mixer)
     with pytest.raises(InputError, match=r"Accepted is size_hw=\(height, width\)"):
         PVMLayer(8, 8, mixer="ss2d").forward_tokens(torch.zeros(1, 6, 8))

@@ -9,12 +9,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from ulvm.errors import InputError
-from ulvm.nn.model import PVMLayer
-from ulvm.nn.peers import PEERS, build_peer, count_parameters, ege_unet, unext, vm_unet
+from ulvm.nn.export import build_onnx
+from ulvm.nn.model import PictureToProbability, PVMLayer
+from ulvm.nn.peers import (
+    PEERS,
+    aulunet,
+    build_peer,
+    count_parameters,
+    ege_unet,
+    ultralbm_unet,
+    unext,
+    vm_unet,
+)
 from ulvm.nn.peers.blocks import ChannelNorm
 from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
 from ulvm.onnx import onnxruntime
 from ulvm.reproduce.experiments import published, published_parameters
+from ulvm.spec import DataSpec, ModelSpec, RunSpec
 
 SIZE = 64
 
@@ -82,7 +93,7 @@ def test_pvm_layers_stand_for_the_deep_convolutions(name: str) -> None:
     assert {layer.branches for layer in layers} == {4}
 
 
-@pytest.mark.parametrize("name", ["unext-s", "lb-unet"])
+@pytest.mark.parametrize("name", ["unext-s", "lb-unet", "aulunet"])
 def test_onnx_runtime_gives_what_torch_gives(name: str) -> None:
     network = draw_peer(name)
     image = torch.rand(1, 3, SIZE, SIZE) * 255
@@ -91,6 +102,16 @@ def test_onnx_runtime_gives_what_torch_gives(name: str) -> None:
     (found,) = session.run(["probability"], {"image": image.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(found, module(image).numpy(), atol=1e-3)
+
+
+def test_both_ways_of_the_scan_export_for_any_number_of_pictures() -> None:
+    run = RunSpec(model=ModelSpec(network="ultralbm-unet-student"), data=DataSpec(image_size=SIZE))
+    module = PictureToProbability(draw_peer("ultralbm-unet-student").eval()).eval()
+    session = onnxruntime.InferenceSession(build_onnx(module, run, {}))
+    pictures = torch.randint(256, (3, SIZE, SIZE, 3), dtype=torch.uint8)
+    (found,) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(pictures).numpy(), atol=1e-3)
 
 
 def test_unknown_peers_and_sizes_say_what_is_accepted() -> None:
@@ -168,3 +189,60 @@ def test_hadamard_attention_weighs_rows_and_columns() -> None:
     torch.testing.assert_close(weighed[2], torch.linspace(0, 7, 15)[:, None].expand(15, 29))
     torch.testing.assert_close(weighed[4], torch.linspace(0, 70, 29).expand(15, 29))
     assert (weighed[6:] == 1).all()
+
+
+def test_kernel_fusion_goes_from_the_wide_to_the_near_kernel() -> None:
+    fusion = aulunet.KernelFusion(3)
+    fusion.mix = nn.Identity()
+    fusion.weigh.weight.data.zero_()
+    features = torch.randn(2, 3, 8, 8)
+    taps = [
+        F.conv2d(features, part.weight, None, 1, part.dilation, part.dilation, 3)
+        for part in (fusion.wide, fusion.near)
+    ]
+    for bias, expected in ((-100.0, taps[0]), (100.0, taps[1]), (0.0, (taps[0] + taps[1]) / 2)):
+        fusion.weigh.bias.data.fill_(bias)
+        torch.testing.assert_close(fusion(features), expected)
+    assert not torch.allclose(*taps)
+
+
+def test_gates_and_means_weigh_what_they_get() -> None:
+    gate, bottom = aulunet.SkipGate(3), aulunet.GlobalFusion(3)
+    features, skip = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    for bias, share in ((-100.0, 0), (0.0, 0.5), (100.0, 1)):
+        gate.gate[1].weight.data.zero_()
+        gate.gate[1].bias.data.fill_(bias)
+        torch.testing.assert_close(gate(features, skip), features + share * skip)
+    bottom.weigh.weight.data = 100 * torch.eye(3)[:, :, None, None]
+    ones = torch.ones(1, 3, 4, 4) * torch.tensor([1.0, -1, 0])[:, None, None]
+    torch.testing.assert_close(bottom(ones), ones * torch.tensor([2.0, 0, 1])[:, None, None])
+
+
+@pytest.mark.parametrize("scanned", [0, 2])
+def test_quarters_go_their_four_ways(scanned: int) -> None:
+    """Quarter by quarter as the paper writes it, each with a convolution or Mamba of its own."""
+    torch.manual_seed(0)
+    layer = ultralbm_unet.MultiBranch(16, 16, kernel=5, scanned=scanned)
+    layer.norm = layer.project = nn.Identity()
+    layer.skip_scale.data.fill_(0.7)
+    for norm in (layer.convolve[1], layer.convolve[4]):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    features = torch.randn(2, 16, 6, 7)
+    ways = []
+    for number, quarter in enumerate(features.chunk(4, dim=1)):
+        if number < scanned:
+            tokens = quarter.flatten(2).transpose(1, 2)
+            mixed = layer.mixer(tokens) + layer.mixer(tokens.flip(1)).flip(1)
+            way = mixed.transpose(1, 2).unflatten(2, (6, 7))
+        elif number == 3:
+            way = quarter
+        else:
+            own = slice(4 * (number - scanned), 4 * (number - scanned) + 4)
+            depthwise, first, _, pointwise, second, _ = layer.convolve
+            way = F.conv2d(quarter, depthwise.weight[own], padding=2, groups=4)
+            way = F.gelu(F.batch_norm(way, None, None, first.weight[own], first.bias[own], True))
+            way = F.conv2d(way, pointwise.weight[own])
+            way = F.gelu(F.batch_norm(way, None, None, second.weight[own], second.bias[own], True))
+        ways.append(way + 0.7 * quarter)
+    torch.testing.assert_close(layer(features), torch.cat(ways, dim=1))

@@ -69,7 +69,7 @@ def read_pair(pair: Pair, sizes: MaskSizes, *, threshold_masks: bool) -> PairPix
     except InputError as error:
         problems.append(error)
     try:
-        mask = _read_masks(pair, threshold_masks)
+        mask = read_masks(pair, threshold_masks)
     except InputError as error:
         problems.append(error)
     if picture is not None and image_rgb is not None and mask is not None:
@@ -109,8 +109,8 @@ def _read(file: SourceFile, reader: Callable[[ImageSource], Result]) -> Result:
         raise InputError(given, error.accepted, error.remedy) from error
 
 
-def _read_masks(pair: Pair, threshold_masks: bool) -> Pixels:
-    """The mask of all lesions of a picture."""
+def read_masks(pair: Pair, threshold_masks: bool) -> Pixels:
+    """The mask of all lesions of a picture, at its own size, uint8 (height, width)."""
     reader = functools.partial(read_mask, threshold=threshold_masks)
     files = (pair.mask, *pair.more_masks)
     masks = [_read(file, reader) for file in files]

@@ -346,11 +346,20 @@ _COUNTS: dict[str, _Count] = {
     **dict.fromkeys(("mm", "addmm"), _LINEAR),
     "native_batch_norm": ("normalisation", lambda read, written: 2 * written.numel()),
     **dict.fromkeys(("native_layer_norm", "native_group_norm", "_softmax"), _NORM),
-    **dict.fromkeys(("mean", "sum", "amax", "max_pool2d_with_indices"), _READ),
+    **dict.fromkeys(("mean", "sum", "amax", "max_pool2d_with_indices", "avg_pool2d"), _READ),
     **dict.fromkeys(("add", "sub", "mul", "div", "sqrt"), _WRITTEN),
-    **dict.fromkeys(("relu", "hardtanh", "gelu", "silu", "sigmoid"), _WRITTEN),
+    **dict.fromkeys(("relu", "hardtanh", "gelu", "silu", "sigmoid", "tanh"), _WRITTEN),
     **dict.fromkeys(
-        ("clone", "cat", "upsample_nearest2d", "flip", "constant_pad_nd", "reflection_pad2d"), _FREE
+        (
+            "clone",
+            "cat",
+            "stack",
+            "upsample_nearest2d",
+            "flip",
+            "constant_pad_nd",
+            "reflection_pad2d",
+        ),
+        _FREE,
     ),
     "empty": _FREE,
 }

@@ -107,15 +107,19 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "mixers": Experiment(
         question="Does another direction of scanning help?",
-        rows=_rows("paper", "mixer-bidirectional", "mixer-ss2d", seeds=ONE),
+        rows=_rows("paper", "mixer-bidirectional", "mixer-ss2d"),
     ),
     "peers": Experiment(
         question="How do other networks score in the same harness?",
-        rows=_rows("paper", "unet", "ege-unet", "malunet", "lightm-unet", "vm-unet", seeds=ONE),
+        rows=(
+            *_rows("paper", "unet", "ege-unet", "malunet"),
+            *_rows("aulunet", "ultralbm-unet", "ultralbm-unet-student"),
+            *_rows("lightm-unet", "vm-unet", seeds=ONE),
+        ),
     ),
     "plug": Experiment(
         question="Does a PVM layer serve other networks?",
-        rows=_rows("unet", "unet-pvm", "unext", "unext-pvm", seeds=ONE),
+        rows=(*_rows("unet"), *_rows("unet-pvm", "unext", "unext-pvm", seeds=ONE)),
     ),
     "leaks": Experiment(
         question="What do ids shared between the years do to a score?",

@@ -16,12 +16,14 @@ from torch import nn
 
 from ulvm.errors import InputError
 from ulvm.nn.model import PVMLayer
+from ulvm.nn.peers.aulunet import AULUNet
 from ulvm.nn.peers.blocks import ChannelNorm, LearntPlane
 from ulvm.nn.peers.ege_unet import EGEUNet
 from ulvm.nn.peers.lb_unet import LBUNet
 from ulvm.nn.peers.lightm_unet import LightMUNet
 from ulvm.nn.peers.lite_unet import LiteUNet
 from ulvm.nn.peers.malunet import MALUNet
+from ulvm.nn.peers.ultralbm_unet import UltraLBMUNet
 from ulvm.nn.peers.unet import UNet
 from ulvm.nn.peers.unext import UNeXt
 from ulvm.nn.peers.vm_unet import VMUNet
@@ -115,6 +117,24 @@ PEERS: dict[str, Peer] = {
         construct=LiteUNet,
         parameters=3_825_121,
         source="the teacher; EfficientNet-Lite0 without its classifier on the way down",
+    ),
+    "aulunet": Peer(
+        title="AULUNet",
+        construct=AULUNet,
+        parameters=28_636,
+        source="BMVC 2025, paper 1199",
+    ),
+    "ultralbm-unet": Peer(
+        title="UltraLBM-UNet",
+        construct=UltraLBMUNet,
+        parameters=34_166,
+        source="arXiv 2512.21584",
+    ),
+    "ultralbm-unet-student": Peer(
+        title="UltraLBM-UNet-T",
+        construct=partial(UltraLBMUNet, widths=(4, 8, 12, 16, 24, 32)),
+        parameters=10_956,
+        source="arXiv 2512.21584, the student",
     ),
 }
 
