@@ -45,23 +45,28 @@ BUNDLED_TRAIN = TrainSpec(
 )
 
 # What learns from several kinds of pictures.
-PLUS_TRAIN = dataclasses.replace(BEST_TRAIN, epochs=456, augmentation="stronger", teacher_share=0.5)
-SKIN_TRAIN = dataclasses.replace(PLUS_TRAIN, epochs=250, augmentation="wide", lesion_free=0.2)
+PLUS_TRAIN = dataclasses.replace(BEST_TRAIN, epochs=384, augmentation="stronger", teacher_share=0.5)
+SKIN_TRAIN = dataclasses.replace(
+    PLUS_TRAIN, epochs=111, augmentation="strong", lesion_free=0.2, pasted=0.3
+)
 # The permutation's training and validation parts and the official validation part of ISIC 2017.
-_PHOTOS = SourceSpec(dataset="pad-ufes", split="skin", weight=2.0)
+_PHOTOS = SourceSpec(dataset="pad-ufes", split="skin", weight=3.0)
 SKIN_DATA = DataSpec(split="skin", more=(_PHOTOS,))
 RESEARCH_DATA = DataSpec(
     split="skin",
     more=(
-        SourceSpec(dataset="pad-ufes", split="skin", weight=3.0),
+        SourceSpec(dataset="pad-ufes", split="skin", weight=5.0),
         SourceSpec(dataset="ham10000", split="research", weight=0.5),
     ),
 )
-RESEARCH_TRAIN = dataclasses.replace(SKIN_TRAIN, epochs=108, lesion_free=0.1, teacher_share=0.0)
+RESEARCH_TRAIN = dataclasses.replace(
+    SKIN_TRAIN, epochs=61, lesion_free=0.1, pasted=0.0, teacher_share=0.0
+)
 TEACHER_TRAIN = dataclasses.replace(
     SKIN_TRAIN,
-    epochs=24,
-    lesion_free=0.1,
+    epochs=22,
+    augmentation="stronger",
+    pasted=0.5,
     learning_rate=1e-3,
     warmup_epochs=2,
     average_decay=0.995,

@@ -286,7 +286,8 @@ class TrainSpec(_Spec):
             hair, pen and glare as well) or ``none``.
         lesion_free: Share of the pictures that show no lesion and have an empty mask, 0..1: skin
             beside the masks and what ``lesion_free.py`` draws.
-        pasted: Share of the pictures of bare skin on which another picture's lesion is laid, 0..1.
+        pasted: Share of the lesion-free pictures of skin on which another picture's lesion is
+            laid, 0..1.
         teacher_share: Share of a teacher's probability in what is learnt, 0..1; the mask has the
             rest.
         average_decay: Decay of an exponential moving average of the weights, per step; the
@@ -331,11 +332,9 @@ class TrainSpec(_Spec):
                     "it must be a share in 0..1",
                     "use 0 for none",
                 )
-        if self.lesion_free == 1 or (self.pasted and not self.lesion_free):
+        if self.lesion_free == 1:
             raise InputError(
-                f"TrainSpec.lesion_free={self.lesion_free} does not go with pasted={self.pasted}",
-                "it must be below 1, and above 0 where lesions are pasted",
-                "use lesion_free=0.2",
+                "TrainSpec.lesion_free=1 leaves no lesion to learn", "", "use a share below 1"
             )
 
 

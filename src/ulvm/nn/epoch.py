@@ -68,7 +68,7 @@ def draw_epoch(
         for step in range(steps)
     ]
     draws = draw(recipe.augmentation, pictures, channels, generator, marks=marks)
-    if recipe.pasted:
+    if recipe.pasted and any(pool.bare for pool in pools):
         donors, maps = draw_donors(rows, pools, recipe.pasted, generator)
         draws = dataclasses.replace(draws, donors=donors, donor_maps=maps)
     return Epoch(rows, draws, torch.tensor(schedule))
