@@ -308,7 +308,7 @@ def test_pvm_mistakes() -> None:
     mixer: Any = "mambo"
     with pytest.raises(InputError, match=r"no mixer 'mambo'\. There are mamba, bidirectional, ss"):
         PVMLayer(8, 8, mixer=mixer)
-    with pytest.raises(InputError, match=r"Accepted is size_hw=\(height, width\)"):
+    with pytest.raises(InputError, match=r"Pass size_hw=\(height, width\)"):
         PVMLayer(8, 8, mixer="ss2d").forward_tokens(torch.zeros(1, 6, 8))
 
 
