@@ -75,7 +75,6 @@ def load_pack(folder: Path, name: str, size: int = SIZE) -> Any:
     """A data set of the pack, as ``datasets.decode`` gives one."""
     import numpy as np
 
-    from ulvm import datasets
     from ulvm.image import read_image, resize
 
     index = json.loads((folder / f"{name}.json").read_text())
@@ -93,6 +92,14 @@ def load_pack(folder: Path, name: str, size: int = SIZE) -> Any:
     masks = masks.reshape(-1, SIZE, SIZE)
     if size != SIZE:
         masks = np.stack([resize(mask, (size, size)) for mask in masks])
+    return as_decoded(folder, name, images, masks)
+
+
+def as_decoded(folder: Path, name: str, images: Any, masks: Any) -> Any:
+    """Arrays of a data set of the pack with its ids."""
+    from ulvm import datasets
+
+    index = json.loads((folder / f"{name}.json").read_text())
     file = datasets.SourceFile(folder, 0, 0)
     pairs = [
         datasets.Pair(id_, part, file, file)
@@ -294,44 +301,36 @@ def gather_teacher(job: dict[str, Any], given: Any, decoded: Any, into: Path) ->
 
     from ulvm.nn.parts import write_teacher
 
-    left = job["leave"][:1]  # the tested fold: teachers that saw it are of no use
-    roots = [given.out / "teachers", *([given.teachers] if given.teachers else [])]
     for name in job["data"]:
         folds = fold_by_id(given, name)
         sums: dict[str, list[Any]] = {}
-        for kind in job["teacher"]:
-            for fold in range(1, FOLDS + 1):
-                if fold in left:
-                    continue
-                key = f"{kind}-{'-'.join(map(str, sorted([*left, fold])))}"
-                path = next(
-                    root / key / f"{name}.npz"
-                    for root in roots
-                    if (root / key / f"{name}.npz").exists()
-                )
-                with np.load(path) as stored:
-                    for id_, values in zip(stored["ids"], stored["probability"], strict=True):
-                        if folds.get(str(id_)) == fold:
-                            sums.setdefault(str(id_), []).append(values)
+        for fold, places in teachers_of(job, given):
+            path = next(each for place in places if (each := place / f"{name}.npz").exists())
+            with np.load(path) as stored:
+                for id_, values in zip(stored["ids"], stored["probability"], strict=True):
+                    if folds.get(str(id_)) == fold:
+                        sums.setdefault(str(id_), []).append(values)
         ids = list(sums)
         mean = [np.rint(np.mean(sums[id_], axis=0)).astype(np.uint8) for id_ in ids]
         write_teacher(into, name, ids, np.stack(mean))
 
 
-def ready(job: dict[str, Any], given: Any) -> bool:
-    """Whether every teacher of a job is done."""
-    if not job.get("teacher"):
-        return True
-    left = job["leave"][:1]
+def teachers_of(job: dict[str, Any], given: Any) -> list[tuple[int, list[Path]]]:
+    """Each fold that a job's teachers predict, and the folders where that may lie."""
+    left = job["leave"][:1]  # the tested fold: teachers that saw it are of no use
     roots = [given.out / "teachers", *([given.teachers] if given.teachers else [])]
-    return all(
-        any(
-            (root / f"{kind}-{'-'.join(map(str, sorted([*left, fold])))}" / "done").exists()
-            for root in roots
-        )
-        for kind in job["teacher"]
+    return [
+        (fold, [root / f"{kind}-{'-'.join(map(str, sorted([*left, fold])))}" for root in roots])
+        for kind in job.get("teacher", [])
         for fold in range(1, FOLDS + 1)
         if fold not in left
+    ]
+
+
+def ready(job: dict[str, Any], given: Any) -> bool:
+    """Whether every teacher of a job is done."""
+    return all(
+        any((place / "done").exists() for place in places) for _, places in teachers_of(job, given)
     )
 
 
@@ -347,7 +346,6 @@ def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: 
     torch.backends.cudnn.allow_tf32 = True
     if torch.cuda.is_available():
         import triton.experimental.gluon  # noqa: F401  two threads importing it can deadlock
-    from ulvm import datasets
     from ulvm.nn import parts
 
     given.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -355,13 +353,7 @@ def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: 
     for name in plan["data"]:
         images = np.load(given.out / f"{name}.images.npy", mmap_mode="r")
         masks = np.load(given.out / f"{name}.masks.npy", mmap_mode="r")
-        index = json.loads((given.pack / f"{name}.json").read_text())
-        file = datasets.SourceFile(given.pack, 0, 0)
-        pairs = [
-            datasets.Pair(i, p, file, file)
-            for i, p in zip(index["ids"], index["parts"], strict=True)
-        ]
-        decoded[name] = datasets.DecodedDataset(name, pairs, images, masks, given.pack)
+        decoded[name] = as_decoded(given.pack, name, images, masks)
     parts.datasets.decode = lambda dataset, _folder, **_: decoded[dataset]  # type: ignore
     scorer = Scorer(decoded, given.size)
     waiting: list[dict[str, Any]] = []

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
 
+from changes import adapt, cut, hook, parametrise
 from ulvm.nn import scan
 from ulvm.nn.model import PVMLayer, UltraLightVMUNet
 from ulvm.nn.scan import selective_scan
@@ -94,41 +94,6 @@ def test_tracing_would_fail_through_the_written_out_gradient(
 
 
 # Hooks, pruning, adapters
-
-
-class Bent(nn.Module):
-    """An adapter: the sine of what the layer gives."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        bent: Tensor = self.layer(x).sin()
-        return bent
-
-
-class Cosine(nn.Module):
-    """A parametrisation: the cosine of the weight."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight.cos()
-
-
-def hook(owner: nn.Module, name: str) -> None:
-    getattr(owner, name).register_forward_hook(lambda _, __, output: output.sin())
-
-
-def cut(owner: nn.Module, name: str) -> None:
-    prune.l1_unstructured(getattr(owner, name), "weight", amount=0.5)
-
-
-def adapt(owner: nn.Module, name: str) -> None:
-    setattr(owner, name, Bent(getattr(owner, name)))
-
-
-def parametrise(owner: nn.Module, name: str) -> None:
-    parametrize.register_parametrization(getattr(owner, name), "weight", Cosine())
 
 
 @pytest.mark.parametrize("change", [hook, cut, adapt, parametrise])

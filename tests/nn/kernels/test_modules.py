@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch import nn
 
+from changes import adapt, cut, hook, parametrise
 from ulvm.nn.kernels import accelerate, modules
 from ulvm.nn.kernels.device import usable
 from ulvm.nn.model import PVMLayer, SkipBridge, UltraLightVMUNet, normalise
@@ -93,43 +93,8 @@ def test_an_accelerated_network_is_the_same_on_disk_and_in_a_copy() -> None:
 # What is put inside a module
 
 
-class Bent(nn.Module):
-    """An adapter: the sine of what the layer gives."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        bent: Tensor = self.layer(x).sin()
-        return bent
-
-
-class Cosine(nn.Module):
-    """A parametrisation: the cosine of the weight."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight.cos()
-
-
-def hook(owner: nn.Module, name: str) -> None:
-    getattr(owner, name).register_forward_hook(lambda _, __, output: output.sin())
-
-
 def hook_before(owner: nn.Module, name: str) -> None:
     getattr(owner, name).register_forward_pre_hook(lambda _, inputs: (inputs[0].sin(),))
-
-
-def cut(owner: nn.Module, name: str) -> None:
-    prune.l1_unstructured(getattr(owner, name), "weight", amount=0.5)
-
-
-def adapt(owner: nn.Module, name: str) -> None:
-    setattr(owner, name, Bent(getattr(owner, name)))
-
-
-def parametrise(owner: nn.Module, name: str) -> None:
-    parametrize.register_parametrization(getattr(owner, name), "weight", Cosine())
 
 
 CHANGES = (hook, hook_before, cut, adapt, parametrise)

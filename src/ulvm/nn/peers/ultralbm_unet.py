@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ulvm.nn.mamba import Mamba
 from ulvm.nn.model import double, init_weights
-from ulvm.nn.peers.blocks import convolutions
+from ulvm.nn.peers.blocks import convolutions, halve
 from ulvm.spec import require_divisible
 
 QUARTERS = 4
@@ -119,7 +119,7 @@ class UltraLBMUNet(nn.Module):
         features = images
         skips = []
         for block, norm in zip(self.encoder[:-1], self.encoder_norms, strict=True):
-            features = F.gelu(F.max_pool2d(norm(block(features)), 2))
+            features = halve(block(features), norm)
             skips.append(features)
         features = F.gelu(self.encoder[-1](features))  # (batch, widths[5], height/32, width/32)
         for depth, (block, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
