@@ -1,0 +1,1 @@
+"""The commands of ``ulvm``, one file each: words become calls, results become lines."""

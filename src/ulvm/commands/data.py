@@ -1,0 +1,129 @@
+"""``ulvm data``: check, prepare, split, draw."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ulvm.commands.shared import (
+    DATASETS,
+    FOLDER,
+    GROUPS,
+    data_options,
+    show_progress,
+    threshold_option,
+)
+
+
+@click.group()
+def data() -> None:
+    """Check and decode data sets, make splits, draw pictures."""
+
+
+@data.command("check")
+@data_options
+@threshold_option
+@click.option("--resize-masks", is_flag=True, help="Accept masks of another size than pictures.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def data_check(
+    dataset: str, data_dir: Path, threshold_masks: bool, resize_masks: bool, as_json: bool
+) -> None:
+    """Read every file and report what is there, what is wrong and what repeats."""
+    from ulvm import datasets
+
+    with show_progress("checked") as progress:
+        report = datasets.check(
+            dataset,
+            data_dir,
+            allow_mask_resize=resize_masks,
+            threshold_masks=threshold_masks,
+            progress=progress,
+        )
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+    if report.problems:
+        sys.exit(1)
+
+
+@data.command("prepare")
+@data_options
+@threshold_option
+@click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
+@click.option("--resize-masks", is_flag=True, help="Accept masks of another size than pictures.")
+def data_prepare(
+    dataset: str, data_dir: Path, threshold_masks: bool, size: int, resize_masks: bool
+) -> None:
+    """Decode a data set once, into a cache that training and evaluation map into memory."""
+    from ulvm import datasets
+
+    with show_progress("decoded") as progress:
+        decoded = datasets.decode(
+            dataset,
+            data_dir,
+            size=size,
+            allow_mask_resize=resize_masks,
+            threshold_masks=threshold_masks,
+            progress=progress,
+        )
+    click.echo(decoded.describe())
+
+
+@data.command("split")
+@data_options
+@click.option("--folds", default=5, show_default=True, help="Number of splits.")
+@click.option("--seed", default=42, show_default=True, help="Seed of the shuffling.")
+@click.option("--by-area", is_flag=True, help="Give each fold small and large lesions alike.")
+@click.option(
+    "--groups",
+    type=GROUPS,
+    help="CSV file 'id,group': a group, such as a patient, is never divided.",
+)
+@click.option("--out", "out_dir", type=FOLDER, required=True, help="Folder for the split files.")
+def data_split(
+    dataset: str,
+    data_dir: Path,
+    folds: int,
+    seed: int,
+    by_area: bool,
+    groups: Path | None,
+    out_dir: Path,
+) -> None:
+    """Write split files of one's own, for cross-validation."""
+    from ulvm import datasets, splits
+    from ulvm.groups import read_groups
+
+    ids = [pair.id for pair in datasets.find_pairs(dataset, data_dir)]
+    made = splits.make_folds(
+        ids,
+        folds=folds,
+        seed=seed,
+        areas=datasets.decode(dataset, data_dir, size=256).lesion_areas if by_area else None,
+        groups=read_groups(groups, ids) if groups else None,
+        dataset=dataset,
+    )
+    for split in made:
+        path = out_dir / f"{split.name}.json"
+        split.save(path)
+        sizes = ", ".join(f"{part} {len(ids)}" for part, ids in split.parts.items())
+        click.echo(f"{path}: {sizes}, hash {split.hash}")
+
+
+@data.command("draw")
+@click.option("--out", "out_dir", type=FOLDER, required=True, help="Folder to draw into.")
+@click.option("--count", default=50, show_default=True, help="Number of pictures.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
+@click.option(
+    "--layout",
+    type=DATASETS,
+    default="folder",
+    show_default=True,
+)
+def data_draw(out_dir: Path, count: int, seed: int, size: int, layout: str) -> None:
+    """Draw dermoscopy-like pictures with exact masks, to try everything without data."""
+    from ulvm import synthetic
+
+    synthetic.write_dataset(out_dir, count, seed=seed, size_hw=(size, size), layout=layout)
+    click.echo(f"{count} drawn pictures with masks in {out_dir}")

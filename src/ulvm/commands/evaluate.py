@@ -1,0 +1,116 @@
+"""``ulvm eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ulvm.commands.shared import (
+    BUNDLED,
+    FOLDER,
+    GROUPS,
+    NOTICE,
+    data_options,
+    engine_option,
+    show_progress,
+    threshold_option,
+)
+from ulvm.spec import EngineName
+
+
+@click.command("eval")
+@click.argument("model")
+@data_options
+@threshold_option
+@click.option(
+    "--split", "split_name", help="Split name or file, or all; else the model's own, or all."
+)
+@click.option("--part", type=click.Choice(["train", "validation", "test"]), default="test")
+@click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
+@click.option("--exclude-seen", is_flag=True, help="Leave out pictures the model was made with.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Other than cpu runs weights in torch."
+)
+@engine_option
+@click.option("--by", help="Score by size,contrast,tone or a column of the groups' file too.")
+@click.option("--groups", type=GROUPS, help="CSV file 'id,…'; else groups.csv beside the data.")
+@click.option("--isic", is_flag=True, help="Also score full-size masks as the ISIC challenge does.")
+@click.option("--out", "out_dir", type=FOLDER, required=True, help="Folder for the results.")
+def evaluate(
+    model: str,
+    dataset: str,
+    data_dir: Path,
+    threshold_masks: bool,
+    split_name: str | None,
+    part: str,
+    threshold: float | None,
+    exclude_seen: bool,
+    device: str,
+    engine: EngineName | None,
+    by: str | None,
+    groups: Path | None,
+    isic: bool,
+    out_dir: Path,
+) -> None:
+    """Score MODEL: a run folder, a .safetensors or .onnx file, or the word bundled."""
+    from ulvm import datasets, evaluate, splits
+    from ulvm.datasets.read import read_masks
+    from ulvm.groups import find_table, read_table
+    from ulvm.provenance import choose_unseen
+
+    probability_of, run = _load_model(model, device, engine)
+    own = {source.dataset: source.split for source in run.data.sources}
+    pairs = datasets.find_pairs(dataset, data_dir)
+    split = splits.choose_split(dataset, split_name or own.get(dataset), run.data.split, pairs)
+    committed = splits.available_splits(dataset)
+    exclude_seen |= split.name == splits.EVERYTHING and split.name not in committed
+    ids = choose_unseen(split.ids(part), run, pairs, split, part=part, drop=exclude_seen)
+    decoded = datasets.decode(
+        dataset, data_dir, size=run.data.image_size, threshold_masks=threshold_masks
+    )
+    pair_of = {pair.id: pair for pair in pairs}
+
+    def full_truth(id_: str) -> Any:
+        return read_masks(pair_of[id_], threshold_masks) > 0
+
+    with show_progress("scored") as progress:
+        evaluation = evaluate.evaluate(
+            probability_of,
+            decoded,
+            ids,
+            threshold=run.threshold if threshold is None else threshold,
+            full_truth=full_truth if isic else None,
+            model=model,
+            split=split.name,
+            split_hash=split.hash,
+            part=part + (" (unseen)" if exclude_seen else ""),
+            by=[name.strip() for name in by.split(",")] if by else (),
+            columns=read_table(groups) if groups else find_table(data_dir, dataset),
+            progress=progress,
+        )
+    click.echo(evaluation.table())
+    for table in evaluation.strata:
+        click.echo(f"\n{table.markdown()}\n")
+    for path in evaluation.save(out_dir):
+        click.echo(f"→ {path}")
+    click.echo(NOTICE)
+
+
+def _load_model(model: str, device: str, engine: EngineName | None) -> Any:
+    """The function and the run of a model: on a CPU the engine's, else torch's."""
+    from ulvm.engine import UNSUPPORTED, EngineError
+    from ulvm.segmenter import load
+
+    if device == "cpu" or model == BUNDLED or model.endswith(".onnx"):
+        try:
+            segmenter = load(None if model == BUNDLED else model, engine=engine)
+        except EngineError as error:
+            if engine is not None or error.code != UNSUPPORTED:
+                raise
+        else:
+            return segmenter.probability, segmenter.spec
+    from ulvm.nn.checkpoint import load_probability
+
+    return load_probability(model, device)

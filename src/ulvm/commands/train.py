@@ -1,0 +1,105 @@
+"""``ulvm train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from ulvm.commands.shared import DATASETS, FOLDER, set_option, threshold_option
+from ulvm.errors import InputError
+
+
+@click.command()
+@click.argument("preset")
+@click.option(
+    "--data",
+    "folders",
+    multiple=True,
+    required=True,
+    metavar="[NAME=]DIR",
+    help="Folder of the data as downloaded; NAME=DIR for each of several data sets.",
+)
+@click.option("--dataset", type=DATASETS, help="Which data set it is, if --data has no NAME.")
+@click.option(
+    "--split",
+    "split_names",
+    multiple=True,
+    metavar="[NAME=]SPLIT",
+    help="Split name or file; else the preset's. NAME=SPLIT for one of several data sets.",
+)
+@threshold_option
+@click.option(
+    "--teacher",
+    "teacher_dir",
+    type=FOLDER,
+    help="Folder of a teacher's masks, for a preset with train.teacher_share.",
+)
+@click.option("--out", "out_dir", type=FOLDER, required=True, help="The run's folder.")
+@set_option
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out after its last checkpoint.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files as well.")
+def train(
+    preset: str,
+    folders: tuple[str, ...],
+    dataset: str | None,
+    split_names: tuple[str, ...],
+    threshold_masks: bool,
+    teacher_dir: Path | None,
+    out_dir: Path,
+    assignments: tuple[str, ...],
+    device: str,
+    resume: bool,
+    tensorboard: bool,
+) -> None:
+    """Train a preset, such as paper; `ulvm presets` lists them.
+
+    On several GPUs: torchrun --nproc-per-node=N -m ulvm train ...
+    """
+    from ulvm.nn.distributed import launched
+    from ulvm.nn.train import train as run_training
+    from ulvm.presets import find_preset
+
+    run = find_preset(preset).run
+    where = _by_name(folders, dataset, "--data")
+    chosen = run.data.choose(list(where), _by_name(split_names, next(iter(where)), "--split"))
+    run = dataclasses.replace(run, data=chosen).override(assignments)
+    try:
+        weights = run_training(
+            run,
+            where,
+            out_dir,
+            teacher_dir=teacher_dir,
+            threshold_masks=threshold_masks,
+            device=device,
+            resume=resume,
+            tensorboard=tensorboard,
+        )
+    except KeyboardInterrupt:
+        again = " ".join(["ulvm", *(word for word in sys.argv[1:] if word != "--resume")])
+        raise click.ClickException(
+            f"Stopped. {out_dir} holds the run as of its last checkpoint, which is written after "
+            f"the first epoch and then every few seconds. Continue with: {again} --resume"
+        ) from None
+    if launched().rank > 0:  # rank 0 says it
+        return
+    click.echo(f"best weights: {weights}")
+    for name, folder in where.items():
+        click.echo(f"next: ulvm eval {out_dir} --dataset {name} --data {folder} --part test")
+
+
+def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str, str]:
+    """``NAME=VALUE`` words as a table; a single word without a name belongs to ``name``."""
+    named = [value.partition("=") for value in values]
+    if any(not equals for _, equals, _ in named):
+        if name is None or values[1:]:
+            raise InputError(
+                f"{option} {values[0]} does not say for which data set it is",
+                "",
+                f"write {option} NAME=… for each, or one alone together with --dataset",
+            )
+        return {name: values[0]}
+    return {first: last for first, _, last in named}
