@@ -1,8 +1,9 @@
 """Draws what each network with weights outlines on drawn pictures, beside the true outline.
 
 Networks are the bundled models and ``results/weights/<preset>.safetensors``. Writes
-``docs/figures/drawn-pictures.png``, with a description inside for ``tables.py``. Nobody's
-picture is in it, and it says little about photographs: no network has seen a drawn picture.
+``docs/figures/drawn-pictures.png`` and, with the default model alone, ``outlines.png``, each with
+a description inside for ``tables.py``. Nobody's picture is in them, and they say little about
+photographs. The default model has learnt from drawn pictures too, of other seeds; the others not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ulvm.synthetic import SyntheticLesion, draw_lesion
 BUNDLED = find_weights()
 WEIGHTS = RESULTS / "weights"
 FIGURE = FIGURES / "drawn-pictures.png"
+FIRST = FIGURES / "outlines.png"  # of the default model alone
 
 PLAIN: dict[str, Any] = {"hair": False, "ruler": False, "frame": False, "bubbles": False}
 # Column: seed, and what differs from a plain picture.
@@ -126,9 +128,9 @@ def reduce_colours(sheet: Image.Image, colours: int) -> Image.Image:
     return sheet.quantize(palette=found, dither=Image.Dither.NONE)
 
 
-def main() -> None:
-    """Draw and write."""
-    sheet, words = draw_sheet(WEIGHTS)
+def write(path: Path, weights_dir: Path) -> None:
+    """Draw a sheet into a file, in as many colours as its size allows."""
+    sheet, words = draw_sheet(weights_dir)
     description = PngImagePlugin.PngInfo()
     description.add_text("Description", words)
     for colours in (254, 126, 62):
@@ -136,8 +138,14 @@ def main() -> None:
         reduce_colours(sheet, colours).save(content, "PNG", optimize=True, pnginfo=description)
         if len(content.getvalue()) <= LARGEST:
             break
-    write_atomically(FIGURE, content.getvalue())
-    print(f"{FIGURE.relative_to(ROOT)}: {words}; {len(content.getvalue()) / 1e3:.0f} kB")
+    write_atomically(path, content.getvalue())
+    print(f"{path.relative_to(ROOT)}: {words}; {len(content.getvalue()) / 1e3:.0f} kB")
+
+
+def main() -> None:
+    """Draw and write both."""
+    write(FIGURE, WEIGHTS)
+    write(FIRST, WEIGHTS / "none")
 
 
 if __name__ == "__main__":

@@ -10,67 +10,29 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 import areas
 import claims
+import scores
 import speed
-from documents import FIGURES, RESULTS, ROOT, RUNS, read, table
-from ulvm.reproduce.experiments import EXPERIMENTS, published_scores
+from documents import FIGURES, ROOT, RUNS
+from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.reproduce.report import render
 
-DOCUMENTS = ("README.md", "REPRODUCE.md", "src/ulvm/weights/MODEL_CARD.md")
-BUNDLED_SCORES = RESULTS / "bundled"
+DOCUMENTS = ("README.md", "BENCHMARKS.md", "REPRODUCE.md", "src/ulvm/weights/skin.md")
+FIGURE_NAMES = ("dice-parameters", "dice-milliseconds", "areas", "drawn-pictures", "outlines")
 
 
-def bundled() -> str:
-    """Scores of the bundled model, and of its twin trained on the sorted split."""
-    head = ["trained on", "scored on", "n", "pooled DSC", "IoU", "SE", "SP", "ACC", "DSC per image"]
-    head += ["IoU, < .65 as 0", "HD95, median px"]
-    rows = []
-    for name in ("paper-permutation", "paper-permutation-ph2", "sorted", "sorted-ph2"):
-        scores = read(BUNDLED_SCORES / f"{name}.json")
-        pooled, per_image, split = scores["pooled"], scores["per_image"], scores["split"]
-        rows.append(
-            [
-                f"ISIC 2017 `{name.removesuffix('-ph2')}`",
-                f"{scores['dataset']} `{split['name']}` {split['part']} ({split['hash']})",
-                str(scores["images"]),
-                f"{pooled['dsc']:.4f} {interval(scores, 'pooled.dsc')}",
-                *(f"{pooled[key]:.4f}" for key in ("iou", "se", "sp", "acc")),
-                f"{per_image['dsc']['mean']:.4f} ± {per_image['dsc']['sd']:.4f} "
-                f"{interval(scores, 'per_image.dsc')}",
-                f"{per_image['thresholded_jaccard']['mean']:.4f}",
-                f"{scores['boundary']['hd95_median_px']:.1f}",
-            ]
-        )
-    return table(head, rows)
-
-
-def bundled_beside_published() -> str:
-    """The paper's figure for each score beside ours."""
-    head = ["claim (pooled DSC)", "published", "ours, one seed", "inside our interval"]
-    rows = []
-    for claim, scored_on, name in (
-        ("ISIC 2017, split of the paper's sizes, permuted", "isic2017", "paper-permutation"),
-        ("the same, ids in order", "isic2017", "sorted"),
-        ("PH2, trained on ISIC 2017", "ph2", "paper-permutation-ph2"),
-    ):
-        scores = read(BUNDLED_SCORES / f"{name}.json")
-        figure = published_scores("paper", "isic2017", scored_on)["dsc"]
-        limits = scores["intervals"]["pooled.dsc"]
-        inside = "yes" if limits["low"] <= figure <= limits["high"] else "no"
-        ours = f"{scores['pooled']['dsc']:.4f} {interval(scores, 'pooled.dsc')}"
-        rows.append([claim, f"{figure:.4f}", ours, inside])
-    return table(head, rows)
-
-
-def interval(scores: dict[str, Any], name: str) -> str:
-    """A bootstrap interval as text."""
-    limits = scores["intervals"][name]
-    return f"[{limits['low']:.4f}, {limits['high']:.4f}]"
+def experiment(name: str) -> str:
+    """A table of ``ulvm reproduce`` with its verdict; the rest unfolds on a click."""
+    verdict, rows, *said = render(name, RUNS).split("\n\n")
+    details = "\n\n".join(said)
+    return (
+        f"{verdict}\n\n{rows}\n\n<details><summary>Runs, intervals, sentences</summary>\n\n"
+        f"{details}\n\n</details>"
+    )
 
 
 def figure(name: str, folder: Path = FIGURES) -> str:
@@ -83,9 +45,11 @@ def figure(name: str, folder: Path = FIGURES) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "bundled": bundled,
+    "models": scores.models,
+    "strata": scores.strata,
+    "bare": scores.bare,
     "claims": partial(claims.render, RUNS),
-    "published": bundled_beside_published,
+    "reproduction": partial(claims.in_short, RUNS),
     "cpu": speed.cpu,
     "predict": speed.predict,
     "gpu": speed.gpu,
@@ -96,9 +60,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "quintiles": areas.quintile_table,
     **{
         f"figure:{name}": partial(figure, name)
-        for name in ("dice-parameters", "dice-milliseconds", "areas", "drawn-pictures")
+        for name in FIGURE_NAMES
     },
-    **{f"reproduce:{name}": partial(render, name, RUNS) for name in EXPERIMENTS},
+    **{f"reproduce:{name}": partial(experiment, name) for name in EXPERIMENTS},
 }
 
 

@@ -39,7 +39,7 @@ _PAPER_SPLITS = ("official", "paper-permutation", "sorted")
 
 
 def render(table_name: str, results_dir: Path) -> str:
-    """A table as Markdown, how its figures were made, and what they say of each claim.
+    """A verdict, a table as Markdown, how its figures were made, and what they say of each claim.
 
     Args:
         table_name: A key of ``EXPERIMENTS``.
@@ -66,7 +66,7 @@ def render(table_name: str, results_dir: Path) -> str:
 def _render_main(all_runs: Sequence[Runs]) -> str:
     head = "trained on, split, scored on, n, seeds, DSC, SE, SP, ACC, IoU, DSC per image"
     head += ", published DSC / SE / SP / ACC, published is … our interval"
-    rows, said = [], []
+    rows, said, beside = [], [], []
     for runs in all_runs:
         row = runs.row
         for scored_on in (row.dataset, "ph2"):
@@ -82,6 +82,7 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
                 places = {m: place(published[m], found[f"pooled.{m}"].interval) for m in published}
                 verdict = " / ".join(places.values()) or NOTHING
                 if published:
+                    beside.append((found["pooled.dsc"].mean < published["dsc"], places["dsc"]))
                     sentence = _conclude_main(found["pooled.dsc"], published["dsc"], places)
             rows.append([*where, runs.seeds, *scores, printed, verdict])
             if published:
@@ -89,6 +90,8 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
                 said.append(f"Trained on {trained}; scored on {TITLES[scored_on]}: {sentence}.")
     return "\n".join(
         [
+            _verdict_main(beside),
+            "",
             *markdown(head.split(", "), rows),
             "",
             _caption(all_runs)
@@ -98,6 +101,19 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
             *_bullets(said),
         ]
     )
+
+
+def _verdict_main(beside: Sequence[tuple[bool, str]]) -> str:
+    """Of each published Dice, whether ours is lower and where it lies: one sentence."""
+    if not beside:
+        return "Verdict: **not run**."
+    lower = sum(is_lower for is_lower, _ in beside)
+    beyond = sum(is_lower and where == "above" for is_lower, where in beside)
+    if not lower:
+        return "Verdict: **reproduced**: ours is nowhere lower."
+    word = "not reproduced: ours lower" if beyond else "ours lower, within our intervals"
+    times = f"in {lower} of {_number(len(beside), 'score')}"
+    return f"Verdict: **{word}** {times}, beyond our interval in {beyond}."
 
 
 def _conclude_main(ours: Estimate, published: float, places: Mapping[str, str]) -> str:
@@ -179,7 +195,9 @@ def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) 
         )
     said = [_conclude_published(ablations), _conclude_order(ablations)]
     said.append(_conclude_differences(ablations, base))
-    return "\n".join([*markdown(head.split(", "), rows), "", caption, "", *_bullets(said)])
+    verdict = _verdict(ablations, base)
+    table = markdown(head.split(", "), rows)
+    return "\n".join([verdict, "", *table, "", caption, "", *_bullets(said)])
 
 
 def _ablation(runs: Runs, reference: Runs) -> _Ablation:
@@ -195,6 +213,43 @@ def _ablation(runs: Runs, reference: Runs) -> _Ablation:
 
 def _time(row: Mapping[str, float]) -> str:
     return f"{row['lowest_round_ms']:.1f} ({row['median_ms']:.1f})"
+
+
+def _verdict(ablations: Sequence[_Ablation], base: str) -> str:
+    """Whether the published order is ours, if there is one, and which differences are real."""
+    found = [(row.name, row.difference) for row in ablations if row.difference]
+    if not found:
+        return "Verdict: **not run**."
+    real = [
+        f"{name} {'higher' if each.difference > 0 else 'lower'}"
+        for name, each in found
+        if each.is_real
+    ]
+    words = f"no difference to {base} is real"
+    if real:
+        words = f"against {base} {', '.join(real)}; no other difference is real"
+    if any(each.seeds == 1 for _, each in found):
+        words += "; most rows have one seed"
+    missing = [row.name for row in ablations if not row.scores]
+    if missing:
+        words += f"; not run: {', '.join(missing)}"
+    order = _compare_order(ablations)
+    return f"Verdict: **{order + '; ' if order else ''}{words}**."
+
+
+def _compare_order(ablations: Sequence[_Ablation]) -> str:
+    """Whether the rows that are printed and run have the printed order; empty if it can't be."""
+    both = [row for row in ablations if row.published is not None and row.scores]
+    if len(both) < 2:
+        return ""
+    printed = sorted(both, key=lambda row: row.published or 0)
+    ours = sorted(both, key=lambda row: row.scores["pooled.dsc"].mean if row.scores else 0)
+    if printed != ours:
+        return "not reproduced: the published order is not ours"
+    others = [row.difference for row in both if row.difference]
+    if all(each.is_real for each in others):
+        return "reproduced"
+    return "the published order, but not beyond noise"
 
 
 def _conclude_published(ablations: Sequence[_Ablation]) -> str:
@@ -285,7 +340,7 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
     shared_head += ", share seen"
 
     scored_on = control.row.dataset
-    scores, said = [], []
+    scores, said, told_of = [], [], {}
     for runs in (leaked, control):
         for name, chosen in _subsets(leaked.row, control.row).items():
             cells, difference = ["not run", NOTHING], None
@@ -293,7 +348,7 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
                 found = estimate(runs.counts[scored_on].select(chosen))
                 cells = [str(found["pooled.dsc"]), str(found["per_image.dsc"])]
             if runs is leaked:
-                difference = compare_runs(runs, control, scored_on, chosen)
+                difference = told_of[name] = compare_runs(runs, control, scored_on, chosen)
                 told = difference.in_words if difference else "not run"
                 said.append(
                     f"{TITLES[leaked.row.dataset]}'s runs against {TITLES[scored_on]}'s, pictures"
@@ -306,6 +361,8 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
     score_head += f", DSC per image, difference to {TITLES[scored_on]}'s runs, p, verdict"
     return "\n".join(
         [
+            _verdict_leaks(told_of),
+            "",
             *markdown(shared_head.split(", "), shared),
             "",
             "By id, from the committed lists; of `official` only parts whose ids are committed. "
@@ -319,6 +376,17 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
             "",
             *_bullets(said),
         ]
+    )
+
+
+def _verdict_leaks(found: Mapping[str, Comparison | None]) -> str:
+    """Whether pictures that were seen in training score higher, and those that were not."""
+    seen, unseen = found["seen"], found["unseen"]
+    if not seen or not unseen:
+        return "Verdict: **not run**."
+    return (
+        f"Verdict: **pictures seen in training {seen.difference:+.4f} ({seen.verdict}), others"
+        f" {unseen.difference:+.4f} ({unseen.verdict})**."
     )
 
 
