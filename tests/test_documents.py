@@ -1,21 +1,36 @@
-"""What the README shows runs, and the tables in the documents are those of the result files."""
+"""What the documents show runs, and their tables are those of the result files."""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
 
+import click
 import pytest
+
+from ulvm.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("src/ulvm/weights/*.md"), *ROOT.glob("docs/*.md")])
+WORDS = 900  # of README.md, without tables, figures and code
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
+
+
+def console_lines(text: str) -> list[str]:
+    """Commands after a prompt, without their comments."""
+    lines = "".join(blocks("console", text)).splitlines()
+    return [line[2:].split("  #")[0].strip() for line in lines if line.startswith("$ ")]
+
+
+COMMANDS = [(page, line) for page in PAGES for line in console_lines(page.read_text())]
 
 
 @pytest.fixture
@@ -55,6 +70,62 @@ def test_the_readme_has_commands_to_run() -> None:
     assert len(blocks("python")) >= 2
 
 
+def check_command(line: str) -> None:
+    """That a command which needs data, a network or an hour exists as it is written."""
+    name, *words = shlex.split(line.replace("SEED", "42"))
+    if name == "ulvm":
+        command: click.Command = main
+        context = click.Context(main, info_name="ulvm")
+        while isinstance(command, click.Group):
+            word, *words = words
+            found = command.get_command(context, word)
+            assert found, f"no command {word}"
+            command = found
+        command.make_context(command.name, words, parent=context).close()
+    elif name == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), flags=re.M)
+    elif name == "python":
+        script, *options = words
+        assert all(option in (ROOT / script).read_text() for option in options)
+    elif name == "pip":
+        (package,) = words[1:]
+        extra = re.fullmatch(r"ultralight-vm-unet(?:\[([\w-]+)\])?", package)
+        assert extra, package
+        assert not extra[1] or f"\n{extra[1]} = " in (ROOT / "pyproject.toml").read_text()
+    else:
+        assert name == "nvidia-cuda-mps-control", f"nothing checks {name}"
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), COMMANDS, ids=[f"{page.stem}: {line}" for page, line in COMMANDS]
+)
+def test_commands_of_the_documents_exist(
+    page: Path, line: str, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("DIR", "runs/paper", "again"):
+        (desk / folder).mkdir(parents=True)
+    monkeypatch.chdir(desk)
+    check_command(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("ulvm predikt photo.jpg", "ulvm train paper --datum DIR", "make nothing"),
+        *("python bench/cpu.py --nothing", "pip install 'ultralight-vm-unet[nothing]'", "rm photo"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line: str) -> None:
+    with pytest.raises((AssertionError, click.UsageError)):
+        check_command(line)
+
+
+def test_the_readme_is_short() -> None:
+    text = re.sub(r"<!-- table:.*?<!-- end:table -->|^```.*?^```", "", README, flags=re.S | re.M)
+    text = re.sub(r"^\|.*$", "", text, flags=re.M)
+    assert len(text.split()) <= WORDS
+
+
 def test_tables_are_those_of_the_result_files() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "make" / "tables.py", "--check"],
@@ -65,7 +136,17 @@ def test_tables_are_those_of_the_result_files() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_local_links_of_the_documents_lead_somewhere() -> None:
-    for document in [*ROOT.glob("*.md"), ROOT / "src/ulvm/weights/MODEL_CARD.md"]:
-        for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} → {target}"
+def anchors(text: str) -> set[str]:
+    """What a browser finds after ``#`` in a document: its headings, as repositories show them."""
+    heads = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_local_links_of_the_documents_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, place = target.partition("#")
+        found = page.parent / path if path else page
+        assert found.exists(), target
+        if place:
+            assert place in anchors(found.read_text()), target

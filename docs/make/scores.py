@@ -12,7 +12,7 @@ from typing import Any
 
 from documents import RESULTS, read, table
 from ulvm.reproduce.report import NOTHING
-from ulvm.strata import Stratum, StrataTable
+from ulvm.strata import StrataTable, Stratum
 
 SCORES = RESULTS / "models" / "scores"
 BARE = RESULTS / "models" / "bare.json"

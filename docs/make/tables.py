@@ -58,10 +58,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "targets": speed.targets,
     "areas": areas.split_table,
     "quintiles": areas.quintile_table,
-    **{
-        f"figure:{name}": partial(figure, name)
-        for name in FIGURE_NAMES
-    },
+    **{f"figure:{name}": partial(figure, name) for name in FIGURE_NAMES},
     **{f"reproduce:{name}": partial(experiment, name) for name in EXPERIMENTS},
 }
 

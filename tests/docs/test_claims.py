@@ -17,7 +17,7 @@ def cells_of(folder: Path, start: str) -> list[str]:
 
 
 def write(folder: Path, table: str, preset: str, *missed: int) -> None:
-    (row,) = [row for row in EXPERIMENTS[table].rows if row.preset == preset]
+    row = next(row for row in EXPERIMENTS[table].rows if row.preset == preset)
     for position, each in enumerate(missed):
         write_run(folder, row, position, each)
 
@@ -41,7 +41,34 @@ def test_a_score_says_where_the_published_one_lies_and_how_many_seeds_reach_it(
     assert published == "0.9091"
     dices = [2 * (AREA - missed) / (2 * AREA - missed) for missed in (2000, 1600, 1800)]
     assert ours.startswith(f"{sum(dices) / 3:.4f} ± ")
-    assert verdict == "inside our interval; reached by 1 of 3 seeds"
+    assert verdict == "ours lower, within our interval; reached by 1 of 3 seeds"
+
+
+@pytest.mark.parametrize(
+    ("missed", "verdict"),
+    [
+        ((2500, 2600, 2700), "not reproduced: ours lower; reached by 0 of 3 seeds"),
+        ((100, 200, 300), "reproduced; reached by 3 of 3 seeds"),
+    ],
+)
+def test_a_score_beyond_the_interval_is_not_reproduced(
+    tmp_path: Path, missed: tuple[int, ...], verdict: str
+) -> None:
+    row = EXPERIMENTS["main"].rows[0]
+    for position, each in enumerate(missed):
+        write_run(tmp_path, row, position, each)
+    assert cells_of(tmp_path, "DSC on ISIC 2017, trained on ISIC 2017 `paper-p")[2] == verdict
+
+
+def test_three_lines_say_how_the_reproduction_went(tmp_path: Path) -> None:
+    assert claims.in_short(tmp_path) == "Not run yet."
+    write(tmp_path, "main", "paper", 2500, 2600, 2700, 2500, 2600)
+    write(tmp_path, "branches", "branches-1", 1000, 1000, 1000)
+    own, ph2, choices = claims.in_short(tmp_path).splitlines()
+    assert own.startswith("- Dice on ISIC 2017: published 0.9091, ours 0.85")
+    assert own.endswith("; not reproduced: ours lower, reached by 0 of 5 seeds.")
+    assert ph2.startswith("- Dice on PH2: published 0.9265, ours 0.9474 ")
+    assert choices.endswith("of up to 136,269 parameters: 1 of 1 scores differently beyond noise.")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_the_drawn_pictures_show_each_network_with_weights(tmp_path: Path) -> No
 
     for name in ("vm-unet", "paper", "notes"):
         (tmp_path / f"{name}.safetensors").touch()
-    assert [*drawn_pictures.find_networks(tmp_path)] == ["bundled model", "paper", "vm-unet"]
+    assert [*drawn_pictures.find_networks(tmp_path)] == ["skin, the default", "paper", "vm-unet"]
 
     lesions = [
         draw_lesion(seed, **drawn_pictures.PLAIN | options)
@@ -31,7 +31,7 @@ def test_the_drawn_pictures_show_each_network_with_weights(tmp_path: Path) -> No
         assert score == pytest.approx(2 * both / (mask.sum() + lesion.mask.sum()), abs=1e-3)
     assert no_scores == []
     sheet, words = drawn_pictures.draw_sheet(tmp_path / "none")
-    assert words.endswith(f"mean Dice: bundled model {np.mean(scores):.3f}")
+    assert words.endswith(f"mean Dice: skin, the default {np.mean(scores):.3f}")
     assert sheet.size[1] == drawn_pictures.HEAD + 2 * (drawn_pictures.TILE + drawn_pictures.GAP)
     kept = drawn_pictures.reduce_colours(sheet, 62).convert("RGB").getcolors()
     assert {TRUTH_COLOUR, PREDICTION_COLOUR} <= {colour for _, colour in kept}

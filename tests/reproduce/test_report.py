@@ -125,6 +125,31 @@ def dice_without(missed: int) -> float:
     return 2 * (AREA - missed) / (2 * AREA - missed)
 
 
+def verdict_of(table: str, folder: Path) -> str:
+    return render(table, folder).splitlines()[0].removeprefix("Verdict: ").rstrip(".")
+
+
+def test_the_main_verdict_counts_the_scores_that_are_lower(folder: Path) -> None:
+    row = EXPERIMENTS["main"].rows[0]
+    assert verdict_of("main", folder) == "**not run**"
+
+    def write(*missed: int) -> None:
+        for position, each in enumerate(missed):
+            write_run(folder, row, position, each)
+
+    # Of PH2, made-up runs reach .9474 where .9265 is published.
+    write(2000, 1600, 1800)
+    assert verdict_of("main", folder) == (
+        "**ours lower, within our intervals** in 1 of 2 scores, beyond our interval in 0"
+    )
+    write(2500, 2600, 2700)
+    assert verdict_of("main", folder) == (
+        "**not reproduced: ours lower** in 1 of 2 scores, beyond our interval in 1"
+    )
+    write(100, 200, 300)
+    assert verdict_of("main", folder) == "**reproduced**: ours is nowhere lower"
+
+
 def test_the_main_sentences_say_how_far_the_published_scores_are(folder: Path) -> None:
     row = EXPERIMENTS["main"].rows[0]
     for position, missed in enumerate((2000, 1600, 1800)):
@@ -160,10 +185,16 @@ def test_the_sentences_of_an_ablation_follow_its_numbers(folder: Path) -> None:
     )
     assert against == "DSC against `paper`: not run."
 
+    assert verdict_of("branches", folder) == "**not run**"
+
     # Dice .8571, .8889 and .9189: all real, in the published order.
     write("branches-1", 2500, 2500, 2500)
     write("branches-2", 2000, 2000, 2000)
     write("paper", 1500, 1500, 1500)
+    assert verdict_of("branches", folder) == (
+        "**reproduced; against `paper` `branches-1` lower, `branches-2` lower; no other difference"
+        " is real; not run: `branches-8`**"
+    )
     published, order, against = sentences(render("branches", folder))
     assert published == (
         "Published DSC: `branches-1` 0.9069, above our interval around 0.8571; `branches-2` 0.9073,"
@@ -184,11 +215,19 @@ def test_the_sentences_of_an_ablation_follow_its_numbers(folder: Path) -> None:
     write("branches-1", 2020, 1020, 3020)
     write("branches-2", 2010, 1010, 3010)
     write("paper", 2000, 1000, 3000)
+    assert verdict_of("branches", folder) == (
+        "**the published order, but not beyond noise; no difference to `paper` is real; not run:"
+        " `branches-8`**"
+    )
     _, order, against = sentences(render("branches", folder))
     assert order.endswith("is ours too, but not all of it real: real differences to `paper`: none.")
     assert against.startswith("DSC against `paper`: none of 2 differences real. Within noise: `b")
 
     write("branches-2", 2500, 2500, 2500)
+    assert verdict_of("branches", folder) == (
+        "**not reproduced: the published order is not ours; no difference to `paper` is real; not"
+        " run: `branches-8`**"
+    )
     _, order, against = sentences(render("branches", folder))
     assert "does not reproduce: ours is `branches-2` < `branches-1` < `paper`;" in order
 
@@ -199,6 +238,10 @@ def test_sentences_say_that_there_is_one_seed(folder: Path) -> None:
     table = render("mixers", folder)
     (against,) = sentences(table)
     assert " 2 runs: " in table
+    assert verdict_of("mixers", folder) == (
+        "**against `paper` `mixer-bidirectional` higher; no other difference is real; rows of one"
+        " seed; not run: `mixer-ss2d`**"
+    )
     assert against.startswith(
         "DSC against `paper`: 1 of 1 difference real, from one seed, which it may be due to."
         " Higher: `mixer-bidirectional` +0.0585 "
@@ -268,6 +311,9 @@ def test_the_audit_scores_seen_and_unseen_pictures_apart(folder: Path) -> None:
         *("+0.0000 [+0.0000, +0.0000]", "1.000", "within noise")
     ]
     assert found[f"ISIC 2017 `{PERMUTATION}`", "seen"][1] == "5"
+    assert verdict_of("leaks", folder) == (
+        "**pictures seen in training +0.0855 (real), others +0.0000 (within noise)**"
+    )
     *_, seen_said, unseen_said = sentences(render("leaks", folder))
     assert "pictures seen (433): DSC +0.0855 [+0.0855, +0.0855], p = 0.001, real." in seen_said
     assert "pictures unseen (167): DSC +0.0000 " in unseen_said

@@ -229,7 +229,7 @@ def _verdict(ablations: Sequence[_Ablation], base: str) -> str:
     if real:
         words = f"against {base} {', '.join(real)}; no other difference is real"
     if any(each.seeds == 1 for _, each in found):
-        words += "; most rows have one seed"
+        words += "; rows of one seed"
     missing = [row.name for row in ablations if not row.scores]
     if missing:
         words += f"; not run: {', '.join(missing)}"
@@ -385,8 +385,8 @@ def _verdict_leaks(found: Mapping[str, Comparison | None]) -> str:
     if not seen or not unseen:
         return "Verdict: **not run**."
     return (
-        f"Verdict: **pictures seen in training {seen.difference:+.4f} ({seen.verdict}), others"
-        f" {unseen.difference:+.4f} ({unseen.verdict})**."
+        f"Verdict: **pictures seen in training {seen.difference:+z.4f} ({seen.verdict}), others"
+        f" {unseen.difference:+z.4f} ({unseen.verdict})**."
     )
 
 
