@@ -89,7 +89,7 @@ def assert_sees_each_error(
     tolerance: float = 1e-5,
     values: int = 1,
 ) -> None:
-    """Meta-test of a comparison: a wrong value, and each wrong gradient, shows there and only there.
+    """Meta-test of a comparison: each wrong value and each wrong gradient shows there alone.
 
     Args:
         kernel, oracle, inputs: As of ``errors``.

@@ -10,7 +10,6 @@ from torch import Tensor
 from kernel_errors import Function, assert_sees_each_error, errors
 from ulvm.nn.model import double
 
-
 EPS = 1e-5
 # Sums of parameters' gradients would cancel to nothing; so do those of a constant picture.
 SCALES = {"lean": 1.0, "floor": 1e-3}
