@@ -19,6 +19,7 @@ def errors(
     dtype: torch.dtype | None = None,
     lean: float = 0.0,
     floor: float = 1e-12,
+    least_number: float = 0.0,
 ) -> list[float]:
     """Errors of each value, then of each input's gradient, which has the input's type.
 
@@ -29,6 +30,7 @@ def errors(
         dtype: Of the values; else the first input's.
         lean: Mean of the gradient that comes in. At 1, sums over it don't cancel to nothing.
         floor: As of ``difference``.
+        least_number: The floor of a single number, such as the gradient of a scale.
     """
     ours = [each.detach().requires_grad_() for each in inputs]
     exact = [each.detach().double().requires_grad_() for each in inputs]
@@ -40,7 +42,10 @@ def errors(
     wanted = torch.autograd.grad(expected, exact, [slope.double() for slope in slopes])
     assert [each.dtype for each in gradients] == [each.dtype for each in inputs]
     pairs = zip([*values, *gradients], [*expected, *wanted], strict=True)
-    return [difference(found, right, floor) for found, right in pairs]
+    return [
+        difference(found, right, max(floor, least_number) if right.numel() == 1 else floor)
+        for found, right in pairs
+    ]
 
 
 def difference(found: Tensor, expected: Tensor, floor: float = 1e-12) -> float:
