@@ -20,6 +20,8 @@ LOCKED = $(PIP) --require-hashes --no-deps --no-build-isolation
 LOCK = .venv-lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --custom-compile-command 'make lock' \
 	--constraint requirements/torch.txt --no-emit-package torch
+# zig compiles its C libraries once a machine, not once a clone: a minute for musl.
+export ZIG_GLOBAL_CACHE_DIR ?= $(HOME)/.cache/zig
 # As build.py names them.
 PLATFORMS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl \
 	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
@@ -29,8 +31,11 @@ PLATFORMS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-m
 demo: .venv/ready
 	.venv/bin/ulvm demo
 
+# In the order of the folders, slow ones first; else files of few tests, the slowest, would be last.
+SPREAD = --dist loadfile --no-loadscope-reorder
+
 test: engine
-	.venv-test/bin/python -m pytest -n 2 --dist loadfile --ignore tests/web
+	.venv-test/bin/python -m pytest -n 2 $(SPREAD) --ignore tests/web
 
 check: .venv-test/ready plain
 	.venv-test/bin/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,14 @@ def random_network(spec: ModelSpec, noise: float = 0.05) -> UltraLightVMUNet:
     "spec",
     [
         ModelSpec(widths=(4, 8, 8, 8, 8, 12)),
-        ModelSpec(bridge="none", mixer="ss2d", classes=2, widths=(4, 8, 8, 8, 8, 8)),
+        ModelSpec(  # a PVM layer each way, for the interpreter takes its time
+            bridge="none",
+            mixer="ss2d",
+            classes=2,
+            encoder=("conv",) * 3 + ("pvm",) + ("conv",) * 2,
+            decoder=("conv", "pvm") + ("conv",) * 3,
+            widths=(4, 8, 8, 8, 8, 8),
+        ),
         ModelSpec(
             bridge="spatial",
             encoder=("conv",) * 6,
@@ -79,7 +87,7 @@ def compare(
 def test_comparison_notices_a_wrong_result(place: str, device: str) -> None:
     """Of the logits alone, whose gradients stay, or of one gradient alone."""
     conv = ("conv",)
-    spec = ModelSpec(bridge="none", encoder=conv * 6, decoder=conv * 5, widths=(4, 4, 4, 4, 4, 4))
+    spec = ModelSpec(bridge="none", encoder=conv * 6, decoder=conv * 5, widths=(4, 8, 8, 8, 8, 8))
     network = random_network(spec)
 
     def swap_wrongly(network: nn.Module) -> None:
@@ -138,13 +146,17 @@ PLACES = {
 
 def differs(module: nn.Module, change: Callable[[], None], inputs: object) -> bool:
     """Whether the change shows in the accelerated module as it does in the plain one."""
-    with torch.no_grad():
-        before = module(inputs)
-        change()
-        fast = module(inputs)
+
+    def run_plainly() -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(modules, "usable", lambda _: False)
-            plain = module(inputs)
+            return module(inputs)
+
+    with torch.no_grad():
+        before = run_plainly()  # as with the kernels, but soon done
+        change()
+        fast = module(inputs)
+        plain = run_plainly()
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
     first, changed = (each[0] if isinstance(each, list) else each for each in (before, fast))
     return not torch.allclose(first, changed, rtol=0, atol=1e-3)
