@@ -105,11 +105,14 @@ docs: .venv-test/ready
 	touch $@
 
 # Torch last and not by hash, for its CPU and CUDA builds are files of one name.
-.venv-test/ready: pyproject.toml requirements/*.txt
+.venv-test/packages: requirements/build.txt requirements/test.txt requirements/torch.txt
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python $(LOCKED) --requirement requirements/build.txt
 	.venv-test/bin/python $(LOCKED) --requirement requirements/test.txt
 	.venv-test/bin/python $(PIP) --requirement requirements/torch.txt
+	touch $@
+
+.venv-test/ready: pyproject.toml .venv-test/packages
 	.venv-test/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
