@@ -79,7 +79,7 @@ def test_values_and_gradients(
 ) -> None:
     monkeypatch.setattr(pvm, "choose_chunk", lambda *_: 16)
     layer = random_layer(channels, out, **sizes)
-    tokens = torch.randn(2 if length < 50 else 1, length, channels)
+    tokens = torch.randn(2 if length * channels < 700 else 1, length, channels)
     compare(layer, tokens, device, 5e-5)
 
 
@@ -87,8 +87,8 @@ def test_values_and_gradients(
     ("kind", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_half_precision_tokens(kind: torch.dtype, tolerance: float, device: str) -> None:
-    layer = random_layer(24, 32)
-    compare(layer, torch.randn(1, 40, 24).to(kind), device, tolerance)
+    layer = random_layer(12, 8, branches=2)
+    compare(layer, torch.randn(1, 24, 12).to(kind), device, tolerance)
 
 
 def test_weights_that_could_learn_keep_nothing_where_gradients_are_off(
