@@ -435,7 +435,7 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, deep brackets
-        return text.split(",") if "," in text else text
+        return [_parse(each) for each in text.split(",")] if "," in text else text
 
 
 def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None = None) -> Any:
