@@ -293,6 +293,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     torch.testing.assert_close(
         dict(load_weights(resumed)[0].state_dict()), dict(straight.state_dict()), rtol=0, atol=0
     )
+    assert torch.load(before, weights_only=True)["epoch"] == 1  # no damaged one took its place
     for each in (path, before):
         damage(each)
     with pytest.raises(InputError, match=r"checkpoint\.pt is damaged.*before\.pt is damaged"):
@@ -354,7 +355,7 @@ def test_a_run_goes_on_with_the_split_and_pixels_it_began_with(
     moved = json.loads(kept)
     moved["parts"]["test"].append(moved["parts"]["train"].pop())
     (own / "split.json").write_text(json.dumps(moved))
-    with pytest.raises(InputError, match="the split of folder has changed"):
+    with pytest.raises(InputError, match="The split of folder has changed"):
         run_small(own, folder, "train.epochs=2", resume=True)
     (own / "split.json").write_text(kept)
     assert run_small(own, folder, "train.epochs=2", resume=True).exists()
@@ -381,7 +382,7 @@ def test_fewer_epochs_than_done_are_refused(data_dir: Path, tmp_path: Path) -> N
 
 def test_a_folder_takes_one_process(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with only_here(folder), pytest.raises(InputError, match="another process trains in"):
+    with only_here(folder), pytest.raises(InputError, match="Another process trains in"):
         run_small(data_dir, folder, "train.epochs=1")
     assert [path.name for path in folder.iterdir()] == [LOCK]
     (folder / ".run.json.0123abcd.part").touch()  # of a process that was killed
@@ -422,7 +423,7 @@ def test_too_little_memory_is_a_sentence(
         raise problem
 
     monkeypatch.setattr(Learner, "update", fail)
-    with pytest.raises(InputError, match=r"too little memory.*lower train\.batch_size"):
+    with pytest.raises(InputError, match=r"too little memory.*Lower train\.batch_size"):
         run_small(data_dir, tmp_path / "run")
 
 

@@ -71,16 +71,19 @@ def has_checkpoint(out_dir: Path) -> bool:
     return any((out_dir / name).exists() for name in (CHECKPOINT, CHECKPOINT_BEFORE))
 
 
-def save_checkpoint(out_dir: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, and keep the one before."""
+def save_checkpoint(out_dir: Path, content: dict[str, Any], *, keep: bool = True) -> None:
+    """Write a checkpoint, and keep the last one as the one before, unless that is damaged."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    before = out_dir / CHECKPOINT_BEFORE
+    before = out_dir / CHECKPOINT_BEFORE if keep else None
     write_atomically(out_dir / CHECKPOINT, buffer.getvalue(), durable=True, keep_as=before)
 
 
-def load_checkpoint(out_dir: Path, device: torch.device) -> dict[str, Any]:
+def load_checkpoint(out_dir: Path, device: torch.device) -> tuple[dict[str, Any], bool]:
     """The last checkpoint, or the one before with a warning, if the last one is damaged.
+
+    Returns:
+        Its content, and whether it is the last one.
 
     Raises:
         InputError: There is none, none is whole, or the file is no checkpoint of ulvm.
@@ -102,7 +105,7 @@ def load_checkpoint(out_dir: Path, device: torch.device) -> dict[str, Any]:
                 RunWarning,
                 stacklevel=2,
             )
-        return content
+        return content, not damaged
     if damaged:
         raise InputError(
             " and ".join(damaged), "", "start again in another folder, without --resume"

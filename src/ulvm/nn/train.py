@@ -265,6 +265,7 @@ class _State:
         self.best = copy.deepcopy(self.learner.averaged)
         self.generator = torch.Generator().manual_seed(run.train.seed)
         self.epoch = 0
+        self.last_is_whole = True  # the checkpoint on disk
         self.history: list[dict[str, Any]] = []
 
     def draw_epoch(self, training: Part) -> Epoch:
@@ -289,7 +290,8 @@ class _State:
         A crash in between leaves files of an earlier checkpoint, which are valid too, and
         resuming writes them again.
         """
-        save_checkpoint(out_dir, self._to_dict())
+        save_checkpoint(out_dir, self._to_dict(), keep=self.last_is_whole)
+        self.last_is_whole = True
         provenance = {
             "split_hash": self.seen[0].split.hash,
             "seen": [each.to_dict() for each in self.seen],
@@ -316,7 +318,7 @@ class _State:
         Raises:
             InputError: There is no checkpoint, it belongs to another run, or has done more epochs.
         """
-        stored = load_checkpoint(out_dir, self.device)
+        stored, self.last_is_whole = load_checkpoint(out_dir, self.device)
         try:
             self._require_same(stored, out_dir)
             self.learner.load_state_dict(stored)
