@@ -80,7 +80,7 @@ def save_checkpoint(out_dir: Path, content: dict[str, Any], *, keep: bool = True
 
 
 def load_checkpoint(out_dir: Path, device: torch.device) -> tuple[dict[str, Any], bool]:
-    """The last checkpoint, or the one before with a warning, if the last one is damaged.
+    """The last checkpoint, or the one before with a warning, if the last one is no use.
 
     Returns:
         Its content, and whether it is the last one.
@@ -95,8 +95,8 @@ def load_checkpoint(out_dir: Path, device: torch.device) -> tuple[dict[str, Any]
             continue
         try:
             content = _read_checkpoint(path, device)
-        except _DamagedError as problem:
-            damaged.append(f"{path} is damaged ({problem})")
+        except _UnusableError as problem:
+            damaged.append(f"{path} {problem}")
             continue
         if damaged:
             warnings.warn(
@@ -107,9 +107,7 @@ def load_checkpoint(out_dir: Path, device: torch.device) -> tuple[dict[str, Any]
             )
         return content, not damaged
     if damaged:
-        raise InputError(
-            " and ".join(damaged), "", "start again in another folder, without --resume"
-        )
+        raise InputError(" and ".join(damaged), "", _OTHER_FOLDER)
     raise InputError(
         f"{out_dir} holds no checkpoint",
         "a run has one after its first epoch",
@@ -117,7 +115,11 @@ def load_checkpoint(out_dir: Path, device: torch.device) -> tuple[dict[str, Any]
     )
 
 
-class _DamagedError(Exception):
+_FOREIGN = "is no checkpoint that this version of ulvm wrote"
+_OTHER_FOLDER = "resume with the version that wrote it, or start again in another folder"
+
+
+class _UnusableError(Exception):
     pass
 
 
@@ -127,27 +129,25 @@ def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             wrong = archive.testzip()  # torch doesn't look at the sums
     except OSError as problem:
-        raise _DamagedError(problem.strerror or str(problem)) from problem
+        raise _UnusableError(f"cannot be read ({problem.strerror or problem})") from problem
     except Exception as problem:  # zipfile has many
-        raise _DamagedError(str(problem) or type(problem).__name__) from problem
+        raise _UnusableError(f"is damaged ({str(problem) or type(problem).__name__})") from problem
     if wrong is not None:
-        raise _DamagedError(f"the sum of {wrong} is wrong")
+        raise _UnusableError(f"is damaged (the sum of {wrong} is wrong)")
     try:
         stored = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         if {"run", "epoch", "history", "model", "best"} <= stored.keys():
             return stored
-    except Exception:  # its bytes are whole, so it is something else, and torch's advice is no help
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # torch's advice, to trust the file, is no help
         pass
-    raise foreign(path)
+    raise _UnusableError(_FOREIGN)
 
 
 def foreign(path: Path) -> InputError:
     """The error for a whole file that is no checkpoint of this program."""
-    return InputError(
-        f"{path} is no checkpoint that this version of ulvm wrote",
-        "",
-        "resume with the version that wrote it, or start again in another folder",
-    )
+    return InputError(f"{path} {_FOREIGN}", "", _OTHER_FOLDER)
 
 
 def write_run(out_dir: Path, device: torch.device, content: dict[str, Any]) -> None:

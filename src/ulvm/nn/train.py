@@ -324,7 +324,7 @@ class _State:
             self.learner.load_state_dict(stored)
             self.best.load_state_dict(stored["best"])
             self.generator.set_state(stored["generator"].cpu())
-        except InputError:
+        except (InputError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as problem:  # another program's tables under the same names
             raise foreign(out_dir / CHECKPOINT) from problem
