@@ -343,7 +343,7 @@ def test_a_run_goes_on_with_the_split_and_pixels_it_began_with(
     run_small(own, folder, "train.epochs=1")
     for side, words in (
         ("images", "1 pictures of folder have changed"),
-        ("masks", "masks of fold"),
+        ("masks", "Masks of fold"),
     ):
         first, second, *_ = sorted((own / side).iterdir())
         kept = first.read_bytes()
