@@ -5,6 +5,7 @@
 # make wheels the wheels of all platforms, in dist/
 # make sanitize   run the engine under the address, undefined-behaviour and thread sanitizers (clang)
 # make fuzz   feed its reader of weights a million damaged files (clang)
+# make chaos  kill training at each of its moments, break its disk and data, compare what goes on
 # make web-test   run the page in Chromium against the Python side
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
@@ -26,7 +27,7 @@ export ZIG_GLOBAL_CACHE_DIR ?= $(HOME)/.cache/zig
 PLATFORMS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl \
 	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
 
-.PHONY: demo test check plain engine wheels sanitize fuzz web-test site screenshots bench docs lock clean
+.PHONY: demo test check plain engine wheels sanitize fuzz chaos web-test site screenshots bench docs lock tools clean
 
 demo: .venv/ready
 	.venv/bin/ulvm demo
@@ -61,6 +62,9 @@ sanitize: .venv-test/ready
 
 fuzz: .venv-test/ready
 	.venv-test/bin/python tests/engine/sanitize.py --fuzz 1000000
+
+chaos: .venv-test/ready
+	.venv-test/bin/python tests/nn/chaos.py
 
 # Skipped with a reason where chromium is not installed. Alone, for it measures frames.
 web-test: engine

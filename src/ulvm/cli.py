@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ulvm.commands import data, evaluate, export, inspect, predict, reproduce, serve, train
-from ulvm.errors import InputError, PictureWarning
+from ulvm.errors import InputError, PictureWarning, RunWarning
 from ulvm.version import __version__
 
 
@@ -21,6 +21,9 @@ class _Group(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(130)
         except InputError as problem:
             raise click.ClickException(str(problem)) from None
         except ModuleNotFoundError as problem:
@@ -39,7 +42,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """What the caller should know, as a sentence; what is for programmers, as ever."""
-    if issubclass(category, PictureWarning):
+    if issubclass(category, PictureWarning | RunWarning):
         click.echo(f"Note: {message}.", err=True)
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))

@@ -29,6 +29,10 @@ class PictureWarning(UserWarning):
     """Something about a picture that decides its result and that nobody can see in it."""
 
 
+class RunWarning(UserWarning):
+    """Something about a run of training that its owner should know."""
+
+
 def _sentence(part: str) -> str:
     """With a capital, unless it begins with a file, a value or a name in code; with its stop."""
     word = part.split(maxsplit=1)[0].rstrip(",:")

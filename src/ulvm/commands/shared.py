@@ -31,6 +31,9 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
 threshold_option = click.option(
     "--threshold-masks", is_flag=True, help="Accept grey masks: lesion from half their range on."
 )
+resize_option = click.option(
+    "--resize-masks", is_flag=True, help="Accept masks of another size than pictures."
+)
 engine_option = click.option(
     "--engine",
     type=click.Choice(get_args(EngineName)),

@@ -46,7 +46,7 @@ def save_weights(path: Path, model: nn.Module, run: RunSpec, provenance: dict[st
     """
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "run": run.to_dict(), **provenance})}
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, save(state, metadata))
+    write_atomically(path, save(state, metadata), durable=True)
 
 
 def load_weights(
