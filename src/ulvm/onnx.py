@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":  # setting one while threads run may crash them
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 

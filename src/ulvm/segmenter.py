@@ -7,6 +7,7 @@ JSON object ``{"format": 1, "run": <RunSpec>, …}``; what else it holds is the 
 
 import hashlib
 import json
+import numbers
 import os
 import time
 from collections.abc import Callable
@@ -211,6 +212,12 @@ class Segmenter:
             return None
         if threshold is None:
             return self.spec.threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
+            raise InputError(
+                f"threshold={threshold!r} is a {type(threshold).__name__}",
+                "it must be a number between 0 and 1",
+                f"use {self.spec.threshold}, the model's own",
+            )
         if not 0 < threshold < 1:
             raise InputError(
                 f"threshold={threshold} is out of range",
