@@ -75,14 +75,18 @@ def read_at_most(file: IO[bytes] | io.FileIO, limit: int, name: str) -> bytes:
     """All bytes of a file or stream.
 
     Raises:
-        InputError: There are more.
+        InputError: It cannot be read, or there are more.
     """
     pieces, left = [], limit
-    while piece := file.read(2**20):
-        pieces.append(piece)
-        left -= len(piece)
-        if left < 0:
-            raise InputError(f"{name} is longer than {limit:,} bytes", "", "choose another")
+    try:
+        while piece := file.read(2**20):
+            pieces.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise InputError(f"{name} is longer than {limit:,} bytes", "", "choose another")
+    except OSError as error:
+        given = f"{name} cannot be read ({error.strerror or error})"
+        raise InputError(given, "", "copy it again") from error
     return b"".join(pieces)
 
 
@@ -93,12 +97,7 @@ def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
         InputError: It cannot be opened or read, or there are more bytes.
     """
     with open_regular(path) as file:
-        try:
-            return read_at_most(file, limit, str(path))
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be read ({error.strerror})", "", "copy it again"
-            ) from error
+        return read_at_most(file, limit, str(path))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -113,16 +112,16 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(f"more than {JSON_DEPTH} brackets deep") from None
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(JSON_DEPTH + 1):
+        outers = [each for each in level if isinstance(each, dict | list)]
+        if not outers:
+            return value
         level = [
             inner
-            for outer in level
-            if isinstance(outer, dict | list)
+            for outer in outers
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-        if not level:
-            return value
     raise ValueError(f"more than {JSON_DEPTH} brackets deep")
 
 

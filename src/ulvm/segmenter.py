@@ -6,7 +6,6 @@ JSON object ``{"format": 1, "run": <RunSpec>, …}``; what else it holds is the 
 """
 
 import hashlib
-import json
 import numbers
 import os
 import time
@@ -22,6 +21,7 @@ from PIL import Image
 from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
 from ulvm.errors import InputError
 from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
+from ulvm.limits import MODEL_BYTES, parse_json, read_file
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
 BUNDLED_MODEL = "ulvm-isic2017.safetensors"
@@ -260,7 +260,7 @@ def load(
 
 
 def _load_weights(content: bytes, name: str, threads: int) -> Segmenter:
-    spec, provenance = _read_run(_read_header(content), name)
+    spec, provenance = read_run(read_header(content), name)
     try:
         network = Engine(content, threads=threads)
     except EngineError as error:
@@ -278,7 +278,7 @@ def _load_onnx(content: bytes, name: str, threads: int) -> Segmenter:
             "run pip install 'ultralight-vm-unet[onnx]'",
         ) from error
     network = OnnxNetwork(content, name, threads=threads)
-    spec, provenance = _read_run(network.metadata(), name)
+    spec, provenance = read_run(network.metadata(), name)
     network.require_contract(spec)
     return Segmenter(network, spec, provenance)
 
@@ -312,14 +312,7 @@ def _read_model(model: str | os.PathLike[str] | None, engine: EngineName) -> tup
             accepted,
             "leave the engine out",
         )
-    try:
-        return path.read_bytes(), str(path)
-    except OSError as error:
-        raise InputError(
-            f"the model {path} cannot be read ({error.strerror})",
-            "",
-            "check its permissions",
-        ) from error
+    return read_file(path, MODEL_BYTES), str(path)
 
 
 def _read_bundled(name: str) -> tuple[bytes, str]:
@@ -342,16 +335,17 @@ def _read_bundled(name: str) -> tuple[bytes, str]:
     return content, name
 
 
-def _read_header(content: bytes) -> Any:
+def read_header(content: bytes) -> Any:
     """What a safetensors file holds under ulvm's key; None where there is no such thing."""
     length = int.from_bytes(content[:8], "little")
     try:
-        return json.loads(json.loads(content[8 : 8 + length])["__metadata__"][METADATA_KEY])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        header = parse_json(content[8 : 8 + length])
+        return parse_json(header["__metadata__"][METADATA_KEY])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
-def _read_run(metadata: Any, name: str) -> tuple[RunSpec, dict[str, Any]]:
+def read_run(metadata: Any, name: str) -> tuple[RunSpec, dict[str, Any]]:
     """The run that made a model, and what else its file says of itself."""
     if not isinstance(metadata, dict) or not isinstance(metadata.get("run"), dict):
         raise InputError(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from ulvm.errors import InputError, unknown_name
+from ulvm.limits import parse_json
 
 Network = Literal[
     "ultralight-vm-unet",
@@ -397,8 +398,8 @@ def _require_field(cls: type, name: str) -> None:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text)
+    except ValueError:
         return text.split(",") if "," in text else text
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.limits import JSON_BYTES, parse_json, read_file
 
 PARTS = ("train", "validation", "test")
 
@@ -258,11 +259,10 @@ def _parse_split(dataset: str, path: Path) -> Split:
     form = 'a split is {"name": …, "dataset": …, "parts": {"train": [ids], …}}'
     remedy = "write it with Split.save or correct it by hand"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"the split file {path} cannot be read ({error.strerror})", form, "check the path"
-        ) from error
+        content = parse_json(read_file(path, JSON_BYTES))
+    except InputError as error:
+        given = f"the split cannot be read: {error.given}"
+        raise InputError(given, form, error.remedy) from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error})", form, remedy) from error
     parts = content.get("parts") if isinstance(content, dict) else None

@@ -96,7 +96,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_foreign_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(InputError, match=r"foreign\.safetensors holds no ulvm run"):
+    with pytest.raises(InputError, match=r"foreign\.safetensors holds no run of ulvm"):
         load_weights(path)
 
 
@@ -239,17 +239,17 @@ def test_a_list_is_no_state_dict(tmp_path: Path) -> None:
 
 def test_missing_and_unknown_tensors_are_named(authors_state: dict[str, Tensor]) -> None:
     lacking = {name: value for name, value in authors_state.items() if name != "final.bias"}
-    with pytest.raises(InputError, match=r"lacks \['final.bias'\] and has unknown \[\]"):
+    with pytest.raises(InputError, match=r"lacks final\.bias\. .* 129 tensors"):
         model_from_authors(lacking)
     with pytest.raises(
-        InputError, match=r"lacks \[\] and has unknown \['extra'\]\. .* 129 tensors"
+        InputError, match=r"has unknown tensors extra\. .* 129 tensors"
     ):
         model_from_authors({**authors_state, "extra": torch.zeros(1)})
-    with pytest.raises(InputError, match="has unknown"):
+    with pytest.raises(InputError, match="lacks"):
         model_from_authors({"conv1.weight": torch.zeros(1)})
 
 
 def test_other_shapes_are_named(authors_state: dict[str, Tensor]) -> None:
     wider = {**authors_state, "final.weight": torch.zeros(1, 16, 1, 1)}
-    with pytest.raises(InputError, match=r"other shapes \(.*head.weight.*\[1, 16, 1, 1\]"):
+    with pytest.raises(InputError, match=r"has final\.weight of shape \(1, 16, 1, 1\), not \(1, 8, 1, 1\)"):
         model_from_authors(wider)
