@@ -4,7 +4,7 @@
 # make engine compile the engine for this machine and for the page, where a source is newer
 # make wheels the wheels of all platforms, in dist/
 # make sanitize   run the engine under the address, undefined-behaviour and thread sanitizers (clang)
-# make fuzz   feed its reader of weights a million damaged files (clang)
+# make fuzz TARGET=picture   feed a reader a million damaged files, guided by coverage (docs/limits.md)
 # make web-test   run the page in Chromium against the Python side
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
@@ -50,8 +50,13 @@ wheels: .venv-build/ready
 sanitize: .venv-test/ready
 	.venv-test/bin/python tests/engine/sanitize.py
 
-fuzz: .venv-test/ready
-	.venv-test/bin/python tests/engine/sanitize.py --fuzz 1000000
+# c-…: the engine's C under sanitizers (clang); the others in Python, by atheris.
+TARGET ?= c-weights
+CASES ?= 1000000
+fuzz: .venv-test/ready $(if $(filter c-%,$(TARGET)),,.venv-fuzz/ready)
+	$(if $(filter c-%,$(TARGET)), \
+		.venv-test/bin/python tests/engine/sanitize.py --fuzz $(CASES) --target $(TARGET:c-%=%), \
+		.venv-fuzz/bin/python tests/fuzz/run.py $(TARGET) --cases $(CASES))
 
 # Skipped with a reason where chromium is not installed. Alone, for it measures frames.
 web-test: engine
@@ -88,6 +93,11 @@ docs: .venv-test/ready
 		isic-challenge-scoring hatchling ziglang 'triton; platform_system == "Linux"'
 	touch $@
 
+.venv-fuzz/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python $(PIP) --editable . atheris
+	touch $@
+
 .venv-build/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-build
 	.venv-build/bin/python $(PIP) build $$($(PYTHON) -c 'import tomllib; \
@@ -95,5 +105,5 @@ docs: .venv-test/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-build build dist demo-output site
+	rm -rf .venv .venv-test .venv-build .venv-fuzz build dist demo-output site
 	rm -f src/ulvm/engine/libulvm.* src/ulvm/web/*.wasm

@@ -29,9 +29,7 @@ class InputError(ValueError):
 
 
 # Control characters, line and paragraph breaks, changes of direction, bytes that are no UTF-8.
-_UNPRINTABLE = re.compile(
-    "[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object) -> str:

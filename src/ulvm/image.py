@@ -229,9 +229,7 @@ def paint_overlay(
     image.paste(color_rgb, mask=Image.fromarray(cover))
 
 
-def write_png(
-    path: str | os.PathLike[str], array: Uint8Array | BoolArray | Image.Image
-) -> None:
+def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Image.Image) -> None:
     """Write a PNG file, whole or not at all, and make its folder.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -45,11 +46,16 @@ FORMAT = 1
 DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples of it
 
 
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 class _Spec:
     """Types of the fields, JSON and overrides, shared by the specs below."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+        for name, hint in _type_hints(type(self)).items():
             value = _typed(type(self), name, hint, getattr(self, name))
             object.__setattr__(self, name, value)  # frozen, but not yet made
 
@@ -105,7 +111,7 @@ class _Spec:
             value: Any = current._replace(rest, text)
         else:
             value = _typed(
-                type(self), name, get_type_hints(type(self))[name], _parse(text), literal=text
+                type(self), name, _type_hints(type(self))[name], _parse(text), literal=text
             )
         return dataclasses.replace(self, **{name: value})  # type: ignore[type-var]
 

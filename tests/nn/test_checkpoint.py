@@ -241,9 +241,7 @@ def test_missing_and_unknown_tensors_are_named(authors_state: dict[str, Tensor])
     lacking = {name: value for name, value in authors_state.items() if name != "final.bias"}
     with pytest.raises(InputError, match=r"lacks final\.bias\. .* 129 tensors"):
         model_from_authors(lacking)
-    with pytest.raises(
-        InputError, match=r"has unknown tensors extra\. .* 129 tensors"
-    ):
+    with pytest.raises(InputError, match=r"has unknown tensors extra\. .* 129 tensors"):
         model_from_authors({**authors_state, "extra": torch.zeros(1)})
     with pytest.raises(InputError, match="lacks"):
         model_from_authors({"conv1.weight": torch.zeros(1)})
@@ -251,5 +249,7 @@ def test_missing_and_unknown_tensors_are_named(authors_state: dict[str, Tensor])
 
 def test_other_shapes_are_named(authors_state: dict[str, Tensor]) -> None:
     wider = {**authors_state, "final.weight": torch.zeros(1, 16, 1, 1)}
-    with pytest.raises(InputError, match=r"has final\.weight of shape \(1, 16, 1, 1\), not \(1, 8, 1, 1\)"):
+    with pytest.raises(
+        InputError, match=r"has final\.weight of shape \(1, 16, 1, 1\), not \(1, 8, 1, 1\)"
+    ):
         model_from_authors(wider)

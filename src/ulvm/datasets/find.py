@@ -359,7 +359,8 @@ def _list_zip(place: Path) -> Iterator[SourceFile]:
             f"{place} cannot be opened ({error})", "a whole zip file is needed", "download it again"
         ) from error
     for info in archive.infolist():
-        if not info.is_dir() and not JUNK.search(info.filename):
+        # A name may be empty, which is_dir doesn't expect.
+        if info.filename and not info.is_dir() and not JUNK.search(info.filename):
             yield SourceFile(
                 place / info.filename, info.file_size, info.CRC, archive, info.filename
             )

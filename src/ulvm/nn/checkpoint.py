@@ -88,7 +88,9 @@ def load_weights(
         ) from None
     run, stored = read_run(read_header(content), str(path))
     with torch.device("meta"):  # without memory, for a wrong width may ask for any
-        shapes = {name: value.shape for name, value in build_network(run.model).state_dict().items()}
+        shapes = {
+            name: value.shape for name, value in build_network(run.model).state_dict().items()
+        }
     _require_tensors(state, shapes, str(path))
     model = build_network(run.model)
     model.load_state_dict(state)
