@@ -293,12 +293,12 @@ def test_damage_in_other_codes(tmp_path: Path, method: int) -> None:
 def test_json_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits.parse_json("[" * 16 + "]" * 16)
     for text in ("[" * 17 + "]" * 17, "[" * 100_000, '{"a":' * 100_000):
-        with pytest.raises(ValueError, match="brackets deep|JSON|Expecting"):
+        with pytest.raises(ValueError, match=r"brackets deep|JSON|Expecting"):
             limits.parse_json(text)
     path = tmp_path / "s.json"
     for content in (b"[" * 200_000, b"9" * 5000, b"\xff\xfe\0", b"{}" * 9):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="s.json"):
+        with pytest.raises(InputError, match=r"s\.json"):
             load_split("folder", path)
     monkeypatch.setattr("ulvm.splits.JSON_BYTES", 20)
     path.write_bytes(b'{"parts": {"train": ["a", "b"]}}')
@@ -336,7 +336,8 @@ static void note(const char *name) {
 }
 int setenv(const char *name, const char *value, int replace) {
   note(name);
-  return ((int (*)(const char *, const char *, int))dlsym(RTLD_NEXT, "setenv"))(name, value, replace);
+  int (*next)(const char *, const char *, int) = dlsym(RTLD_NEXT, "setenv");
+  return next(name, value, replace);
 }
 """
 

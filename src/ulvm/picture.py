@@ -22,7 +22,7 @@ SUFFIXES = frozenset(
 """File name endings, in lower case, that a folder search takes for pictures."""
 
 FOREIGN_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".dcm", ".dicom"})
-"""Those of pictures that can't be read and that a folder search names, so that nobody misses them."""
+"""Those of pictures that can't be read; a folder search names each, so that nobody misses it."""
 
 LARGEST_PIECE = 2**24  # bytes
 FORMATS = "PNG, JPEG, TIFF, BMP, WebP and GIF"

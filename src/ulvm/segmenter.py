@@ -212,7 +212,8 @@ class Segmenter:
             return None
         if threshold is None:
             return self.spec.threshold
-        if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
+        given: Any = threshold
+        if isinstance(given, bool) or not isinstance(given, numbers.Real):
             raise InputError(
                 f"threshold={threshold!r} is a {type(threshold).__name__}",
                 "it must be a number between 0 and 1",

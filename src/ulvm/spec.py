@@ -47,7 +47,7 @@ DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples
 
 
 @functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
+def _type_hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 

@@ -41,19 +41,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, content in enumerate(targets.seeds(options.target)):
         (folder / f"seed-{number}").write_bytes(content)
-    words = [
-        f"-runs={options.cases}",
-        f"-max_total_time={options.seconds}",
-        "-timeout=60",
-        "-rss_limit_mb=3000",
-        "-print_final_stats=1",
-    ]
-    words += [f"-artifact_prefix={folder}/found-", "-max_len=20000", str(folder)]
-    kept = CORPUS / options.target
-    atheris.Setup(
-        [sys.argv[0], *words, *([str(kept)] if kept.is_dir() else [])],
-        targets.TARGETS[options.target],
-    )
+    words = [f"-runs={options.cases}", f"-max_total_time={options.seconds}", "-timeout=60"]
+    words += ["-rss_limit_mb=3000", "-print_final_stats=1", "-max_len=20000"]
+    words += [f"-artifact_prefix={folder}/found-", str(folder)]
+    if (CORPUS / options.target).is_dir():
+        words.append(str(CORPUS / options.target))
+    atheris.Setup([sys.argv[0], *words], targets.TARGETS[options.target])
     atheris.Fuzz()
 
 

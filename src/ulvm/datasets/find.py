@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from ulvm.datasets.layouts import DATASETS, DOWNLOADS, FORMS, JUNK, MASK_ENDINGS, Form, Layout
 from ulvm.errors import InputError
@@ -66,7 +66,7 @@ class SourceFile:
             )
         try:
             with self.archive.open(self.member) as member:
-                yield cast(IO[bytes], member)
+                yield member
         except (InputError, MemoryError):
             raise
         except NotImplementedError as error:
