@@ -162,9 +162,7 @@ def test_bad_files_are_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         os.close(os.open(os.fsencode(folder) + b"/\xff\x1b[2J.png", os.O_CREAT))
     done = {each.source: each for each in predict_files(load(), find_images(["in"]))}
     assert {Path(name).name for name in done} == {
-        os.fsdecode(entry)
-        for entry in os.listdir(folder)
-        if entry != "notes.txt"  # noqa: PTH208
+        path.name for path in folder.iterdir() if path.name != "notes.txt"
     }
     assert [name for name, each in done.items() if each.error is None] == ["in/good.png"]
     assert all(printable(each.error) == each.error for each in done.values() if each.error)

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, Self, cast, get_args, get_origin, get_type_hints
 
 from ulvm.errors import InputError, unknown_name
 from ulvm.limits import parse_json
@@ -47,7 +47,7 @@ DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples
 
 
 @functools.cache
-def _type_hints(cls: Any) -> dict[str, Any]:
+def _type_hints(cls: Hashable) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
@@ -55,7 +55,7 @@ class _Spec:
     """Types of the fields, JSON and overrides, shared by the specs below."""
 
     def __post_init__(self) -> None:
-        for name, hint in _type_hints(type(self)).items():
+        for name, hint in _type_hints(cast(Hashable, type(self))).items():
             value = _typed(type(self), name, hint, getattr(self, name))
             object.__setattr__(self, name, value)  # frozen, but not yet made
 
@@ -111,7 +111,11 @@ class _Spec:
             value: Any = current._replace(rest, text)
         else:
             value = _typed(
-                type(self), name, _type_hints(type(self))[name], _parse(text), literal=text
+                type(self),
+                name,
+                _type_hints(cast(Hashable, type(self)))[name],
+                _parse(text),
+                literal=text,
             )
         return dataclasses.replace(self, **{name: value})  # type: ignore[type-var]
 
