@@ -4,8 +4,8 @@
 # make engine compile the engine for this machine and for the page, where a source is newer
 # make wheels the wheels of all platforms, in dist/
 # make sanitize   run the engine under the address, undefined-behaviour and thread sanitizers (clang)
-# make fuzz   feed its reader of weights a million damaged files (clang)
 # make chaos  kill training at each of its moments, break its disk and data, compare what goes on
+# make fuzz TARGET=picture   feed a reader a million damaged files, guided by coverage (docs/limits.md)
 # make web-test   run the page in Chromium against the Python side
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
@@ -60,8 +60,13 @@ wheels: .venv-build/ready
 sanitize: .venv-test/ready
 	.venv-test/bin/python tests/engine/sanitize.py
 
-fuzz: .venv-test/ready
-	.venv-test/bin/python tests/engine/sanitize.py --fuzz 1000000
+# c-…: the engine's C under sanitizers (clang); the others in Python, by atheris.
+TARGET ?= c-weights
+CASES ?= 1000000
+fuzz: .venv-test/ready $(if $(filter c-%,$(TARGET)),,.venv-fuzz/ready)
+	$(if $(filter c-%,$(TARGET)), \
+		.venv-test/bin/python tests/engine/sanitize.py --fuzz $(CASES) --target $(TARGET:c-%=%), \
+		.venv-fuzz/bin/python tests/fuzz/run.py $(TARGET) --cases $(CASES))
 
 chaos: .venv-test/ready
 	.venv-test/bin/python tests/nn/chaos.py
@@ -120,11 +125,16 @@ docs: .venv-test/ready
 	.venv-test/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
+.venv-fuzz/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python $(PIP) --editable . atheris
+	touch $@
+
 .venv-build/ready: requirements/build.txt
 	$(PYTHON) -m venv .venv-build
 	.venv-build/bin/python $(LOCKED) --requirement requirements/build.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-build .venv-lock build dist demo-output site
+	rm -rf .venv .venv-test .venv-build .venv-fuzz .venv-lock build dist demo-output site
 	rm -f src/ulvm/engine/libulvm.* src/ulvm/web/*.wasm

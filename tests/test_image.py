@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from ulvm import picture as module
+from ulvm import limits
 from ulvm.engine import resize_probability
 from ulvm.errors import InputError, PictureWarning
 from ulvm.image import (
@@ -402,7 +402,8 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def deny(*args: Any) -> None:  # root, which runs many containers, may read everything
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", deny)
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(limits.io, "FileIO", deny)
     refused(tmp_path / "a.png", "a.png cannot be opened (Permission denied)")
 
 
@@ -456,7 +457,7 @@ def test_pillows_own_limit_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     np.testing.assert_array_equal(read_image(encode(RGB, "PNG")), RGB)
     refused(encode(SMOOTH, "WEBP"), "too many pixels")  # this decoder asks Pillow's limit itself
-    monkeypatch.setattr(module, "MAX_PIXELS", 53)
+    monkeypatch.setattr(limits, "PIXELS", 53)
     refused(encode(RGB, "PNG"), "6×9 pixels", "Up to 53")
 
 

@@ -34,12 +34,12 @@ class Bundled(NamedTuple):
 BUNDLED = {
     "skin": Bundled(
         "skin.safetensors",
-        "ef0b51e63d4ba595ca285dd7ad13a72c0812f9515dd3a532fb030e9de0c6efbd",
-        "0822b98fbf5f44e53ef5d73ea645a11b8d3ff0334f16feff6d4597a872778a05",
+        "b022b59db4248bda6262b79e12d8c4a79132a3448c87b28ecb4799a63ed2ba76",
+        "a44da8b8487ed284eb4afb9d41a40e8113f17f4ae745f0c0a2707794e3557639",
     ),
     "isic2017": Bundled(
         "isic2017.safetensors",
-        "c7edca50955377f426ba599b1acefeb686474ac7c10d5cfffd70fac076d62eae",
+        "abd4884164de53f9aa7cdfc95a695d41417eb9dd4a645b34de8a42b73283cc36",
     ),
 }
 DEFAULT = "skin"

@@ -5,19 +5,22 @@ Imports numpy and the network only where they are used: the first pictures are r
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import sys
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ulvm.errors import InputError
+from ulvm import limits
+from ulvm.errors import InputError, printable
 from ulvm.files import make_folder
-from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
+from ulvm.picture import FOREIGN_SUFFIXES, SUFFIXES, is_written_by_ulvm, read_picture
 
 if TYPE_CHECKING:
     from ulvm.segmenter import Segmenter
@@ -85,7 +88,8 @@ def find_images(sources: Sequence[str]) -> list[Source]:
     """The pictures that the arguments of a command line name, each once.
 
     Folders are searched with their subfolders, for picture endings only; hidden files and
-    ``*_mask.png`` and ``*_overlay.png`` are passed over, in folders and in patterns.
+    ``*_mask.png`` and ``*_overlay.png`` are passed over, in folders and in patterns. HEIC and
+    DICOM files are among them, so that each is said to be unreadable.
 
     Args:
         sources: Files, folders, glob patterns that the shell left as they are, or ``-`` for
@@ -158,7 +162,8 @@ def predict_files(
     if not isinstance(segmenter, Future):
         model()
     folder = make_folder(DEFAULT_OUT_DIR if out_dir is None else out_dir)
-    originals = {Path(source.name).resolve() for source in sources}
+    originals = {os.path.realpath(source.name) for source in sources if not source.error}
+    room = _Room(limits.PIXELS)
 
     def predict(source: Source, output: Path) -> Prediction:
         if source.error:
@@ -168,23 +173,27 @@ def predict_files(
         try:
             for path in filter(None, (mask_path, overlay_path)):
                 _require_replaceable(path, originals)
-            picture = read_picture(
-                sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
-            )
-            segmentation = model()(picture, threshold=threshold)
+            file = sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
+            with room.share() as take:
+                picture = read_picture(file, take)
+                segmentation = model()(picture, threshold=threshold)
 
-            import numpy as np
+                from ulvm.image import paint_overlay, write_png
 
-            from ulvm.image import draw_overlay, write_png
-
-            labels = segmentation.labels
-            write_png(mask_path, segmentation.mask if labels is None else labels)
-            if overlay_path:
-                write_png(overlay_path, draw_overlay(np.asarray(picture), segmentation.mask))
+                labels = segmentation.labels
+                write_png(mask_path, segmentation.mask if labels is None else labels)
+                if overlay_path:
+                    paint_overlay(picture, segmentation.mask)
+                    write_png(overlay_path, picture)
+                del picture
         except InputError as error:
             return Prediction(source.name, error=str(error))
         except MemoryError:
-            return Prediction(source.name, error=f"{source.name} does not fit into memory.")
+            message = f"{printable(source.name)} does not fit into memory."
+            return Prediction(source.name, error=message)
+        except Exception as error:  # One picture never ends the others.
+            message = f"{source.name} cannot be segmented ({type(error).__name__}: {error})."
+            return Prediction(source.name, error=printable(message))
         return Prediction(source.name, segmentation.to_dict(), mask_path, overlay_path)
 
     def stream() -> Iterator[Prediction]:
@@ -204,6 +213,37 @@ def predict_files(
             pool.shutdown(cancel_futures=True)
 
     return stream()
+
+
+class _Room:
+    """Room for the pixels that all workers hold at once: no more than those of a largest picture.
+
+    Args:
+        pixels: In all; one picture has no more.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that waits until there is room for so many pixels, until the block ends."""
+        taken = 0
+
+        def take(pixels: int) -> None:
+            nonlocal taken
+            with self._changed:
+                self._changed.wait_for(lambda: self._free >= pixels)
+                self._free -= pixels
+                taken += pixels
+
+        try:
+            yield take
+        finally:
+            with self._changed:
+                self._free += taken
+                self._changed.notify_all()
 
 
 def _file_source(path: Path, folder: Path) -> Source:
@@ -230,7 +270,7 @@ def _search_folder(folder: Path) -> list[Source]:
 
 def _is_picture_name(name: str) -> bool:
     return (
-        Path(name).suffix.lower() in SUFFIXES
+        Path(name).suffix.lower() in SUFFIXES | FOREIGN_SUFFIXES
         and not name.startswith(".")
         and not name.endswith((MASK_ENDING, OVERLAY_ENDING))
     )
@@ -261,8 +301,8 @@ def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:
         yield output
 
 
-def _require_replaceable(path: Path, originals: set[Path]) -> None:
-    if path.resolve() in originals or (path.exists() and not is_written_by_ulvm(path)):
+def _require_replaceable(path: Path, originals: set[str]) -> None:
+    if os.path.realpath(path) in originals or (path.exists() and not is_written_by_ulvm(path)):
         raise InputError(
             f"{path} is in the way of a result: ulvm did not write it, or was given it as input",
             "",

@@ -5,7 +5,7 @@ Weights are a safetensors file that ``ulvm train`` wrote, run by the engine; an 
 JSON object ``{"format": 1, "run": <RunSpec>, …}``; what else it holds is the model's provenance.
 """
 
-import json
+import numbers
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from PIL import Image
 from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
 from ulvm.errors import InputError
 from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
+from ulvm.limits import MODEL_BYTES, parse_json, read_file
 from ulvm.models import find_weights
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
@@ -203,6 +204,13 @@ class Segmenter:
             return None
         if threshold is None:
             return self.spec.threshold
+        given: Any = threshold
+        if isinstance(given, bool) or not isinstance(given, numbers.Real):
+            raise InputError(
+                f"threshold={threshold!r} is a {type(threshold).__name__}",
+                "it must be a number between 0 and 1",
+                f"use {self.spec.threshold}, the model's own",
+            )
         if not 0 < threshold < 1:
             raise InputError(
                 f"threshold={threshold} is out of range",
@@ -241,11 +249,12 @@ def load(
     if engine is None:
         engine = "onnx" if model is not None and Path(model).suffix == ".onnx" else "c"
     path = find_weights(model, onnx=engine == "onnx")
-    return (_load_onnx if engine == "onnx" else _load_weights)(_read_file(path), str(path), threads)
+    content = read_file(path, MODEL_BYTES)
+    return (_load_onnx if engine == "onnx" else _load_weights)(content, str(path), threads)
 
 
 def _load_weights(content: bytes, name: str, threads: int) -> Segmenter:
-    spec, provenance = _read_run(_read_header(content), name)
+    spec, provenance = read_run(read_header(content), name)
     try:
         network = Engine(content, threads=threads)
     except EngineError as error:
@@ -263,32 +272,22 @@ def _load_onnx(content: bytes, name: str, threads: int) -> Segmenter:
             "run pip install 'ultralight-vm-unet[onnx]'",
         ) from error
     network = OnnxNetwork(content, name, threads=threads)
-    spec, provenance = _read_run(network.metadata(), name)
+    spec, provenance = read_run(network.metadata(), name)
     network.require_contract(spec)
     return Segmenter(network, spec, provenance)
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"the model {path} cannot be read ({error.strerror})",
-            "",
-            "check its permissions",
-        ) from error
-
-
-def _read_header(content: bytes) -> Any:
+def read_header(content: bytes) -> Any:
     """What a safetensors file holds under ulvm's key; None where there is no such thing."""
     length = int.from_bytes(content[:8], "little")
     try:
-        return json.loads(json.loads(content[8 : 8 + length])["__metadata__"][METADATA_KEY])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        header = parse_json(content[8 : 8 + length])
+        return parse_json(header["__metadata__"][METADATA_KEY])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
-def _read_run(metadata: Any, name: str) -> tuple[RunSpec, dict[str, Any]]:
+def read_run(metadata: Any, name: str) -> tuple[RunSpec, dict[str, Any]]:
     """The run that made a model, and what else its file says of itself."""
     if not isinstance(metadata, dict) or not isinstance(metadata.get("run"), dict):
         raise InputError(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, Self, cast, get_args, get_origin, get_type_hints
 
 from ulvm.errors import InputError, unknown_name
+from ulvm.limits import parse_json
 
 Network = Literal[
     "ultralight-vm-unet",
@@ -61,11 +63,16 @@ _short.maxlevel = 3
 DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples of it
 
 
+@functools.cache
+def _type_hints(cls: Hashable) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 class _Spec:
     """Types of the fields, JSON and overrides, shared by the specs below."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+        for name, hint in _type_hints(cast(Hashable, type(self))).items():
             value = _typed(type(self), name, hint, getattr(self, name))
             object.__setattr__(self, name, value)  # frozen, but not yet made
 
@@ -433,8 +440,8 @@ def _given_twice(name: str) -> InputError:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, deep brackets
+        return parse_json(text)
+    except ValueError:  # no JSON, a number of thousands of digits, deep brackets
         return [_parse(each) for each in text.split(",")] if "," in text else text
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.limits import JSON_BYTES, parse_json, read_file
 
 PARTS = ("train", "validation", "test")
 
@@ -265,12 +266,11 @@ _REMEDY = "write it with Split.save or correct it by hand"
 
 def _parse_split(dataset: str, path: Path) -> Split:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"the split file {path} cannot be read ({error.strerror})", _FORM, "check the path"
-        ) from error
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_file(path, JSON_BYTES))
+    except InputError as error:
+        given = f"the split cannot be read: {error.given}"
+        raise InputError(given, _FORM, error.remedy) from error
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error})", _FORM, _REMEDY) from error
     return split_from(content, dataset, str(path))
 

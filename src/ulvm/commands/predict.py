@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ulvm.commands.shared import FOLDER, NOTICE, engine_option, show_progress
+from ulvm.errors import printable
 from ulvm.spec import EngineName
 
 
@@ -43,6 +44,7 @@ def predict(
     from ulvm.predict import find_images
 
     sources = find_images(paths)
+    _set_environment()
     with ThreadPoolExecutor(1) as opening:
         segmenter = opening.submit(_open, model, engine)
         _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
@@ -63,9 +65,19 @@ def demo(out_dir: Path, engine: EngineName | None) -> None:
         _predict(load(engine=engine), sources, out_dir, overlay=True, as_json=False, threshold=None)
 
 
+def _set_environment() -> None:
+    """What numpy and ONNX Runtime's import would set, before there are threads.
+
+    libjpeg, in another thread, asks the C library for variables: one that is set meanwhile may move
+    the table that is read, and Python ends in a segmentation fault.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, for nothing
+    for name in ("OPENBLAS_MAIN_FREE", "GOTOBLAS_MAIN_FREE", "ORT_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+
+
 def _open(model: str | None, engine: EngineName | None) -> Any:
     """A model; its imports too take place in the thread that opens it."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, for nothing
     from ulvm.segmenter import load
 
     return load(model, engine=engine)
@@ -115,7 +127,7 @@ def _describe(prediction: Any) -> str:
             f"mean probability inside {summary['mean_probability_inside']:.2f}"
         )
     written = f" and {prediction.overlay_path.name}" if prediction.overlay_path else ""
-    return (
+    return printable(
         f"{prediction.source}: {found}, {summary['latency_ms']:.0f} ms"
         f" → {prediction.mask_path}{written}"
     )

@@ -183,9 +183,10 @@ def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Pixels, Pixe
 def _fingerprint(pairs: Sequence[Pair], kind: str) -> str:
     digest = hashlib.sha256(f"{CACHE_FORMAT} {kind}\n".encode())
     for pair in pairs:
-        digest.update(f"{pair.id} {pair.part}\n".encode())
-        for file in (pair.image, pair.mask):
-            digest.update(f"{file.path.absolute()} {file.size} {file.changed}\n".encode())
+        lines = [f"{pair.id} {pair.part}"]
+        lines += [f"{f.path.absolute()} {f.size} {f.changed}" for f in (pair.image, pair.mask)]
+        for line in lines:  # names of files may be no UTF-8
+            digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:12]
 
 
