@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -177,6 +179,9 @@ def test_train_eval_and_resume_from_the_command_line(drawn: Path, tmp_path: Path
     out = tmp_path / "run"
     trained = run("train", "paper", *where, "--out", out, *small, "--set", "train.epochs=1")
     assert trained.exit_code == 0, trained.output
+    (proposed,) = re.findall("next: ulvm (.*)", trained.output)
+    followed = run(*shlex.split(proposed))
+    assert followed.exit_code == 0, followed.output
     again = run(
         "train", "paper", *where, "--out", out, *small, "--set", "train.epochs=2", "--resume"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.image import resize, rim
 from ulvm.metrics import BoolArray
 
@@ -56,7 +56,7 @@ def draw_contact_sheet(
         raise InputError(
             "matplotlib is not installed",
             "the contact sheet is drawn with it",
-            "run pip install 'ultralight-vm-unet[eval]'",
+            install_extra("eval"),
         ) from error
     half = math.ceil(len(images) / 2)
     columns = {"Worst": range(half), "Best": range(len(images) - 1, half - 1, -1)}

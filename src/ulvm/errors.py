@@ -1,5 +1,6 @@
 """The one error for what the caller caused."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -27,6 +28,25 @@ class InputError(ValueError):
 
 class PictureWarning(UserWarning):
     """Something about a picture that decides its result and that nobody can see in it."""
+
+
+def install_extra(extra: str) -> str:
+    """The remedy where a package of an extra is missing."""
+    return f"run pip install '.[{extra}]' in the clone of ulvm"
+
+
+def not_found(path: object, accepted: str = "", *, what: str = "file") -> InputError:
+    """The error for a path where nothing is.
+
+    Args:
+        path: As it was given.
+        accepted: What would have been right.
+        what: What was looked for there.
+    """
+    address = re.sub(r"^(https?|ftp|s3|gs):/+", r"\1://", str(path))  # Path joins slashes
+    if "://" in address:
+        return InputError(f"{address} is an address", "ulvm reads files", "download it first")
+    return InputError(f"{what} not found: {path}", accepted, "check the path")
 
 
 def _sentence(part: str) -> str:

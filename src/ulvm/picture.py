@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, not_found
 
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused from their header, before they are decoded."""
@@ -123,7 +123,7 @@ def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
         try:
             file = path.open("rb")
         except FileNotFoundError as error:
-            raise InputError(f"file not found: {path}", "", "check the path") from error
+            raise not_found(path) from error
         except OSError as error:
             raise InputError(
                 f"{path} cannot be opened ({error.strerror})",

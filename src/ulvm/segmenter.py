@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra, not_found
 from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
@@ -268,7 +268,7 @@ def _load_onnx(content: bytes, name: str, threads: int) -> Segmenter:
         raise InputError(
             f"{name} needs ONNX Runtime, which is not installed",
             ".safetensors files need no such package",
-            "run pip install 'ultralight-vm-unet[onnx]'",
+            install_extra("onnx"),
         ) from error
     network = OnnxNetwork(content, name, threads=threads)
     spec, provenance = _read_run(network.metadata(), name)
@@ -293,12 +293,12 @@ def _read_model(model: str | os.PathLike[str] | None, engine: EngineName) -> tup
                 "check the path, or wait for the first epoch of training",
             )
         path /= RUN_WEIGHTS
+    if path.is_dir():
+        raise InputError(f"the model {path} is a folder", accepted, "name a file in it")
     if not path.is_file():
-        raise InputError(
-            (f"the model {path} is a folder" if path.is_dir() else f"model not found: {path}"),
-            accepted,
-            "check the path",
-        )
+        folder = engine == "c" and not path.suffix  # perhaps a run that isn't there
+        tried = f"{path}, nor {path / RUN_WEIGHTS}" if folder else path
+        raise not_found(tried, accepted, what="model")
     if path.suffix in {".safetensors", ".onnx"} - {ending}:
         raise InputError(
             f"the model {path} is no file for the engine {engine!r}",

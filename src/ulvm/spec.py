@@ -32,6 +32,7 @@ Mixer = Literal["mamba", "bidirectional", "ss2d"]
 Bridge = Literal["both", "spatial", "channel", "none"]
 Init = Literal["paper", "mamba"]
 EngineName = Literal["c", "onnx"]  # what runs a model: ulvm's own, ONNX Runtime
+BUNDLED = "bundled"  # the word for the model that comes with ulvm
 DatasetName = Literal["isic2017", "isic2018", "ph2", "folder", "isic2016", "ham10000", "pad-ufes"]
 Augmentation = Literal["none", "paper", "strong", "stronger", "wide"]
 Schedule = Literal["cosine-cycle", "one-cycle"]

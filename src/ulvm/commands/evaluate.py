@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ulvm.commands.shared import (
-    BUNDLED,
     FOLDER,
     GROUPS,
     NOTICE,
@@ -17,7 +16,7 @@ from ulvm.commands.shared import (
     show_progress,
     threshold_option,
 )
-from ulvm.spec import EngineName
+from ulvm.spec import BUNDLED, EngineName
 
 
 @click.command("eval")

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from ulvm.commands.shared import BUNDLED
-
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -19,40 +17,44 @@ from ulvm.commands.shared import BUNDLED
     help="C, or a phone's runtime; else ONNX.",
 )
 def export(run: Path, out: Path, target: str | None) -> None:
-    """Write the weights of RUN as ONNX, checked against torch, with model.json beside it.
+    """Write the weights of RUN as ONNX, checked against torch, with NAME.onnx.json beside it.
 
-    With --target c as one C file, NAME.c, with NAME.h and a test beside it: for any device; RUN
-    may also be the word bundled, and torch is not needed.
+    RUN is a run folder of `ulvm train`, its weights file, or the word bundled.
+
+    With --target c as one C file, NAME.c, with NAME.h and a test beside it: for any device,
+    and torch is not needed.
 
     With another --target, for a runtime on phones; each needs the extra of its name. OUT ends in
     .pte (executorch), .tflite (litert), .ncnn.param (ncnn) or .xml (openvino); the last two write a
     .bin beside it.
     """
+    from ulvm.engine.export import find_weights
+
+    weights = find_weights(run)
     if target == "c":
-        _export_c(None if run == Path(BUNDLED) else run, out)
+        _export_c(weights, out)
         return
-    from ulvm.nn.export import OPSET, SIDE_FILE
+    from ulvm.nn.export import OPSET, side_file
     from ulvm.nn.export import export as export_onnx
     from ulvm.nn.targets import export_for
 
-    side = export_for(target, run, out) if target else export_onnx(run, out)
+    side = export_for(target, weights, out) if target else export_onnx(weights, out)
     click.echo(
         f"{out}: {side['bytes'] / 1000:.0f} kB, {target or f'opset {OPSET}'}, differs from torch "
-        f"by {side['largest_difference_from_torch']:.1e} at most; {out.parent / SIDE_FILE}"
+        f"by {side['largest_difference_from_torch']:.1e} at most; {side_file(out)}"
     )
 
 
-def _export_c(run: Path | None, out: Path) -> None:
+def _export_c(weights: Path, out: Path) -> None:
     """Compared with torch where there is torch, else with the engine of this installation."""
     from ulvm.engine.export import export as export_c
-    from ulvm.engine.export import find_weights
 
     reference, name = None, "ulvm's engine"
     if importlib.util.find_spec("torch") is not None:
         from ulvm.nn.checkpoint import load_probability
 
-        (reference, _), name = load_probability(find_weights(run), double=True), "torch"
-    done = export_c(run, out, reference)
+        (reference, _), name = load_probability(weights, double=True), "torch"
+    done = export_c(weights, out, reference)
     click.echo(
         f"{out}: with {', '.join(done['files'][1:])} {done['bytes'] / 1000:.0f} kB, differs from "
         f"{name} by {done['largest_difference']:.1e} at most"

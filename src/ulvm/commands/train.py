@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def train(
         return
     click.echo(f"best weights: {weights}")
     for name, folder in where.items():
-        click.echo(f"next: ulvm eval {out_dir} --dataset {name} --data {folder} --part test")
+        words = ["ulvm", "eval", out_dir, "--dataset", name, "--data", folder, "--part", "test"]
+        click.echo(f"next: {shlex.join(map(str, [*words, '--out', out_dir / f'{name}-test']))}")
 
 
 def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from ulvm import segmenter
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.image import FloatArray, Uint8Array
-from ulvm.spec import RunSpec
+from ulvm.spec import BUNDLED, RunSpec
 from ulvm.synthetic import draw_lesion, probe_images
 from ulvm.version import __version__
 
@@ -36,8 +36,8 @@ _SOURCES = ("network.c", _CHOICE, "engine.c", "weights.c", "threads.c", "resampl
 
 
 def find_weights(model: str | Path | None) -> Path:
-    """The weights file of a run folder, of a file, or of the bundled model (None)."""
-    if model is None:
+    """The weights file of a run folder, of a file, or of the bundled model: its word, or None."""
+    if model is None or str(model) == BUNDLED:
         return Path(segmenter.__file__).with_name("weights") / segmenter.BUNDLED_MODEL
     path = Path(model)
     return path / segmenter.RUN_WEIGHTS if path.is_dir() else path
@@ -67,7 +67,7 @@ def export(
     """
     out = Path(out)
     name = _c_name(out)
-    loaded = segmenter.load(model, engine="c")  # refuses what the engine doesn't run
+    loaded = segmenter.load(find_weights(model), engine="c")  # refuses what the engine doesn't run
     run, reference = loaded.spec, reference or loaded.network
     weights = find_weights(model).read_bytes()
     picture = _draw_picture(TEST_SIZE, run.model.in_channels)

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ulvm.errors import InputError
+from ulvm.engine.export import find_weights
+from ulvm.errors import InputError, not_found
 from ulvm.files import write_atomically
 from ulvm.nn.kernels import accelerate
 from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
@@ -54,7 +55,7 @@ def load_weights(
     """Read what ``save_weights`` wrote.
 
     Args:
-        path: A weights file, or a run folder of ``ulvm train``.
+        path: A weights file, a run folder of ``ulvm train``, or the word ``bundled``.
         device: Where the network goes.
 
     Returns:
@@ -64,15 +65,9 @@ def load_weights(
     Raises:
         InputError: The file is missing, no safetensors file or not written by ulvm.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= WEIGHTS
+    path = find_weights(path)
     if not path.is_file():
-        raise InputError(
-            f"file not found: {path}",
-            "it must be a .safetensors file of ulvm train",
-            "check the path",
-        )
+        raise not_found(path, "it must be a .safetensors file of ulvm train")
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -141,9 +136,7 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
         InputError: The file is missing, not a weights file, or has other tensors.
     """
     if not Path(path).is_file():
-        raise InputError(
-            f"file not found: {path}", "it must be the authors' .pth file", "check the path"
-        )
+        raise not_found(path, "it must be the authors' .pth file")
     try:
         with torch.serialization.safe_globals(_NUMPY_FLOAT):
             stored = torch.load(path, map_location="cpu", weights_only=True)

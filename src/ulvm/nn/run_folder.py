@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.files import write_atomically
 from ulvm.provenance import git_commit, processor, versions
 
@@ -83,7 +83,7 @@ def tensorboard_writer(out_dir: Path) -> Any:
         raise InputError(
             "TensorBoard is not installed",
             "",
-            "run pip install 'ultralight-vm-unet[tensorboard]', or leave out --tensorboard",
+            f"{install_extra('tensorboard')}, or leave out --tensorboard",
         ) from None
     return SummaryWriter(str(out_dir / "tensorboard"))
 
