@@ -140,6 +140,10 @@ def test_ruler_and_brush_take_turns(page: Any) -> None:
     page.click("#correct")
     assert page.locator(".mark:visible").count() == 0
     expect(page.locator("#brush")).to_be_visible()
+    for small in page.locator("#correct-form :is(button, input):visible").all():
+        assert small.bounding_box()["height"] >= 44
+    expect(page.get_by_role("slider", name="Size of the brush")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.click("#ruler")
     expect(page.locator("#brush")).to_be_hidden()
     page.click("#ruler")

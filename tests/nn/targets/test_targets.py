@@ -87,7 +87,7 @@ def test_a_missing_package_names_the_extra(
     package = {"litert": "litert_torch"}.get(name, name)
     for module in [package, *(each for each in sys.modules if each.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=rf"pip install 'ultralight-vm-unet\[{name}\]'"):
+    with pytest.raises(InputError, match=rf"pip install '\.\[{name}\]'"):
         targets.export_for(name, tmp_path, tmp_path / "net")
 
 
