@@ -2,7 +2,7 @@
 # make test   run all tests but the browser's, in an environment with the training extra
 # make check  lint, types, and the plain package without torch
 # make engine compile the engine for this machine and for the page, where a source is newer
-# make wheels the wheels of all platforms, in dist/
+# make wheels the wheels of all platforms and their SHA-256, in dist/
 # make sanitize   run the engine under the address, undefined-behaviour and thread sanitizers (clang)
 # make chaos  kill training at each of its moments, break its disk and data, compare what goes on
 # make fuzz TARGET=picture   feed a reader a million damaged files, guided by coverage (docs/limits.md)
@@ -53,9 +53,11 @@ engine: .venv-test/ready
 
 # The same bytes each time: sources, compiler and packer are pinned.
 wheels: .venv-build/ready
+	rm -rf dist
 	for platform in $(PLATFORMS); do \
 		ULVM_PLATFORM=$$platform .venv-build/bin/python -m build --wheel --no-isolation || exit 1; \
 	done
+	cd dist && sha256sum *.whl > SHA256SUMS
 
 sanitize: .venv-test/ready
 	.venv-test/bin/python tests/engine/sanitize.py

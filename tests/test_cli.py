@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -105,7 +106,7 @@ def test_predict_takes_weights_run_folders_and_onnx(tmp_path: Path) -> None:
         [
             ("--model", "isic2017"),
             ("--model", "isic2017", "--engine", "c"),
-            ("--model", "isic2017", "--engine", "onnx"),
+            ("--model", "skin", "--engine", "onnx"),
             ("--model", tmp_path / "run"),
             ("--model", tmp_path / "run" / "weights.safetensors"),
             ("--model", find_weights("skin", onnx=True)),
@@ -177,6 +178,9 @@ def test_train_eval_and_resume_from_the_command_line(drawn: Path, tmp_path: Path
     out = tmp_path / "run"
     trained = run("train", "paper", *where, "--out", out, *small, "--set", "train.epochs=1")
     assert trained.exit_code == 0, trained.output
+    (proposed,) = re.findall("next: ulvm (.*)", trained.output)
+    followed = run(*shlex.split(proposed))
+    assert followed.exit_code == 0, followed.output
     again = run(
         "train", "paper", *where, "--out", out, *small, "--set", "train.epochs=2", "--resume"
     )

@@ -339,7 +339,7 @@ def test_refused_weights(tmp_path: Path) -> None:
 
 def test_without_onnx_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ulvm.onnx", None)
-    with pytest.raises(InputError, match=r"pip install 'ultralight-vm-unet\[onnx\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[onnx\]'"):
         load("skin", engine="onnx")
     assert load()(drawn_picture()).mask.any()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import Any
@@ -9,12 +10,19 @@ from typing import Any
 import click
 
 from ulvm.commands import data, evaluate, export, inspect, predict, reproduce, serve, train
-from ulvm.errors import InputError, PictureWarning, RunWarning
+from ulvm.errors import InputError, PictureWarning, RunWarning, install_extra
 from ulvm.version import __version__
 
 
 class _Group(click.Group):
     """Shows the caller's mistakes in sentences instead of a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """A character that the terminal or the log file can't hold becomes a question mark."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -29,7 +37,7 @@ class _Group(click.Group):
         except ModuleNotFoundError as problem:
             raise click.ClickException(
                 f"This command needs the package {problem.name}, which is not installed. "
-                "Run pip install 'ultralight-vm-unet[train]'."
+                f"{install_extra('train').capitalize()}."
             ) from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.image import resize, rim
 from ulvm.metrics import BoolArray
 
@@ -124,7 +124,7 @@ def import_matplotlib() -> tuple[Any, Any]:
         raise InputError(
             "matplotlib is not installed",
             "pictures of results are drawn with it",
-            "run pip install 'ultralight-vm-unet[eval]'",
+            install_extra("eval"),
         ) from error
     finally:
         if named is not None:

@@ -57,6 +57,25 @@ def _shorten(part: str) -> str:
     return part if len(part) <= 800 else f"{part[:500]} … {part[-200:]}"
 
 
+def install_extra(extra: str) -> str:
+    """The remedy where a package of an extra is missing."""
+    return f"run pip install '.[{extra}]' in the clone of ulvm"
+
+
+def not_found(path: object, accepted: str = "", *, what: str = "file") -> InputError:
+    """The error for a path where nothing is.
+
+    Args:
+        path: As it was given.
+        accepted: What would have been right.
+        what: What was looked for there.
+    """
+    address = re.sub(r"^(https?|ftp|s3|gs):/+", r"\1://", str(path))  # Path joins slashes
+    if "://" in address:
+        return InputError(f"{address} is an address", "ulvm reads files", "download it first")
+    return InputError(f"{what} not found: {path}", accepted, "check the path")
+
+
 def _sentence(part: str) -> str:
     """With a capital, unless it begins with a file, a value or a name in code; with its stop."""
     word = part.split(maxsplit=1)[0].rstrip(",:")

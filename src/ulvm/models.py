@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, not_found
 
 RUN_WEIGHTS = "weights.safetensors"
 """The weights file in a run folder of ``ulvm train``: the best epoch's."""
@@ -97,12 +97,12 @@ def find_weights(model: str | os.PathLike[str] | None = None, *, onnx: bool = Fa
                 "check the path, or wait for the first epoch of training",
             )
         return path / RUN_WEIGHTS
+    if path.is_dir():
+        raise InputError(f"the model {path} is a folder", accepted, "name a file in it")
     if not path.is_file():
-        raise InputError(
-            f"the model {path} is a folder" if path.is_dir() else f"model not found: {path}",
-            accepted,
-            "check the path",
-        )
+        folder = not onnx and not path.suffix  # perhaps a run that isn't there
+        tried = f"{path}, nor {path / RUN_WEIGHTS}" if folder else path
+        raise not_found(tried, accepted, what="model")
     if path.suffix in {".safetensors", ".onnx"} - {ending}:
         raise InputError(f"the model {path} is no {ending} file", accepted, "leave the engine out")
     return path

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
 from ulvm.limits import MODEL_BYTES, parse_json, read_file
 from ulvm.models import find_weights
@@ -269,7 +269,7 @@ def _load_onnx(content: bytes, name: str, threads: int) -> Segmenter:
         raise InputError(
             f"{name} needs ONNX Runtime, which is not installed",
             ".safetensors files need no such package",
-            "run pip install 'ultralight-vm-unet[onnx]'",
+            install_extra("onnx"),
         ) from error
     network = OnnxNetwork(content, name, threads=threads)
     spec, provenance = read_run(network.metadata(), name)

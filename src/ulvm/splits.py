@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.files import write_atomically
 from ulvm.limits import JSON_BYTES, parse_json, read_file
 
@@ -341,7 +341,7 @@ def make_folds(
         raise InputError(
             "scikit-learn is not installed",
             "folds are made with it",
-            "run pip install 'ultralight-vm-unet[eval]'",
+            install_extra("eval"),
         ) from error
     for name, values in [("areas", areas), ("groups", groups)]:
         if values is not None and len(values) != len(ids):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -142,6 +144,21 @@ def test_another_machines_library_needs_a_folder() -> None:
     assert "name a folder with --out" in done.stderr
 
 
+def check_bill(archive: zipfile.ZipFile) -> None:
+    """The bill of materials says what is compiled in and needed: true hashes, every package."""
+    (place,) = (name for name in archive.namelist() if ".dist-info/sboms/" in name)
+    assert place.endswith("/ultralight-vm-unet.cdx.json")
+    bill = json.loads(archive.read(place))
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    files = {each["name"]: each for each in bill["components"] if each["type"] == "file"}
+    assert {"ulvm/engine/libulvm.so", "ulvm/web/engine.wasm"} < set(files)
+    for name, file in files.items():
+        assert file["hashes"][0]["content"] == hashlib.sha256(archive.read(name)).hexdigest()
+    packages = {each["name"] for each in bill["components"] if each["type"] == "library"}
+    assert packages == {"numpy", "pillow", "click"}
+    assert len(bill["dependencies"][0]["dependsOn"]) == len(packages)
+
+
 WHEEL = "import hatchling.build, sys; print(hatchling.build.build_wheel(sys.argv[1]))"
 
 
@@ -189,6 +206,7 @@ def test_wheel_holds_what_runs_and_is_the_same_twice(name: str, tmp_path: Path) 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         library = archive.read("ulvm/engine/libulvm.so")
+        check_bill(archive)
     assert len(set(names)) == len(names)
     assert library.startswith(b"\x7fELF")
     assert library[18] == {"x86_64": 62, "aarch64": 183}[name.partition("-")[0]]  # e_machine

@@ -17,7 +17,7 @@ import click
     help="C, or a phone's runtime; else ONNX.",
 )
 def export(run: str, out: Path, target: str | None) -> None:
-    """Write the weights of RUN as ONNX, checked against torch, with model.json beside it.
+    """Write the weights of RUN as ONNX, checked against torch, with NAME.onnx.json beside it.
 
     RUN is a run folder, a .safetensors file or the name of a model, such as bundled.
 
@@ -31,14 +31,14 @@ def export(run: str, out: Path, target: str | None) -> None:
     if target == "c":
         _export_c(run, out)
         return
-    from ulvm.nn.export import OPSET, SIDE_FILE
+    from ulvm.nn.export import OPSET, side_file
     from ulvm.nn.export import export as export_onnx
     from ulvm.nn.targets import export_for
 
     side = export_for(target, run, out) if target else export_onnx(run, out)
     click.echo(
         f"{out}: {side['bytes'] / 1000:.0f} kB, {target or f'opset {OPSET}'}, differs from torch "
-        f"by {side['largest_difference_from_torch']:.1e} at most; {out.parent / SIDE_FILE}"
+        f"by {side['largest_difference_from_torch']:.1e} at most; {side_file(out)}"
     )
 
 

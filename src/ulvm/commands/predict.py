@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import click
 
 from ulvm.commands.shared import FOLDER, NOTICE, engine_option, show_progress
-from ulvm.errors import printable
+from ulvm.errors import InputError, printable
 from ulvm.spec import EngineName
 
 
@@ -41,8 +43,13 @@ def predict(
     For each picture a mask PNG of its size is written and a line printed. A file that cannot
     be read is reported and skipped; the exit code is then 1.
     """
+    from ulvm.picture import SUFFIXES
     from ulvm.predict import find_images
 
+    if out_dir and out_dir.suffix.lower() in SUFFIXES and not out_dir.exists():
+        raise InputError(
+            f"--out {out_dir} is the name of a picture", "it must be a folder", "choose a folder"
+        )
     sources = find_images(paths)
     _set_environment()
     with ThreadPoolExecutor(1) as opening:
@@ -63,6 +70,15 @@ def demo(out_dir: Path, engine: EngineName | None) -> None:
     with importlib.resources.as_file(importlib.resources.files("ulvm") / "examples") as examples:
         sources = find_images([str(examples / "*.*")])
         _predict(load(engine=engine), sources, out_dir, overlay=True, as_json=False, threshold=None)
+    click.echo(f"Next, with a picture of yours: {_own_name()} predict photo.jpg --overlay")
+
+
+def _own_name() -> str:
+    """What to type for ulvm: after `make demo`, or as a module, it isn't on the path."""
+    if shutil.which("ulvm"):
+        return "ulvm"
+    called = Path(sys.argv[0])
+    return "python -m ulvm" if called.name == "__main__.py" else shlex.quote(str(called))
 
 
 def _set_environment() -> None:
@@ -97,16 +113,16 @@ def _predict(
     predictions = predict_files(
         segmenter, sources, out_dir=out_dir, overlay=overlay, threshold=threshold
     )
-    with show_progress("pictures") as advance:
+    with show_progress("pictures") as progress:
         for number, prediction in enumerate(predictions, start=1):
             if as_json:
-                click.echo(json.dumps(prediction.to_dict()))
+                progress.say(json.dumps(prediction.to_dict()))
             elif prediction.error is None:
-                click.echo(_describe(prediction))
+                progress.say(_describe(prediction))
             if prediction.error is not None:
                 failed += 1
-                click.echo(f"Error: {prediction.error}", err=True)
-            advance(number, len(sources))
+                progress.say(f"Error: {prediction.error}", err=True)
+            progress(number, len(sources))
     if not as_json:
         done = len(sources) - failed
         click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")

@@ -60,7 +60,7 @@ def export(
     """
     out = Path(out)
     name = _c_name(out)
-    loaded = segmenter.load(model, engine="c")  # refuses what the engine doesn't run
+    loaded = segmenter.load(find_weights(model), engine="c")  # refuses what the engine doesn't run
     run, reference = loaded.spec, reference or loaded.network
     weights = find_weights(model).read_bytes()
     picture = _draw_picture(TEST_SIZE, run.model.in_channels)

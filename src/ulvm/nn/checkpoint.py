@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, not_found
 from ulvm.files import write_atomically
 from ulvm.limits import MODEL_BYTES, read_file
 from ulvm.models import RUN_WEIGHTS, find_weights
@@ -167,9 +167,7 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
         InputError: The file is missing, not a weights file, or has other tensors.
     """
     if not Path(path).is_file():
-        raise InputError(
-            f"file not found: {path}", "it must be the authors' .pth file", "check the path"
-        )
+        raise not_found(path, "it must be the authors' .pth file")
     try:
         with torch.serialization.safe_globals(_NUMPY_FLOAT), warnings.catch_warnings():
             warnings.simplefilter("ignore")

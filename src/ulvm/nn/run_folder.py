@@ -19,7 +19,7 @@ import filelock
 import torch
 
 from ulvm.contact_sheet import import_matplotlib
-from ulvm.errors import InputError, RunWarning
+from ulvm.errors import InputError, RunWarning, install_extra
 from ulvm.files import flush_folder, make_folder, sweep_leftovers, write_atomically
 from ulvm.provenance import git_commit, processor, versions
 
@@ -212,7 +212,7 @@ def tensorboard_writer(out_dir: Path) -> Any:
         raise InputError(
             "TensorBoard is not installed",
             "",
-            "run pip install 'ultralight-vm-unet[tensorboard]', or leave out --tensorboard",
+            f"{install_extra('tensorboard')}, or leave out --tensorboard",
         ) from None
     return SummaryWriter(str(out_dir / "tensorboard"))
 
