@@ -165,8 +165,7 @@ class Segmentation:
         """What a notebook shows: the overlay, or the mask without its picture, and the finding."""
         from ulvm.notebook import show
 
-        mask = Image.fromarray(self.mask.view(np.uint8) * np.uint8(255))
-        return show(mask if self.picture is None else self.overlay(), self.to_dict())
+        return show(self.picture, self.mask, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain values for JSON."""

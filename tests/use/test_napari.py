@@ -73,6 +73,8 @@ def test_a_layer_of_a_viewer_becomes_labels_in_the_same_place() -> None:
     np.testing.assert_array_equal(labels.translate, layer.translate)
     assert labels.name == "mole: lesion"
     assert labels.metadata["notice"] == NOTICE
+    own = segment(layer)[1]["metadata"]["threshold"]
+    assert own == ulvm.load().spec.threshold
     assert [each.name for each in viewer.layers] == ["mole", "mole: lesion"]
 
 
