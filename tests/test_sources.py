@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 import ulvm
 from ulvm import synthetic
 from ulvm.engine import Engine
-from ulvm.models import NOTICE
 from ulvm.segmenter import Segmentation, Segmenter
+from ulvm.use import NOTICE
 
 UPRIGHT = synthetic.draw_lesion(3, (100, 150)).image_rgb
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ulvm.image import BoolArray, Uint8Array, draw_overlay
-from ulvm.models import NOTICE
+from ulvm.use import NOTICE
 
 LONGEST_SIDE = 512  # pixels
 

@@ -9,8 +9,8 @@ import torch
 
 import ulvm
 from ulvm import synthetic
-from ulvm.models import NOTICE
 from ulvm.spec import DataSpec, ModelSpec, RunSpec
+from ulvm.use import NOTICE
 
 pytest.importorskip("torch")
 hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is of the extra [huggingface]")

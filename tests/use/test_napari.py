@@ -12,7 +12,8 @@ import pytest
 import ulvm
 from ulvm import synthetic
 from ulvm.errors import InputError
-from ulvm.models import BUNDLED, NOTICE
+from ulvm.models import BUNDLED
+from ulvm.use import NOTICE
 from ulvm.use.napari import segment, to_rgb
 
 npe2 = pytest.importorskip("npe2", reason="npe2 is of the extra [napari]")

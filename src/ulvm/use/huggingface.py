@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from ulvm.errors import InputError
-from ulvm.models import NOTICE
 from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.reuse import SelfNormalising, load_pretrained
 from ulvm.spec import METADATA_KEY, RunSpec
+from ulvm.use import NOTICE
 
 try:
     from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from ulvm.errors import InputError
 from ulvm.image import Uint8Array
-from ulvm.models import BUNDLED, DEFAULT, NOTICE
+from ulvm.models import BUNDLED, DEFAULT
 from ulvm.segmenter import load
+from ulvm.use import NOTICE
 
 if TYPE_CHECKING:
     import napari.layers
