@@ -7,6 +7,7 @@
 # make chaos  kill training at each of its moments, break its disk and data, compare what goes on
 # make fuzz TARGET=picture   feed a reader a million damaged files, guided by coverage (docs/limits.md)
 # make web-test   run the page in Chromium against the Python side
+# make tools  test other people's tools with ulvm in them (docs/use/); installs gigabytes of its own
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
 # make docs   draw the figures and regenerate the tables of the documents from result files; says what
@@ -27,7 +28,11 @@ export ZIG_GLOBAL_CACHE_DIR ?= $(HOME)/.cache/zig
 PLATFORMS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl \
 	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
 
-.PHONY: demo test check plain engine wheels sanitize fuzz chaos web-test site screenshots bench docs lock tools clean
+# Extras that `make tools` installs, and what their tests need besides.
+TOOLS = eval,huggingface,monai,napari,smp
+TOOLS_TESTS = pytest nbclient nbformat ipykernel pytorch-ignite npe2
+
+.PHONY: demo test check plain engine wheels sanitize fuzz chaos web-test tools site screenshots bench docs lock clean
 
 demo: .venv/ready
 	.venv/bin/ulvm demo
@@ -76,6 +81,11 @@ chaos: .venv-test/ready
 # Skipped with a reason where chromium is not installed. Alone, for it measures frames.
 web-test: engine
 	.venv-test/bin/python -m pytest -s tests/web
+
+# The tools' own plug-ins of pytest and their deprecations are theirs.
+tools: engine .venv-tools/ready
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-tools/bin/python -m pytest --override-ini addopts= \
+		--import-mode=importlib -rs -W default tests/use tests/nn/test_reuse.py
 
 site: engine
 	rm -rf site
@@ -132,11 +142,17 @@ docs: .venv-test/ready
 	.venv-fuzz/bin/python $(PIP) --editable . atheris
 	touch $@
 
+# Not constrained: torchvision, which some need, belongs to one torch.
+.venv-tools/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python $(PIP) --editable '.[$(TOOLS)]' $(TOOLS_TESTS)
+	touch $@
+
 .venv-build/ready: requirements/build.txt
 	$(PYTHON) -m venv .venv-build
 	.venv-build/bin/python $(LOCKED) --requirement requirements/build.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-build .venv-fuzz .venv-lock build dist demo-output site
+	rm -rf .venv .venv-test .venv-build .venv-fuzz .venv-tools .venv-lock build dist demo-output site
 	rm -f src/ulvm/engine/libulvm.* src/ulvm/web/*.wasm

@@ -104,8 +104,8 @@ def test_predict_takes_weights_run_folders_and_onnx(tmp_path: Path) -> None:
     masks = []
     for number, words in enumerate(
         [
-            ("--model", "isic2017"),
-            ("--model", "isic2017", "--engine", "c"),
+            ("--model", "skin"),
+            ("--model", "skin", "--engine", "c"),
             ("--model", "skin", "--engine", "onnx"),
             ("--model", tmp_path / "run"),
             ("--model", tmp_path / "run" / "weights.safetensors"),

@@ -104,7 +104,7 @@ def test_the_bundled_model_is_a_word_wherever_a_model_is_meant(tmp_path: Path) -
     from ulvm.nn.checkpoint import load_weights
 
     network, spec, _ = load_weights("bundled")
-    assert sum(each.numel() for each in network.parameters()) == 49_457
+    assert sum(each.numel() for each in network.parameters()) == 46_644
     assert spec == ulvm.load().spec
     result = run("export", "bundled", "--out", tmp_path / "model.onnx")
     assert result.exit_code == 0, result.output

@@ -203,7 +203,7 @@ def test_workers_share_room_for_pixels(tmp_path: Path, monkeypatch: pytest.Monke
     held, most = [0], [0]
     from ulvm import image, picture
 
-    decode, write = picture._as_rgb, image.write_png
+    decode, write = picture._decode, image.write_png
 
     def count(*arguments: Any) -> Any:
         held[0] += 1
@@ -214,7 +214,7 @@ def test_workers_share_room_for_pixels(tmp_path: Path, monkeypatch: pytest.Monke
         write(*arguments)
         held[0] -= 1
 
-    monkeypatch.setattr(picture, "_as_rgb", count)
+    monkeypatch.setattr(picture, "_decode", count)
     monkeypatch.setattr(image, "write_png", release)
     monkeypatch.setattr(limits, "PIXELS", PICTURE.size // 3)
     done = list(predict_files(load(), find_images(["*.png"]), overlay=False))

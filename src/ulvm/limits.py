@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, not_found
 
 PIXELS = 200_000_000
 """Of a picture. Larger ones are refused from their header, before they are decoded."""
@@ -58,7 +58,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
         if stat.S_ISREG(status.st_mode):
             return io.FileIO(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"file not found: {path}", "", "check the path") from error
+        raise not_found(path) from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(

@@ -19,7 +19,7 @@ from ulvm.engine import LIBRARY, build
 
 ENGINE = Path(ulvm.__file__).parent / "engine"
 ROOT = Path(__file__).parents[2]
-WHEEL_BYTES = 1_500_000
+WHEEL_BYTES = 1_700_000
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("ziglang") is None, reason="ziglang is not installed"

@@ -10,8 +10,7 @@ from typing import get_args
 import click
 
 from ulvm.spec import DatasetName, EngineName
-
-NOTICE = "Not a medical device: for research and education, not for diagnosis."
+from ulvm.use import NOTICE as NOTICE
 
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)
