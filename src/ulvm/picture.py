@@ -12,7 +12,8 @@ from typing import IO, Any, cast
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, PictureWarning
+from ulvm.use.formats import HEAD_BYTES, open_optional
 
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused from their header, before they are decoded."""
@@ -54,6 +55,9 @@ UPRIGHT = {
 _EXIF_ORIENTATION = 0x0112
 TURNED = "turned by ulvm"
 """Key of a picture's ``info``: the EXIF orientation, 2..8, that it was turned upright from."""
+
+SPACING_MM = "spacing_mm"
+"""Key of a picture's ``info``: the distance of its rows and of its columns, where a file says it."""
 
 TIFF_BITS, TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
 SIGNATURE = ("Software", "ulvm")
@@ -137,7 +141,7 @@ def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
 
 
 def _read_header(file: IO[bytes], name: str) -> ImageFile:
-    head = file.read(132)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
     for signature, (plugin, opener) in _OPENERS.items():
         if head.startswith(signature) and (signature != b"RIFF" or head[8:12] == b"WEBP"):
@@ -147,20 +151,19 @@ def _read_header(file: IO[bytes], name: str) -> ImageFile:
                 return image
     if not head:
         raise InputError(f"{name} is empty", "", "copy it again")
-    if head[4:8] == b"ftyp":
-        kind, remedy = "HEIC or AVIF", "export it as JPEG or PNG"
-    elif head[128:132] == b"DICM":
-        kind, remedy = "DICOM", "export its picture as PNG with your DICOM viewer"
-    else:
-        kind, remedy = "not a picture of a known kind", "export it as PNG or JPEG"
-    raise InputError(f"{name} is {kind}", f"{FORMATS} files can be read", remedy)
+    with _damage_reported(name):
+        foreign = open_optional(head, file, name)
+    if foreign is not None:
+        return foreign
+    kind = "AVIF" if head[4:8] == b"ftyp" else "not a picture of a known kind"
+    raise InputError(f"{name} is {kind}", f"{FORMATS} files can be read", "export it as PNG or JPEG")
 
 
 @contextlib.contextmanager
 def _damage_reported(name: str) -> Iterator[None]:
     try:
         yield
-    except MemoryError:
+    except (InputError, PictureWarning, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(name, "too many pixels for Pillow") from error

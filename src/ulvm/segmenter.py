@@ -21,6 +21,7 @@ from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
 from ulvm.errors import InputError
 from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
 from ulvm.models import find_weights
+from ulvm.picture import SPACING_MM
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
 
@@ -35,6 +36,7 @@ class Segmentation:
         labels: uint8 (height, width), the most probable class; None for one class.
         threshold: Of the mask; None for several classes.
         latency_ms: Time of resizing to the network's size, inference and making the mask.
+        spacing_mm: Distance of the picture's rows and of its columns; None where it is not known.
     """
 
     maps: FloatArray = field(repr=False)
@@ -42,6 +44,7 @@ class Segmentation:
     labels: Uint8Array | None = field(repr=False)
     threshold: float | None
     latency_ms: float
+    spacing_mm: tuple[float, float] | None = None
 
     @cached_property
     def probability(self) -> FloatArray:
@@ -73,6 +76,13 @@ class Segmentation:
         """Share of the picture that the mask covers, 0..1."""
         return self.area_pixels / self.mask.size
 
+    @property
+    def area_mm2(self) -> float | None:
+        """Area of the mask in mm²; None where the picture does not say how large its pixels are."""
+        if self.spacing_mm is None:
+            return None
+        return self.area_pixels * self.spacing_mm[0] * self.spacing_mm[1]
+
     @cached_property
     def bounding_box_xyxy(self) -> tuple[int, int, int, int] | None:
         """Left, top, right and bottom of the mask, right and bottom exclusive; None if empty."""
@@ -101,6 +111,7 @@ class Segmentation:
             "threshold": self.threshold,
             "area_pixels": self.area_pixels,
             "area_fraction": self.area_fraction,
+            "area_mm2": self.area_mm2,
             "bounding_box_xyxy": self.bounding_box_xyxy and list(self.bounding_box_xyxy),
             "mean_probability_inside": self.mean_probability_inside,
             "latency_ms": self.latency_ms,
@@ -159,7 +170,8 @@ class Segmenter:
             labels = _most_probable(maps, (height, width))
             mask = labels != 0
         latency_ms = (time.perf_counter() - start) * 1e3
-        return Segmentation(maps, mask, labels, threshold, latency_ms)
+        spacing = image_rgb.info.get(SPACING_MM) if isinstance(image_rgb, Image.Image) else None
+        return Segmentation(maps, mask, labels, threshold, latency_ms, spacing_mm=spacing)
 
     def probability(self, images_rgb: Uint8Array) -> FloatArray:
         """Probability of a batch that already has the network's size.

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import click
 
 from ulvm.spec import DatasetName, EngineName
+from ulvm.use import NOTICE as NOTICE
 
-NOTICE = "Not a medical device: for research and education, not for diagnosis."
 
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)
