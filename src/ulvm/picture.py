@@ -57,7 +57,7 @@ TURNED = "turned by ulvm"
 """Key of a picture's ``info``: the EXIF orientation, 2..8, that it was turned upright from."""
 
 SPACING_MM = "spacing_mm"
-"""Key of a picture's ``info``: the distance of its rows and of its columns, where a file says it."""
+"""Key of a picture's ``info``: distance of its rows and of its columns, where a file says it."""
 
 TIFF_BITS, TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
 SIGNATURE = ("Software", "ulvm")
@@ -156,7 +156,8 @@ def _read_header(file: IO[bytes], name: str) -> ImageFile:
     if foreign is not None:
         return foreign
     kind = "AVIF" if head[4:8] == b"ftyp" else "not a picture of a known kind"
-    raise InputError(f"{name} is {kind}", f"{FORMATS} files can be read", "export it as PNG or JPEG")
+    remedy = "export it as PNG or JPEG"
+    raise InputError(f"{name} is {kind}", f"{FORMATS} files can be read", remedy)
 
 
 @contextlib.contextmanager

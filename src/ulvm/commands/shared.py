@@ -13,7 +13,6 @@ import click
 from ulvm.spec import DatasetName, EngineName
 from ulvm.use import NOTICE as NOTICE
 
-
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)
 GROUPS = click.Path(path_type=Path, exists=True, dir_okay=False)

@@ -1,4 +1,4 @@
-"""DICOM files: photographs, dermoscopy and other pictures, through pydicom; of the extra ``[dicom]``.
+"""DICOM files: photographs, dermoscopy and others, through pydicom; of the extra ``[dicom]``.
 
 Only the elements that describe the picture are read here, so patient data are not even parsed.
 """
@@ -6,6 +6,7 @@ Only the elements that describe the picture are read here, so patient data are n
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from typing import IO, Any
@@ -75,7 +76,7 @@ class DicomImageFile(ImageFile):
     format_description = "DICOM picture"
 
     def _open(self) -> None:
-        self._header: pydicom.Dataset | None = read_header(self.fp, str(self.filename))
+        self._header: pydicom.Dataset | None = read_header(self.fp, self._name())
         header = self._header
         self._size = (int(header.Columns), int(header.Rows))
         self._mode = "L" if header.PhotometricInterpretation in _GREYS else "RGB"
@@ -84,13 +85,16 @@ class DicomImageFile(ImageFile):
         if spacing:
             self.info[SPACING_MM] = spacing
         if (count := count_frames(header)) > 1:
-            said = f"{self.filename} has {count} frames, of which the first is taken"
+            said = f"{self._name()} has {count} frames; the first is taken, by --dicom-seg all"
             warnings.warn(said, PictureWarning, stacklevel=2)
+
+    def _name(self) -> str:
+        return os.fsdecode(self.filename)
 
     def load(self) -> Any:
         """Decode the frame, once."""
         if self._header is not None:
-            frame = read_frame(self.fp, self._header, 0, str(self.filename))
+            frame = read_frame(self.fp, self._header, 0, self._name())
             self.im = Image.fromarray(frame).im
             self._header = None
         return super().load()

@@ -9,6 +9,8 @@ a segmentation over a colour picture.
 from __future__ import annotations
 
 import contextlib
+import copy
+import io
 import logging
 import os
 import threading
@@ -24,7 +26,7 @@ from PIL import Image
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.image import draw_overlay
-from ulvm.picture import SIGNATURE
+from ulvm.picture import MAX_PIXELS, SIGNATURE
 from ulvm.use import NOTICE
 from ulvm.version import __version__
 
@@ -55,7 +57,7 @@ def write_results(
     output: Path,
     require_replaceable: Callable[[Path], None],
 ) -> list[Path]:
-    """Write ``<output>_seg.dcm`` and ``<output>_outline.dcm``, of each further frame one more.
+    """Write ``<output>_seg.dcm`` and ``<output>_outline.dcm``; of further frames ``<output>-2_…``.
 
     Args:
         source: The DICOM file that was segmented.
@@ -65,8 +67,8 @@ def write_results(
         require_replaceable: Called with each path before it is written; raises if it must stay.
 
     Returns:
-        The files written, the segmentation first. A picture without a lesion gets an outline file
-        alone, for a segmentation holds at least one pixel.
+        The files written, segmentations first. A frame without a lesion gets an outline file alone,
+        for a segmentation holds at least one pixel.
 
     Raises:
         InputError: The source is no DICOM file, or lacks what results must repeat.
@@ -92,6 +94,13 @@ def write_results(
             )
         file.seek(0)
         header = dicom.read_header(file, name)
+        pixels = header.Rows * header.Columns * dicom.count_frames(header)
+        if pixels > MAX_PIXELS:
+            raise InputError(
+                f"{name} has {pixels:,} pixels in all its frames",
+                f"up to {MAX_PIXELS:,} can be segmented into one file",
+                "leave --dicom-seg out, or write fewer frames to a file",
+            )
         frames = [_as_rgb(dicom.read_frame(file, header, 0, name))]
         found = [first]
         for index in range(1, dicom.count_frames(header)):
@@ -100,7 +109,7 @@ def write_results(
     with _silence():
         try:
             whole = _tidy(pydicom.dcmread(name, stop_before_pixels=True))
-            results = _segmentation(whole, found, output) | _outlines(whole, frames, found, output)
+            results = _segmentations(whole, found, output) | _outlines(whole, frames, found, output)
         except InputError:
             raise
         except Exception as error:  # Their messages may hold a patient's data.
@@ -116,52 +125,92 @@ def write_results(
     return list(results)
 
 
-def _segmentation(
+def _segmentations(
     source: pydicom.Dataset, found: Sequence[Segmentation], output: Path
 ) -> dict[Path, Any]:
-    """One segment a class over all frames, where any is there."""
+    """For each frame that has any a segmentation, a segment a class, all in one series.
+
+    highdicom makes one for several frames only where they have places in space, so each is given
+    to it as a picture of its own.
+    """
     import highdicom
     from highdicom.sr import CodedConcept
+    from pydicom import uid
 
-    labels = np.stack([each.mask if each.labels is None else each.labels for each in found])
-    labels = labels.astype(np.uint8)
-    present = [int(label) for label in np.unique(labels) if label]
-    if not present:
-        return {}
+    series = highdicom.UID()
+    single = copy.deepcopy(source)
+    is_multi_frame = "NumberOfFrames" in source
+    if is_multi_frame:
+        del single.NumberOfFrames
+        single.SOPClassUID = uid.SecondaryCaptureImageStorage
     family = CodedConcept("123109", "DCM", "Artificial Intelligence")
     maker = highdicom.AlgorithmIdentificationSequence(
         name=_MODEL, version=__version__, family=family
     )
-    segments = []
-    for number, label in enumerate(present, start=1):
-        segment = highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label="Skin lesion" if found[0].labels is None else f"Class {label}",
-            segmented_property_category=CodedConcept(
-                "49755003", "SCT", "Morphologically Abnormal Structure"
-            ),
-            segmented_property_type=CodedConcept("52988006", "SCT", "Lesion"),
-            anatomic_regions=[CodedConcept("39937001", "SCT", "Skin")],
-            algorithm_type="AUTOMATIC",
-            algorithm_identification=maker,
+    segmentations = {}
+    for number, each in enumerate(found, start=1):
+        labels = each.mask.astype(np.uint8) if each.labels is None else each.labels
+        present = [int(label) for label in np.unique(labels) if label]
+        if not present:
+            continue
+        segments = []
+        for index, label in enumerate(present, start=1):
+            segment = highdicom.seg.SegmentDescription(
+                segment_number=index,
+                segment_label="Skin lesion" if each.labels is None else f"Class {label}",
+                segmented_property_category=CodedConcept(
+                    "49755003", "SCT", "Morphologically Abnormal Structure"
+                ),
+                segmented_property_type=CodedConcept("52988006", "SCT", "Lesion"),
+                anatomic_regions=[CodedConcept("39937001", "SCT", "Skin")],
+                algorithm_type="AUTOMATIC",
+                algorithm_identification=maker,
+            )
+            segment.SegmentDescription = NOTICE
+            segments.append(segment)
+        segmentation = highdicom.seg.Segmentation(
+            source_images=[single],
+            pixel_array=np.searchsorted([0, *present], labels).astype(np.uint8),
+            segmentation_type="BINARY",
+            segment_descriptions=segments,
+            pixel_measures=_measures(source),
+            content_label="LESION",
+            series_description=_SEGMENTATION_SERIES,
+            **_common(series, _FIRST_SERIES, number),
         )
-        segment.SegmentDescription = NOTICE
-        segments.append(segment)
-    numbered = np.searchsorted([0, *present], labels).astype(np.uint8)
-    segmentation = highdicom.seg.Segmentation(
-        source_images=[source],
-        pixel_array=numbered if len(found) > 1 else numbered[0],
-        segmentation_type="BINARY",
-        segment_descriptions=segments,
-        content_label="LESION",
-        series_description=_SEGMENTATION_SERIES,
-        **_common(_FIRST_SERIES, 1),
-    )
-    if "PatientOrientation" not in segmentation and "PlaneOrientationSequence" not in str(
-        segmentation.get("SharedFunctionalGroupsSequence")
-    ):
-        segmentation.PatientOrientation = None
-    return {output.with_name(f"{output.name}{SEGMENTATION_ENDING}"): segmentation}
+        segmentation.PatientOrientation = source.get("PatientOrientation")
+        if is_multi_frame:
+            _refer_to_frame(segmentation, source, number)
+        segmentations[_path(output, number, SEGMENTATION_ENDING)] = segmentation
+    return segmentations
+
+
+def _refer_to_frame(segmentation: Any, source: pydicom.Dataset, number: int) -> None:
+    """Name a frame of the source wherever the segmentation refers to the source."""
+    for dataset in _items(segmentation):
+        if dataset.get("ReferencedSOPInstanceUID") == source.SOPInstanceUID:
+            dataset.ReferencedSOPClassUID = source.SOPClassUID
+    for group in segmentation.PerFrameFunctionalGroupsSequence:
+        group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = number
+
+
+def _items(dataset: Any) -> Iterator[Any]:
+    """Everything in its sequences, to any depth."""
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                yield item
+                yield from _items(item)
+
+
+def _measures(source: pydicom.Dataset) -> Any:
+    """The size of a pixel; a surface has no thickness, but readers ask for one: that of a pixel."""
+    import highdicom
+
+    from ulvm.use.dicom import find_spacing_mm
+
+    spacing = find_spacing_mm(source)
+    return spacing and highdicom.PixelMeasuresSequence(spacing, slice_thickness=min(spacing))
 
 
 def _outlines(
@@ -177,7 +226,6 @@ def _outlines(
     series = highdicom.UID()
     captures = {}
     for number, (frame, segmentation) in enumerate(zip(frames, found, strict=True), start=1):
-        common = _common(_FIRST_SERIES + 1, number) | {"series_instance_uid": series}
         capture = highdicom.sc.SCImage.from_ref_dataset(
             source,
             draw_overlay(frame, segmentation.mask, opacity=0),
@@ -187,9 +235,10 @@ def _outlines(
             patient_orientation=("L", "F"),  # highdicom wants one; the true one is set below
             pixel_spacing=segmentation.spacing_mm,
             series_description=_OUTLINE_SERIES,
-            **common,
+            **_common(series, _FIRST_SERIES + 1, number),
         )
         capture.PatientOrientation = source.get("PatientOrientation")
+        capture.Laterality = source.get("Laterality")
         capture.ImageType = ["DERIVED", "SECONDARY"]
         capture.BurnedInAnnotation = "YES"
         capture.DerivationDescription = f"Outline of a lesion by {_MODEL}. {NOTICE}"
@@ -207,16 +256,19 @@ def _outlines(
         if len(frames) > 1:
             reference.ReferencedFrameNumber = number
         capture.SourceImageSequence = [reference]
-        end = OUTLINE_ENDING if number == 1 else f"-{number}{OUTLINE_ENDING}"
-        captures[output.with_name(output.name + end)] = capture
+        captures[_path(output, number, OUTLINE_ENDING)] = capture
     return captures
 
 
-def _common(series_number: int, instance_number: int) -> dict[str, Any]:
+def _path(output: Path, number: int, ending: str) -> Path:
+    return output.with_name(f"{output.name}{'' if number == 1 else f'-{number}'}{ending}")
+
+
+def _common(series: str, series_number: int, instance_number: int) -> dict[str, Any]:
     import highdicom
 
     return {
-        "series_instance_uid": highdicom.UID(),
+        "series_instance_uid": series,
         "series_number": series_number,
         "sop_instance_uid": highdicom.UID(),
         "instance_number": instance_number,
@@ -241,7 +293,7 @@ def _tidy(source: pydicom.Dataset) -> pydicom.Dataset:
         ("StudyTime", TM),
     ):
         try:
-            kind(source.get(keyword) or None)  # type: ignore[no-untyped-call]
+            kind(source.get(keyword) or None)
         except Exception:
             setattr(source, keyword, None)
     for keyword in ("PatientID", "PatientName", "AccessionNumber", "StudyID"):
@@ -251,8 +303,6 @@ def _tidy(source: pydicom.Dataset) -> pydicom.Dataset:
 
 
 def _write(path: Path, dataset: Any) -> None:
-    import io
-
     dataset.preamble = _PREAMBLE
     content = io.BytesIO()
     dataset.save_as(content, enforce_file_format=True)
