@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ulvm.image import FloatArray
 from ulvm.nn.export import OPSET, trace_onnx
 from ulvm.nn.export_forms import for_export
 from ulvm.nn.model import normalise, probability_of_logits
@@ -93,12 +94,10 @@ def state_dict_file(module: PlanesToProbability) -> bytes:
     return content.getvalue()
 
 
-def probability_of_planes(
-    module: PlanesToProbability, planes: np.ndarray
-) -> np.ndarray:
+def probability_of_planes(module: PlanesToProbability, planes: FloatArray) -> FloatArray:
     """float32 (batch, channels, height, width) → float32 (batch, classes, height, width)."""
     with torch.no_grad():
-        found: np.ndarray = module(torch.from_numpy(planes)).numpy()
+        found: FloatArray = module(torch.from_numpy(planes)).numpy()
     return found
 
 

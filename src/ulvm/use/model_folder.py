@@ -23,7 +23,11 @@ PAPER = "Wu et al., UltraLight VM-UNet: Parallel Vision Mamba Significantly Redu
 PAPER_LINK = "https://arxiv.org/abs/2403.20035"
 
 # As the downloads state it; of others the folder says to look there.
-_LICENCES = {"isic2017": "CC-0"}
+_LICENCES = {
+    "isic2017": "CC-0",
+    "isic2018": "CC BY-NC 4.0",
+    "ph2": "research use only",
+}
 
 
 class Loaded(NamedTuple):

@@ -150,8 +150,7 @@ def _inference(loaded: Loaded) -> dict[str, Any]:
             "$import glob",
             "$import monai",
             "$import torch",
-            "$import PIL.Image",
-            "$import PIL.ImageOps",
+            "$from PIL import ImageOps",
         ],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/pictures'",
@@ -169,7 +168,7 @@ def _inference(loaded: Loaded) -> dict[str, Any]:
                     "_target_": "LoadImaged",
                     "keys": "image",
                     "reader": "PILReader",
-                    "converter": "$lambda picture: PIL.ImageOps.exif_transpose(picture)"
+                    "converter": "$lambda picture: ImageOps.exif_transpose(picture)"
                     ".convert('RGB')",
                     "reverse_indexing": False,
                 },
