@@ -40,7 +40,12 @@ FORMAT = "0.5.3"
 _TEST_SEED = 1
 _HOW = """## Run it
 
-`bioimageio test FOLDER` compares the network with its test pictures; `bioimageio predict` runs it."""
+`bioimageio test FOLDER` compares the network with its test pictures; `bioimageio predict` runs it.
+
+## Validation
+
+Compare masks with outlines by hand, on pictures like your own, before you rely on any: Dice and the
+distance of the outlines. Pictures from other cameras, dark skin, hair and ink lower both."""
 
 
 def export(model: str | Path, out: Path) -> dict[str, Any]:
