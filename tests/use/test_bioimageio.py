@@ -23,7 +23,7 @@ needs_tool = pytest.mark.skipif(not TOOL.exists(), reason="needs bioimageio.core
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bioimageio") / "skin"
-    words = ["export", "bundled", "--target", "bioimageio", "--out", str(out)]
+    words = ["export", "skin", "--target", "bioimageio", "--out", str(out)]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     return out
@@ -82,10 +82,10 @@ def test_what_the_folder_says(folder: Path) -> None:
 
 def test_folders_and_files_are_not_taken_for_one_another(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    words = ["export", "bundled", "--target", "bioimageio", "--out", str(tmp_path / "file")]
+    words = ["export", "skin", "--target", "bioimageio", "--out", str(tmp_path / "file")]
     done = CliRunner().invoke(main, words)
     assert done.exit_code != 0
     assert "writes a folder" in done.output
-    done = CliRunner().invoke(main, ["export", "bundled", "--out", str(tmp_path)])
+    done = CliRunner().invoke(main, ["export", "skin", "--out", str(tmp_path)])
     assert done.exit_code != 0
     assert "is a folder" in done.output

@@ -71,7 +71,7 @@ def library_notices() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("monai") / "skin"
-    done = CliRunner().invoke(main, ["export", "bundled", "--target", "monai", "--out", str(out)])
+    done = CliRunner().invoke(main, ["export", "skin", "--target", "monai", "--out", str(out)])
     assert done.exit_code == 0, done.output
     return out
 

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ulvm.image import FloatArray
-from ulvm.nn.export import OPSET, trace_onnx
 from ulvm.nn.export_forms import for_export
 from ulvm.nn.model import normalise, probability_of_logits
-from ulvm.onnx import onnxruntime
 from ulvm.spec import RunSpec
 from ulvm.synthetic import probe_images
 
@@ -69,6 +67,10 @@ def build_onnx_of_planes(module: PlanesToProbability, run: RunSpec) -> tuple[byt
     Returns:
         The file, and the largest difference of its probability from the module's.
     """
+    # Here, for a MONAI bundle needs neither package.
+    from ulvm.nn.export import OPSET, trace_onnx
+    from ulvm.onnx import onnxruntime
+
     free = {"image": {0: torch.export.Dim("batch", min=1)}}
     model = trace_onnx(
         for_export(module), _example(run), "image", opset_version=OPSET, dynamic_shapes=free

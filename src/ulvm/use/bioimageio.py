@@ -1,8 +1,8 @@
 """A trained network for bioimage.io: ``ulvm export MODEL --target bioimageio --out FOLDER``.
 
 The folder holds a description, the weights as TorchScript and as ONNX, and a drawn picture with
-what the network makes of it, which bioimage.io's own test compares. It is read by ilastik, deepImageJ,
-QuPath and others. Source of its fields: bioimage.io model description, format 0.5.
+what the network makes of it, which bioimage.io's own test compares.
+Source of its fields: bioimage.io model description, format 0.5.
 """
 
 from __future__ import annotations

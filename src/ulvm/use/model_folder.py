@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
@@ -99,6 +99,7 @@ def readme(loaded: Loaded, how: str) -> str:
     """A page about the network, with how it is run in this tool."""
     run = loaded.run
     size = run.data.image_size
+    classes = ", ".join(loaded.classes)
     threshold = (
         f"A pixel is lesion from {run.threshold} on."
         if len(loaded.classes) == 1
@@ -113,7 +114,7 @@ def readme(loaded: Loaded, how: str) -> str:
 | | |
 |---|---|
 | input | float32 (batch, 3, {size}, {size}), RGB, 0..255; the whole picture, squashed to a square |
-| output | float32 (batch, {len(loaded.classes)}, {size}, {size}), 0..1: {", ".join(loaded.classes)} |
+| output | float32 (batch, {len(loaded.classes)}, {size}, {size}), 0..1: {classes} |
 | mask | resize the probability to the picture's size, bilinear. {threshold} |
 
 Each picture is stretched to its own minimum and maximum inside the network.
@@ -123,5 +124,3 @@ Each picture is stretched to its own minimum and maximum inside the network.
 ## Rights
 
 {data_licence(run)}"""
-
-

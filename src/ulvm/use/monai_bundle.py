@@ -38,8 +38,8 @@ $ python -m monai.bundle run --config_file configs/inference.json --bundle_root 
     --dataset_dir PICTURES --output_dir MASKS
 ```
 
-It writes a mask, 0 and 255 or the labels, for each PNG or JPEG file. `models/model.ts` needs no code
-of its own; `models/model.pt` holds the same tensors for the package ultralight-vm-unet."""
+It writes a mask, 0 and 255 or the labels, for each PNG or JPEG file. `models/model.ts` needs no
+code of its own; `models/model.pt` holds the same tensors for the package ultralight-vm-unet."""
 
 
 def export(model: str | Path, out: Path) -> dict[str, Any]:
@@ -168,8 +168,7 @@ def _inference(loaded: Loaded) -> dict[str, Any]:
                     "_target_": "LoadImaged",
                     "keys": "image",
                     "reader": "PILReader",
-                    "converter": "$lambda picture: ImageOps.exif_transpose(picture)"
-                    ".convert('RGB')",
+                    "converter": "$lambda picture: ImageOps.exif_transpose(picture).convert('RGB')",
                     "reverse_indexing": False,
                 },
                 {"_target_": "EnsureChannelFirstd", "keys": "image", "channel_dim": -1},
