@@ -89,7 +89,7 @@ def test_missing_or_damaged_file(
 
 
 def test_commands_and_torch_take_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "isic2017"
+    name = "skin"
     checkpoint = pytest.importorskip("ulvm.nn.checkpoint")
     exporter = pytest.importorskip("ulvm.nn.export")
     # The exporter of torch would take a minute; what it wrote of this model lies in the clone.
