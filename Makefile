@@ -29,8 +29,9 @@ PLATFORMS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-m
 	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
 
 # Extras that `make tools` installs, and what their tests need besides.
-TOOLS = eval,huggingface,monai,napari,smp
-TOOLS_TESTS = pytest nbclient nbformat ipykernel pytorch-ignite npe2
+TOOLS = bioimageio,dicom,eval,heic,huggingface,monai,napari,smp
+# bioimageio.spec 0.5.12 fails with pydantic 2.14.
+TOOLS_TESTS = pytest nbclient nbformat ipykernel pytorch-ignite npe2 jsonschema pillow-heif 'pydantic<2.14'
 
 .PHONY: demo test check plain engine wheels sanitize fuzz chaos web-test tools site screenshots bench docs lock clean
 

@@ -201,20 +201,21 @@ def test_workers_share_room_for_pixels(tmp_path: Path, monkeypatch: pytest.Monke
     for index in range(8):
         Path(f"{index}.png").write_bytes(encode("PNG"))
     held, most = [0], [0]
-    from ulvm import image, picture
+    from ulvm import image, predict
 
-    decode, write = picture._decode, image.write_png
+    read, write = predict.read_picture, image.write_png
 
     def count(*arguments: Any) -> Any:
+        picture = read(*arguments)
         held[0] += 1
         most[0] = max(most[0], held[0])
-        return decode(*arguments)
+        return picture
 
     def release(*arguments: Any) -> None:
         write(*arguments)
         held[0] -= 1
 
-    monkeypatch.setattr(picture, "_decode", count)
+    monkeypatch.setattr(predict, "read_picture", count)
     monkeypatch.setattr(image, "write_png", release)
     monkeypatch.setattr(limits, "PIXELS", PICTURE.size // 3)
     done = list(predict_files(load(), find_images(["*.png"]), overlay=False))

@@ -196,6 +196,7 @@ def test_bad_files_do_not_stop_the_others(folder: Path, segmenter: Segmenter) ->
             "source": prediction.source,
             "mask_path": None,
             "overlay_path": None,
+            "dicom_paths": [],
             "error": prediction.error,
         }
         assert prediction.size_hw is None

@@ -128,6 +128,7 @@ def test_summary_of_a_square_worked_by_hand(segmenter: Segmenter) -> None:
         "threshold": 0.4,
         "area_pixels": 400,
         "area_fraction": 400 / 4096,
+        "area_mm2": None,
         "bounding_box_xyxy": [40, 10, 60, 30],
         "mean_probability_inside": segmentation.mean_probability_inside,
         "latency_ms": segmentation.latency_ms,

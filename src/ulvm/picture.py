@@ -15,14 +15,13 @@ from PIL.ImageFile import ImageFile
 
 from ulvm import limits
 from ulvm.errors import InputError, PictureWarning
+from ulvm.use.formats import HEAD_BYTES, open_optional
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 )
 """File name endings, in lower case, that a folder search takes for pictures."""
 
-FOREIGN_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".dcm", ".dicom"})
-"""Those of pictures that can't be read; a folder search names each, so that nobody misses it."""
 
 LARGEST_PIECE = 2**24  # bytes
 FORMATS = "PNG, JPEG, TIFF, BMP, WebP and GIF"
@@ -56,6 +55,9 @@ UPRIGHT = {
 _EXIF_ORIENTATION = 0x0112
 TURNED = "turned by ulvm"
 """Key of a picture's ``info``: the EXIF orientation, 2..8, that it was turned upright from."""
+
+SPACING_MM = "spacing_mm"
+"""Key of a picture's ``info``: distance of its rows and of its columns, where a file says it."""
 
 TIFF_BITS, TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
 SIGNATURE = ("Software", "ulvm")
@@ -165,7 +167,13 @@ class _Watched(io.BufferedReader):
 
     def __init__(self, file: Any, name: str) -> None:
         super().__init__(file)
+        self._name = name
         self._check = limits.Deadline(name).check
+
+    @property
+    def name(self) -> str:
+        """What some decoders ask for; the file under it may have none."""
+        return self._name
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._check()
@@ -201,7 +209,7 @@ def _name_of(file: Any) -> str:
 
 
 def _read_header(file: IO[bytes], name: str) -> ImageFile:
-    head = file.read(132)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
     for signature, (plugin, opener) in _OPENERS.items():
         if head.startswith(signature) and (signature != b"RIFF" or head[8:12] == b"WEBP"):
@@ -210,12 +218,11 @@ def _read_header(file: IO[bytes], name: str) -> ImageFile:
             return image
     if not head:
         raise InputError(f"{name} is empty", "", "copy it again")
-    if head[4:8] == b"ftyp":
-        kind, remedy = "HEIC or AVIF", "export it as JPEG or PNG"
-    elif head[128:132] == b"DICM":
-        kind, remedy = "DICOM", "export its picture as PNG with your DICOM viewer"
-    else:
-        kind, remedy = "not a picture of a known kind", "export it as PNG or JPEG"
+    foreign = open_optional(head, file, name)
+    if foreign is not None:
+        return foreign
+    kind = "AVIF" if head[4:8] == b"ftyp" else "not a picture of a known kind"
+    remedy = "export it as PNG or JPEG"
     raise InputError(f"{name} is {kind}", f"{FORMATS} files can be read", remedy)
 
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ulvm import limits
 from ulvm.errors import InputError, printable
 from ulvm.files import make_folder
-from ulvm.picture import FOREIGN_SUFFIXES, SUFFIXES, is_written_by_ulvm, read_picture
+from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
+from ulvm.use.formats import OPTIONAL_SUFFIXES
 
 if TYPE_CHECKING:
     from ulvm.segmenter import Segmenter
@@ -29,6 +30,7 @@ DEFAULT_OUT_DIR = "ulvm-output"
 STANDARD_INPUT = "-"
 MASK_ENDING = "_mask.png"
 OVERLAY_ENDING = "_overlay.png"
+DICOM_ENDINGS = ("_seg.dcm", "_outline.dcm")  # as `use/dicom_results.py` writes them
 MAX_WORKERS = 4
 
 
@@ -57,6 +59,7 @@ class Prediction:
         mask_path: The mask written: 0 and 255, or for several classes the labels.
         overlay_path: The overlay written, if one was asked for.
         error: What went wrong, in one sentence; None when all went well.
+        dicom_paths: DICOM results written, if they were asked for.
     """
 
     source: str
@@ -64,6 +67,7 @@ class Prediction:
     mask_path: Path | None = None
     overlay_path: Path | None = None
     error: str | None = None
+    dicom_paths: tuple[Path, ...] = ()
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -80,6 +84,7 @@ class Prediction:
             **self.summary,
             "mask_path": self.mask_path and str(self.mask_path),
             "overlay_path": self.overlay_path and str(self.overlay_path),
+            "dicom_paths": [str(path) for path in self.dicom_paths],
             "error": self.error,
         }
 
@@ -88,8 +93,8 @@ def find_images(sources: Sequence[str]) -> list[Source]:
     """The pictures that the arguments of a command line name, each once.
 
     Folders are searched with their subfolders, for picture endings only; hidden files and
-    ``*_mask.png`` and ``*_overlay.png`` are passed over, in folders and in patterns. HEIC and
-    DICOM files are among them, so that each is said to be unreadable.
+    ``*_mask.png``, ``*_overlay.png`` and DICOM results are passed over, in folders and in patterns.
+    HEIC, AVIF and DICOM files are among them, so that each is segmented or said to be unreadable.
 
     Args:
         sources: Files, folders, glob patterns that the shell left as they are, or ``-`` for
@@ -130,6 +135,7 @@ def predict_files(
     out_dir: str | os.PathLike[str] | None = None,
     overlay: bool = True,
     threshold: float | None = None,
+    dicom_seg: bool = False,
 ) -> Iterator[Prediction]:
     """Segment pictures and write ``<stem>_mask.png`` and ``<stem>_overlay.png`` for each.
 
@@ -143,6 +149,7 @@ def predict_files(
         out_dir: Output folder, made where missing; by default ``ulvm-output``.
         overlay: Whether to write overlays.
         threshold: As for ``Segmenter``.
+        dicom_seg: Whether to write DICOM results too; the sources are DICOM files then.
 
     Returns:
         One result for each source, in order, as each is ready. A source that fails gives a
@@ -186,6 +193,17 @@ def predict_files(
                     paint_overlay(picture, segmentation.mask)
                     write_png(overlay_path, picture)
                 del picture
+                dicom_paths: list[Path] = []
+                if dicom_seg:
+                    from ulvm.use.dicom_results import write_results
+
+                    dicom_paths = write_results(
+                        source.name,
+                        segmentation,
+                        lambda frame: model()(frame, threshold=threshold),
+                        folder / output,
+                        lambda path: _require_replaceable(path, originals),
+                    )
         except InputError as error:
             return Prediction(source.name, error=str(error))
         except MemoryError:
@@ -194,7 +212,13 @@ def predict_files(
         except Exception as error:  # One picture never ends the others.
             message = f"{source.name} cannot be segmented ({type(error).__name__}: {error})."
             return Prediction(source.name, error=printable(message))
-        return Prediction(source.name, segmentation.to_dict(), mask_path, overlay_path)
+        return Prediction(
+            source.name,
+            segmentation.to_dict(),
+            mask_path,
+            overlay_path,
+            dicom_paths=tuple(dicom_paths),
+        )
 
     def stream() -> Iterator[Prediction]:
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
@@ -247,7 +271,9 @@ class _Room:
 
 
 def _file_source(path: Path, folder: Path) -> Source:
-    return Source(str(path), path.relative_to(folder).with_suffix(""))
+    name = path.relative_to(folder)
+    # DICOM files are often named by a number such as 1.2.840.1, which has no ending.
+    return Source(str(path), name if name.suffix[1:].isdigit() else name.with_suffix(""))
 
 
 def _search_folder(folder: Path) -> list[Source]:
@@ -270,16 +296,16 @@ def _search_folder(folder: Path) -> list[Source]:
 
 def _is_picture_name(name: str) -> bool:
     return (
-        Path(name).suffix.lower() in SUFFIXES | FOREIGN_SUFFIXES
+        Path(name).suffix.lower() in SUFFIXES | OPTIONAL_SUFFIXES | {".avif"}
         and not name.startswith(".")
-        and not name.endswith((MASK_ENDING, OVERLAY_ENDING))
+        and not name.endswith((MASK_ENDING, OVERLAY_ENDING, *DICOM_ENDINGS))
     )
 
 
 def _nothing_found(argument: str) -> Source:
     message = InputError(
         f"no picture found at {argument or 'an empty path'}",
-        "the names of pictures end in " + ", ".join(sorted(SUFFIXES)),
+        "the names of pictures end in " + ", ".join(sorted(SUFFIXES | OPTIONAL_SUFFIXES)),
         "check the path",
     )
     return Source(argument, Path(), str(message))

@@ -31,7 +31,13 @@ from ulvm.image import (
 from ulvm.limits import MODEL_BYTES, parse_json, read_file
 from ulvm.models import find_weights
 from ulvm.outline import Polygon, find_polygons
-from ulvm.picture import ImageSource, is_written_by_ulvm, read_picture, turn_upright
+from ulvm.picture import (
+    SPACING_MM,
+    ImageSource,
+    is_written_by_ulvm,
+    read_picture,
+    turn_upright,
+)
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
 
@@ -48,6 +54,7 @@ class Segmentation:
         latency_ms: Time of resizing to the network's size, inference and making the mask.
         image: What was segmented, upright, a Pillow image or uint8 (height, width, 3); it is the
             caller's own where nothing had to be converted.
+        spacing_mm: Distance of the picture's rows and of its columns; None where it is not known.
     """
 
     maps: FloatArray = field(repr=False)
@@ -56,6 +63,7 @@ class Segmentation:
     threshold: float | None
     latency_ms: float
     image: Image.Image | Uint8Array | None = field(default=None, repr=False)
+    spacing_mm: tuple[float, float] | None = None
 
     @cached_property
     def probability(self) -> FloatArray:
@@ -86,6 +94,13 @@ class Segmentation:
     def area_fraction(self) -> float:
         """Share of the picture that the mask covers, 0..1."""
         return self.area_pixels / self.mask.size
+
+    @property
+    def area_mm2(self) -> float | None:
+        """Area of the mask in mm²; None where the picture does not say how large its pixels are."""
+        if self.spacing_mm is None:
+            return None
+        return self.area_pixels * self.spacing_mm[0] * self.spacing_mm[1]
 
     @cached_property
     def bounding_box_xyxy(self) -> tuple[int, int, int, int] | None:
@@ -175,6 +190,7 @@ class Segmentation:
             "threshold": self.threshold,
             "area_pixels": self.area_pixels,
             "area_fraction": self.area_fraction,
+            "area_mm2": self.area_mm2,
             "bounding_box_xyxy": self.bounding_box_xyxy and list(self.bounding_box_xyxy),
             "mean_probability_inside": self.mean_probability_inside,
             "latency_ms": self.latency_ms,
@@ -236,7 +252,8 @@ class Segmenter:
             labels = _most_probable(maps, (height, width))
             mask = labels != 0
         latency_ms = (time.perf_counter() - start) * 1e3
-        return Segmentation(maps, mask, labels, threshold, latency_ms, image=upright)
+        spacing = upright.info.get(SPACING_MM) if isinstance(upright, Image.Image) else None
+        return Segmentation(maps, mask, labels, threshold, latency_ms, upright, spacing)
 
     def probability(self, images_rgb: Uint8Array) -> FloatArray:
         """Probability of a batch that already has the network's size.

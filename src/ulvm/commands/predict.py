@@ -27,6 +27,11 @@ from ulvm.spec import EngineName
 @engine_option
 @click.option("--out", "out_dir", type=FOLDER, help="Output folder; else ./ulvm-output.")
 @click.option("--overlay", is_flag=True, help="Write the picture with the outline as well.")
+@click.option(
+    "--dicom-seg",
+    is_flag=True,
+    help="Of DICOM files: write a DICOM segmentation, and the outline drawn, as well.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
 def predict(
@@ -35,6 +40,7 @@ def predict(
     engine: EngineName | None,
     out_dir: Path | None,
     overlay: bool,
+    dicom_seg: bool,
     as_json: bool,
     threshold: float | None,
 ) -> None:
@@ -54,7 +60,7 @@ def predict(
     _set_environment()
     with ThreadPoolExecutor(1) as opening:
         segmenter = opening.submit(_open, model, engine)
-        _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
+        _predict(segmenter, sources, out_dir, overlay, as_json, threshold, dicom_seg)
 
 
 @click.command()
@@ -106,12 +112,18 @@ def _predict(
     overlay: bool,
     as_json: bool,
     threshold: float | None,
+    dicom_seg: bool = False,
 ) -> None:
     from ulvm.predict import DEFAULT_OUT_DIR, predict_files
 
     failed = 0
     predictions = predict_files(
-        segmenter, sources, out_dir=out_dir, overlay=overlay, threshold=threshold
+        segmenter,
+        sources,
+        out_dir=out_dir,
+        overlay=overlay,
+        threshold=threshold,
+        dicom_seg=dicom_seg,
     )
     with show_progress("pictures") as progress:
         for number, prediction in enumerate(predictions, start=1):
@@ -137,12 +149,14 @@ def _describe(prediction: Any) -> str:
         found = "no lesion found"
     else:
         left, top, right, bottom = summary["bounding_box_xyxy"]
+        area = f" = {summary['area_mm2']:.1f} mm²" if summary["area_mm2"] is not None else ""
         found = (
-            f"lesion {100 * summary['area_fraction']:.1f} % of the frame, "
+            f"lesion {100 * summary['area_fraction']:.1f} % of the frame{area}, "
             f"box x {left}–{right} y {top}–{bottom}, "
             f"mean probability inside {summary['mean_probability_inside']:.2f}"
         )
-    written = f" and {prediction.overlay_path.name}" if prediction.overlay_path else ""
+    more = [*filter(None, [prediction.overlay_path]), *prediction.dicom_paths]
+    written = "".join(f" and {path.name}" for path in more)
     return printable(
         f"{prediction.source}: {found}, {summary['latency_ms']:.0f} ms"
         f" → {prediction.mask_path}{written}"
