@@ -1,7 +1,11 @@
 """Builds the engine into the wheel: for this machine, or the platform that ULVM_PLATFORM names."""
 
+import hashlib
 import importlib.util
+import json
 import os
+import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,74 @@ class EngineHook(BuildHookInterface):  # type: ignore[type-arg]
         for page in build.WASM_PLATFORMS.values():
             module = build.build(page, folder / "wasm")
             build_data["force_include"][str(module)] = f"ulvm/web/{module.name}"
+        bill = folder / name / f"{self.metadata.core.name}.cdx.json"
+        content = self._write_bill(build_data["force_include"])
+        bill.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        build_data["sbom_files"].append(str(bill.relative_to(root)))
+
+    def _write_bill(self, compiled: dict[str, str]) -> dict[str, Any]:
+        """What the wheel is made of, as CycloneDX 1.6: without a date, so that it stays the same.
+
+        Args:
+            compiled: Path of each compiled file, and its place in the wheel.
+
+        Source: PEP 770 for its place, .dist-info/sboms/.
+        """
+        project = self.metadata.core
+        weights = sorted((Path(self.root) / "src" / "ulvm" / "weights").glob("*.safetensors"))
+        files = {place: Path(path) for path, place in compiled.items()}
+        files |= {f"ulvm/weights/{path.name}": path for path in weights}
+        name = f"pkg:pypi/{project.name}@{self.metadata.version}"
+        needed = [re.match(r"([\w.-]+)(.*)", each) for each in project.dependencies]
+        libraries = [
+            {
+                "type": "library",
+                "bom-ref": f"pkg:pypi/{match[1]}",
+                "name": match[1],
+                "purl": f"pkg:pypi/{match[1]}",
+                "scope": "required",
+                "properties": [{"name": "ulvm:versions", "value": match[2]}],
+            }
+            for match in needed
+            if match
+        ]
+        return {
+            "bomFormat": "CycloneDX",
+            "specVersion": "1.6",
+            "version": 1,
+            "metadata": {
+                "component": {
+                    "type": "library",
+                    "bom-ref": name,
+                    "name": project.name,
+                    "version": self.metadata.version,
+                    "purl": name,
+                    "licenses": [{"license": {"id": "MIT"}}],
+                },
+                "tools": {
+                    "components": [
+                        {"type": "application", "name": tool, "version": metadata.version(tool)}
+                        for tool in ("hatchling", "ziglang")
+                    ]
+                },
+            },
+            "components": [
+                {
+                    "type": "file",
+                    "bom-ref": place,
+                    "name": place,
+                    "hashes": [
+                        {
+                            "alg": "SHA-256",
+                            "content": hashlib.sha256(path.read_bytes()).hexdigest(),
+                        }
+                    ],
+                }
+                for place, path in sorted(files.items())
+            ]
+            + libraries,
+            "dependencies": [{"ref": name, "dependsOn": [each["bom-ref"] for each in libraries]}],
+        }
 
 
 def _load_build(path: Path) -> Any:

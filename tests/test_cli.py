@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -102,9 +104,9 @@ def test_predict_takes_weights_run_folders_and_onnx(tmp_path: Path) -> None:
     masks = []
     for number, words in enumerate(
         [
-            ("--model", "isic2017"),
-            ("--model", "isic2017", "--engine", "c"),
-            ("--model", "isic2017", "--engine", "onnx"),
+            ("--model", "skin"),
+            ("--model", "skin", "--engine", "c"),
+            ("--model", "skin", "--engine", "onnx"),
             ("--model", tmp_path / "run"),
             ("--model", tmp_path / "run" / "weights.safetensors"),
             ("--model", find_weights("skin", onnx=True)),
@@ -176,6 +178,9 @@ def test_train_eval_and_resume_from_the_command_line(drawn: Path, tmp_path: Path
     out = tmp_path / "run"
     trained = run("train", "paper", *where, "--out", out, *small, "--set", "train.epochs=1")
     assert trained.exit_code == 0, trained.output
+    (proposed,) = re.findall("next: ulvm (.*)", trained.output)
+    followed = run(*shlex.split(proposed))
+    assert followed.exit_code == 0, followed.output
     again = run(
         "train", "paper", *where, "--out", out, *small, "--set", "train.epochs=2", "--resume"
     )
@@ -190,6 +195,141 @@ def test_train_eval_and_resume_from_the_command_line(drawn: Path, tmp_path: Path
     leaking = run("eval", out, *where, "--split", other, "--out", tmp_path / "leak")
     assert leaking.exit_code == 1
     assert "were in the training or validation part" in leaking.output
+
+
+def test_what_training_proposes_next_is_a_whole_command(tmp_path: Path) -> None:
+    """Its words are quoted, and the options of masks are in it."""
+    pytest.importorskip("torch")
+    drawn, out = tmp_path / "my pictures", tmp_path / "run 1"
+    synthetic.write_dataset(drawn, 9, seed=5, size_hw=(96, 96))
+    for path in (drawn / "masks").iterdir():  # of half the size
+        Image.open(path).resize((48, 48), Image.Resampling.NEAREST).save(path)
+    where = ("--dataset", "folder", "--data", drawn)
+    refused = run("data", "split", *where, "--folds", 3, "--by-area", "--out", tmp_path)
+    assert "--resize-masks" in refused.output
+    assert refused.exit_code == 1
+    halves = (*where, "--resize-masks")
+    assert (
+        run("data", "split", *halves, "--by-area", "--folds", 3, "--out", tmp_path).exit_code == 0
+    )
+    prepared = run("data", "prepare", *halves, "--size", 64)
+    assert prepared.exit_code == 0, prepared.output
+    cached = set((tmp_path / "cache").iterdir())
+    small = ("--set", "data.image_size=64", "--set", "train.epochs=1")
+    split = ("--split", tmp_path / "fold1-of-3-seed42.json")
+    trained = run("train", "paper", *halves, *small, *split, "--out", out)
+    assert trained.exit_code == 0, trained.output
+    assert set((tmp_path / "cache").iterdir()) == cached
+    score = json.loads((out / "run.json").read_text())["best"]["validation_dsc_pooled"]
+    assert f"of epoch 1: validation DSC {score:.4f} (pooled)" in trained.output
+    (following,) = [line for line in trained.output.splitlines() if line.startswith("next: ")]
+    words = shlex.split(following.removeprefix("next: "))
+    assert words[:3] == ["ulvm", "eval", str(out)]
+    scored = run(*words[1:])
+    assert scored.exit_code == 0, scored.output
+    assert (out / "test-folder" / "scores.json").exists()
+
+
+@pytest.fixture
+def trained(drawn: Path, tmp_path: Path) -> Path:
+    """A run of a split file of one's own, and that file's folder beside it."""
+    pytest.importorskip("torch")
+    where = ("--dataset", "folder", "--data", drawn)
+    run("data", "split", *where, "--folds", 3, "--out", tmp_path / "splits")
+    split = tmp_path / "splits" / "fold1-of-3-seed42.json"
+    small = ("--set", "data.image_size=64", "--set", "train.epochs=1", "--split", split)
+    done = run("train", "paper", *where, "--out", tmp_path / "run", *small)
+    assert done.exit_code == 0, done.output
+    return tmp_path / "run"
+
+
+def test_a_model_given_away_is_scored_by_its_own_split(drawn: Path, trained: Path) -> None:
+    """The split file is gone or made anew with more pictures; copies are known by their looks."""
+    splits_dir, out = trained.parent / "splits", trained.parent / "out"
+    file = splits_dir / "fold1-of-3-seed42.json"
+    parts = json.loads(file.read_text())["parts"]
+    given = shutil.copy(trained / "weights.safetensors", trained.parent / "given.safetensors")
+
+    def cases(*words: object) -> set[str]:
+        done = run("eval", given, "--dataset", "folder", *words, "--out", out)
+        assert done.exit_code == 0, done.output
+        return {case["id"] for case in json.loads((out / "cases.json").read_text())}
+
+    more = trained.parent / "more"
+    synthetic.write_dataset(more, 14, seed=77, size_hw=(96, 96))
+    assert cases("--data", more) == {f"drawn_{index:04}" for index in range(14)}  # others' names
+    for side in ("images", "masks"):
+        for index, path in enumerate(sorted((more / side).iterdir())[:6]):
+            path.rename(drawn / side / path.name.replace("drawn", "new"))
+            if index == 0:
+                suffix = path.suffix
+        source = drawn / side / f"{parts['train'][0]}{suffix}"
+        shutil.copy(source, drawn / side / f"copy{suffix}")
+    file.unlink()
+    assert cases("--data", drawn) == set(parts["test"])
+    done = run(
+        "data", "split", "--dataset", "folder", "--data", drawn, "--folds", 3, "--out", splits_dir
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(file.read_text())["parts"] != parts
+    assert cases("--data", drawn) == set(parts["test"])
+    seen = {*parts["train"], *parts["validation"]}
+    everything = {path.stem for path in (drawn / "images").iterdir()}
+    assert cases("--data", drawn, "--split", "all") == everything - seen - {"copy"}
+    refused = run(
+        "eval", given, "--dataset", "folder", "--data", drawn, "--split", file, "--out", out
+    )
+    assert refused.exit_code == 1
+    assert "were in the training or validation part" in refused.output
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "meta", "abacus"])
+def test_eval_on_a_device_that_is_not_there(drawn: Path, trained: Path, device: str) -> None:
+    there = {"cuda": "torch.cuda", "mps": "torch.backends.mps"}.get(device)
+    if there and pytest.importorskip(there).is_available():
+        pytest.skip(f"this machine has {device}")
+    words = ("--dataset", "folder", "--data", drawn, "--out", trained.parent / "out")
+    done = run("eval", trained, *words, "--device", device)
+    assert done.exit_code == 1
+    assert f"Device '{device}' cannot be used" in done.output
+    assert len(done.output) < 400
+
+
+@pytest.mark.parametrize("name", ["run", "my run's"])
+def test_ctrl_c_proposes_what_will_be_accepted(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / name
+    words = ["train", "paper", "--dataset", "folder", "--data", drawn, "--split", "x.json"]
+    words = [str(word) for word in [*words, "--out", out]]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ulvm.nn.train.train", interrupt)
+    for resumed in (False, True):
+        given = words + ["--resume"] * resumed
+        monkeypatch.setattr(sys, "argv", ["ulvm", *given])
+        stopped = run(*given)
+        assert stopped.exit_code == 130
+        assert "Stopped before the first checkpoint" in stopped.output
+        assert shlex.split(stopped.output.partition("again with: ")[2]) == ["ulvm", *words]
+    out.mkdir()
+    (out / "checkpoint-before.pt").touch()
+    stopped = run(*words)
+    assert stopped.exit_code == 130
+    again = shlex.split(stopped.output.partition("Continue with: ")[2])
+    assert again == ["ulvm", *words, "--resume"]
+
+
+def test_ctrl_c_in_another_command(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ulvm.datasets.check", interrupt)
+    stopped = run("data", "check", "--dataset", "folder", "--data", drawn)
+    assert (stopped.exit_code, stopped.output) == (130, "Stopped.\n")
 
 
 def test_bundled_model_is_scored_by_the_same_command(drawn: Path, tmp_path: Path) -> None:

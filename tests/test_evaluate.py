@@ -292,6 +292,6 @@ def test_missing_scipy_is_named_only_where_it_is_needed(monkeypatch: pytest.Monk
         "find_spec",
         lambda name, *rest: None if name == "scipy" else real(name, *rest),
     )
-    with pytest.raises(InputError, match=r"ultralight-vm-unet\[eval\]"):
+    with pytest.raises(InputError, match=r"\.\[eval\]"):
         evaluate(from_red, dataset, dataset.ids)
     evaluate(from_red, dataset, dataset.ids, boundary=False)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from ulvm import picture as module
+from ulvm import limits
 from ulvm.engine import resize_probability
 from ulvm.errors import InputError, PictureWarning
 from ulvm.image import (
@@ -393,16 +394,32 @@ def test_missing_folder_empty_and_foreign_files(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("this is no picture")
     refused(text, "text.jpg is not a picture", "PNG, JPEG, TIFF, BMP, WebP and GIF")
-    refused(b"\0\0\0\x18ftypheic" + bytes(100), "HEIC", "PNG, JPEG", "Export it")
-    refused(bytes(128) + b"DICM" + bytes(50), "DICOM", "PNG, JPEG")
+    refused(b"\0\0\0\x18ftypavif" + bytes(100), "AVIF", "PNG, JPEG", "Export it")
     refused(b"RIFF\0\0\0\0WAVEfmt ", "not a picture")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "extra"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC", "heic"),
+        (bytes(128) + b"DICM" + bytes(50), "DICOM", "dicom"),
+    ],
+)
+def test_formats_of_an_extra_say_what_to_install(
+    content: bytes, kind: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"ulvm.use.{extra}", raising=False)
+    for package in ("pi_heif", "pydicom"):
+        monkeypatch.setitem(sys.modules, package, None)
+    refused(content, kind, f"pip install '.[{extra}]'")
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(*args: Any) -> None:  # root, which runs many containers, may read everything
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", deny)
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(limits.io, "FileIO", deny)
     refused(tmp_path / "a.png", "a.png cannot be opened (Permission denied)")
 
 
@@ -456,7 +473,7 @@ def test_pillows_own_limit_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     np.testing.assert_array_equal(read_image(encode(RGB, "PNG")), RGB)
     refused(encode(SMOOTH, "WEBP"), "too many pixels")  # this decoder asks Pillow's limit itself
-    monkeypatch.setattr(module, "MAX_PIXELS", 53)
+    monkeypatch.setattr(limits, "PIXELS", 53)
     refused(encode(RGB, "PNG"), "6×9 pixels", "Up to 53")
 
 

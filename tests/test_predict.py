@@ -196,6 +196,7 @@ def test_bad_files_do_not_stop_the_others(folder: Path, segmenter: Segmenter) ->
             "source": prediction.source,
             "mask_path": None,
             "overlay_path": None,
+            "dicom_paths": [],
             "error": prediction.error,
         }
         assert prediction.size_hw is None
@@ -208,10 +209,10 @@ def test_a_picture_beyond_memory_does_not_stop_the_others(
     draw("b.png")
     read = module.read_picture
 
-    def read_or_fail(source: Any) -> Any:
+    def read_or_fail(source: Any, before: Any) -> Any:
         if source == "a.png":
             raise MemoryError
-        return read(source)
+        return read(source, before)
 
     monkeypatch.setattr(module, "read_picture", read_or_fail)
     first, second = predict_files(segmenter, find_images(["a.png", "b.png"]))
@@ -314,10 +315,10 @@ def test_streams_in_order_with_bounded_work(
     started = itertools.count(1)
     counts = [0]
 
-    def counting(source: Any) -> Any:
+    def counting(source: Any, before: Any) -> Any:
         counts[0] = next(started)
         slow.wait(0.002 * (int(Path(source).stem) % 3))  # later ones would overtake
-        return read(source)
+        return read(source, before)
 
     monkeypatch.setattr(module, "read_picture", counting)
     predictions: list[Prediction] = []
@@ -334,9 +335,9 @@ def test_pictures_are_read_while_the_model_is_opened(
     model: Future[Segmenter] = Future()
     read = module.read_picture
 
-    def then_open(source: Any) -> Any:
+    def then_open(source: Any, before: Any) -> Any:
         model.set_result(segmenter)  # never, if reading waited for the model
-        return read(source)
+        return read(source, before)
 
     monkeypatch.setattr(module, "read_picture", then_open)
     (prediction,) = predict_files(model, find_images(["a.png"]))
@@ -364,10 +365,10 @@ def test_leaving_early_stops_the_work(
         draw(f"p/{index:02}.png", index)
     read, begun = module.read_picture, []
 
-    def first_is_quick(source: Any) -> Any:
+    def first_is_quick(source: Any, before: Any) -> Any:
         begun.append(Path(source).stem)
         time.sleep(0 if begun[-1] == "00" else 0.2)
-        return read(source)
+        return read(source, before)
 
     monkeypatch.setattr(module, "read_picture", first_is_quick)
     monkeypatch.setattr(module, "MAX_WORKERS", 2)

@@ -1,10 +1,12 @@
 """The server of the page: what it answers, to whom, and with which headers."""
 
+import contextlib
 import http.client
 import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -15,7 +17,7 @@ from click.testing import CliRunner
 from ulvm import serve as serve_module
 from ulvm.cli import main
 from ulvm.errors import InputError
-from ulvm.serve import HEADERS, HOST, make_server, page_files
+from ulvm.serve import HEADERS, HOST, MOST_CONNECTIONS, make_server, page_files
 
 PAGE = Path(serve_module.__file__).parent / "web"
 
@@ -59,6 +61,106 @@ def test_knows_the_files_of_the_page_only(
 ) -> None:
     connection.request("GET", path)
     assert connection.getresponse().status == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("LOCALHOST:8765", 200),
+        ("[::1]:80", 200),
+        ("rebound.example", 421),
+        ("rebound.example:8765", 421),
+        ("127.0.0.1.rebound.example", 421),
+        ("localhost:evil", 421),
+        ("", 421),
+    ],
+)
+def test_answers_to_this_machines_names_only(
+    connection: http.client.HTTPConnection, host: str, status: int
+) -> None:
+    """A site whose name is made to lead here, so that its scripts may read, gets nothing."""
+    connection.putrequest("GET", "/page.js", skip_host=True)
+    if host:
+        connection.putheader("Host", host)
+    connection.endheaders()
+    response = connection.getresponse()
+    content = response.read()
+    assert response.status == status
+    assert (content == (PAGE / "page.js").read_bytes()) == (status == 200)
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection((HOST, port), timeout=20)
+
+
+def test_half_open_connections_give_way_to_a_visitor(
+    connection: http.client.HTTPConnection,
+) -> None:
+    threads = threading.active_count()
+    held = [connect(connection.port) for _ in range(3 * MOST_CONNECTIONS)]
+    for each in held:
+        with contextlib.suppress(ConnectionError):
+            each.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")  # and never the last line
+    connection.request("GET", "/")
+    assert connection.getresponse().status == 200
+    assert threading.active_count() - threads <= MOST_CONNECTIONS + 8  # some are just ending
+    for each in held:
+        each.close()
+
+
+def test_who_sends_nothing_or_dribbles_is_dropped(
+    connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_module, "MOST_SECONDS", 0.5)
+    began = time.monotonic()
+    silent, dribbler = connect(connection.port), connect(connection.port)
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() < began + 10:
+            dribbler.sendall(b"G")  # a limit of the pause would allow it
+            time.sleep(0.05)
+    assert silent.recv(1) == b""
+    assert time.monotonic() - began < 5
+    silent.close()
+    dribbler.close()
+
+
+def test_readers_that_do_not_read_are_dropped(
+    tmp_path: Path, files: dict[str, Traversable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = tmp_path / "large.wasm"  # does not fit into what the system keeps for a connection
+    large.write_bytes(bytes(50_000_000))
+    files["/large.wasm"] = large
+    monkeypatch.setattr(serve_module, "MOST_SECONDS", 0.5)
+    with make_server(0) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        threads = threading.active_count()
+        held = [connect(server.server_port) for _ in range(4)]
+        for each in held:
+            each.sendall(b"GET /large.wasm HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        began = time.monotonic()
+        time.sleep(0.3)
+        assert threading.active_count() > threads
+        while threading.active_count() > threads and time.monotonic() < began + 10:
+            time.sleep(0.05)
+        assert threading.active_count() == threads
+        for each in held:
+            each.close()
+        server.shutdown()
+
+
+def test_a_patient_browser_keeps_its_connection(
+    connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_module, "MOST_SECONDS", 1.0)
+    connection.request("GET", "/")
+    connection.getresponse().read()
+    own = connection.sock
+    for _ in range(5):
+        time.sleep(0.4)
+        connection.request("GET", "/")
+        assert connection.getresponse().read()
+        assert connection.sock is own
 
 
 def test_takes_nothing(connection: http.client.HTTPConnection) -> None:
@@ -109,9 +211,14 @@ def test_a_taken_port_is_one_sentence(files: dict[str, Traversable]) -> None:
 
 
 def test_missing_engine_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "web").mkdir()
-    monkeypatch.setattr(serve_module.importlib.resources, "files", lambda package: tmp_path)
-    with pytest.raises(InputError, match="run `make engine` in the clone"):
+    """In a clone, make it; elsewhere there is nothing to make it from."""
+    package = tmp_path / "src" / "ulvm"
+    (package / "web").mkdir(parents=True)
+    monkeypatch.setattr(serve_module.importlib.resources, "files", lambda name: package)
+    with pytest.raises(InputError, match=r"engine\.wasm, is missing\. Install ulvm again"):
+        page_files()
+    (tmp_path / "Makefile").touch()
+    with pytest.raises(InputError, match=f"Run `make engine` in {tmp_path}"):
         page_files()
 
 

@@ -327,3 +327,43 @@ def test_other_sizes_are_refused_with_the_nearest(size_hw: tuple[int, int], near
         require_divisible(size_hw, "picture")
     assert caught.value.given == f"picture is {size_hw[0]}×{size_hw[1]}"
     assert caught.value.remedy == f"the nearest are {nearest}"
+
+
+def test_assignments_are_made_together_whatever_their_order() -> None:
+    """Half-way the network is another paper's with an init of ours, which is refused."""
+    for order in (
+        ["model.network=unet", "model.init=paper"],
+        ["model.init=paper", "model.network=unet"],
+    ):
+        model = RunSpec(model=ModelSpec(init="mamba")).override(order).model
+        assert (model.network, model.init) == ("unet", "paper")
+    wide = ["model.branches=3", "model.widths=12,12,12,12,12,12"]
+    assert RunSpec().override(wide) == RunSpec().override(wide[::-1])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("train.epochs=" + "7" * 5000, "TrainSpec.epochs=.{1,120} does not fit"),
+        ("train.epochs=" + "7" * 400, "TrainSpec.epochs=.{1,120} at most 1000000"),
+        ("train.learning_rate=" + "7" * 400, "TrainSpec.learning_rate=inf"),
+        ("model.widths=" + "[" * 50_000, "ModelSpec.widths=.{1,120} does not fit"),
+        ("model.widths=" + "[" * 300 + "]" * 300, "ModelSpec.widths=.{1,120} does not fit"),
+        ("model.widths=8,16,24,32,48,40000000", "multiples of 4 up to 4096"),
+        ("train.seed=1180591620717411303424", "at most 9223372036854775807"),
+        ("train.batch_size=10000000000", "at most 1000000"),
+        ("data.image_size=3200000", "at most 4096"),
+        ("model.d_state=99999999", "at most 1024"),
+    ],
+)
+def test_values_beyond_all_measure_are_a_short_sentence(assignment: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as raised:
+        RunSpec().override([assignment])
+    assert len(str(raised.value)) < 250
+
+
+def test_a_field_is_given_as_a_whole_or_in_parts() -> None:
+    both = ['model={"d_state": 8}', "model.expand=3"]
+    for order in (both, both[::-1]):
+        with pytest.raises(InputError, match="--set gives model as a whole and in parts"):
+            RunSpec().override(order)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.metrics import BoolArray
 
 TOLERANCE = 2 / 256  # of the picture's side: 2 pixels at 256×256
@@ -27,7 +27,7 @@ def require_scipy() -> None:
         raise InputError(
             "boundary scores were asked for and scipy is not installed",
             "boundary distances need scipy; all other scores do without",
-            "pip install 'ultralight-vm-unet[eval]', or leave the boundary scores out",
+            f"{install_extra('eval')}, or leave the boundary scores out",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import Any
@@ -9,24 +10,34 @@ from typing import Any
 import click
 
 from ulvm.commands import data, evaluate, export, inspect, predict, reproduce, serve, train
-from ulvm.errors import InputError, PictureWarning
+from ulvm.errors import InputError, PictureWarning, RunWarning, install_extra
 from ulvm.version import __version__
 
 
 class _Group(click.Group):
     """Shows the caller's mistakes in sentences instead of a traceback."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """A character that the terminal or the log file can't hold becomes a question mark."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(130)
         except InputError as problem:
             raise click.ClickException(str(problem)) from None
         except ModuleNotFoundError as problem:
             raise click.ClickException(
                 f"This command needs the package {problem.name}, which is not installed. "
-                "Run pip install 'ultralight-vm-unet[train]'."
+                f"{install_extra('train').capitalize()}."
             ) from None
 
 
@@ -39,7 +50,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """What the caller should know, as a sentence; what is for programmers, as ever."""
-    if issubclass(category, PictureWarning):
+    if issubclass(category, PictureWarning | RunWarning):
         click.echo(f"Note: {message}.", err=True)
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))

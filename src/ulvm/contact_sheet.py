@@ -1,6 +1,9 @@
 """The contact sheet of an evaluation: pictures with the true and the predicted outline."""
 
+import contextlib
 import math
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.image import resize, rim
 from ulvm.metrics import BoolArray
 
@@ -49,15 +52,7 @@ def draw_contact_sheet(
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "matplotlib is not installed",
-            "the contact sheet is drawn with it",
-            "run pip install 'ultralight-vm-unet[eval]'",
-        ) from error
+    Figure, FigureCanvasAgg = import_matplotlib()
     half = math.ceil(len(images) / 2)
     columns = {"Worst": range(half), "Best": range(len(images) - 1, half - 1, -1)}
     step = TILE + _GAP
@@ -109,3 +104,32 @@ def _draw_tile(image_rgb: ByteArray, mask: BoolArray, truth: BoolArray) -> ByteA
 def _outline(mask: BoolArray) -> BoolArray:
     """The mask's rim at the tile's size."""
     return rim(resize(mask.astype(np.uint8) * 255, (TILE, TILE)) >= 128, _STROKE)
+
+
+def import_matplotlib() -> tuple[Any, Any]:
+    """matplotlib's ``Figure`` and ``FigureCanvasAgg``.
+
+    A notebook names its own way of showing in ``MPLBACKEND`` to the programs that it starts; where
+    that isn't installed for them, matplotlib cannot be imported.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    named = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "matplotlib is not installed",
+            "pictures of results are drawn with it",
+            install_extra("eval"),
+        ) from error
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    if named is not None:
+        with contextlib.suppress(ValueError):  # for figures of others, in this process
+            matplotlib.rcParams["backend"] = named
+    return Figure, FigureCanvasAgg

@@ -1,5 +1,6 @@
-"""The one error for what the caller caused."""
+"""The one error for what the caller caused, and names as a terminal can show them."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -7,7 +8,8 @@ class InputError(ValueError):
     """Something the caller gave cannot be used; the message says what to do about it.
 
     The message is the parts as sentences: "File not found: photo.jpg. Check the path." A part
-    begins with a small letter and has no full stop, so that it can stand inside another.
+    begins with a small letter and has no full stop, so that it can stand inside another. Control
+    characters in it are escaped.
 
     Args:
         given: What is wrong, naming the file, field or value.
@@ -16,7 +18,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, given: str, accepted: str, remedy: str) -> None:
-        super().__init__(" ".join(_sentence(part) for part in (given, accepted, remedy) if part))
+        parts = [_sentence(_shorten(part)) for part in (given, accepted, remedy) if part]
+        super().__init__(printable(" ".join(parts)))
         self.given = given
         self.accepted = accepted
         self.remedy = remedy
@@ -25,8 +28,52 @@ class InputError(ValueError):
         return (InputError, (self.given, self.accepted, self.remedy))
 
 
+# Control characters, line and paragraph breaks, changes of direction, bytes that are no UTF-8.
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    """The text as a terminal can show it: in file names nearly any character may stand."""
+    return _UNPRINTABLE.sub(_escape, str(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # Python's stand-in for a byte that is no UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
 class PictureWarning(UserWarning):
     """Something about a picture that decides its result and that nobody can see in it."""
+
+
+class RunWarning(UserWarning):
+    """Something about a run of training that its owner should know."""
+
+
+def _shorten(part: str) -> str:
+    """Without the middle of a very long value."""
+    return part if len(part) <= 800 else f"{part[:500]} … {part[-200:]}"
+
+
+def install_extra(extra: str) -> str:
+    """The remedy where a package of an extra is missing."""
+    return f"run pip install '.[{extra}]' in the clone of ulvm"
+
+
+def not_found(path: object, accepted: str = "", *, what: str = "file") -> InputError:
+    """The error for a path where nothing is.
+
+    Args:
+        path: As it was given.
+        accepted: What would have been right.
+        what: What was looked for there.
+    """
+    address = re.sub(r"^(https?|ftp|s3|gs):/+", r"\1://", str(path))  # Path joins slashes
+    if "://" in address:
+        return InputError(f"{address} is an address", "ulvm reads files", "download it first")
+    return InputError(f"{what} not found: {path}", accepted, "check the path")
 
 
 def _sentence(part: str) -> str:

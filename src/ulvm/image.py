@@ -44,7 +44,7 @@ def read_image(source: ImageSource) -> Uint8Array:
         uint8 (height, width, 3), range 0..255.
 
     Raises:
-        InputError: The file is missing, no picture, damaged, or above ``MAX_PIXELS`` pixels.
+        InputError: The file is missing, no picture, damaged, or beyond ``limits``.
     """
     return np.array(read_picture(source))
 
@@ -67,8 +67,8 @@ def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
     Raises:
         InputError: As ``read_image``; or the file holds other values, colours or transparency.
     """
-    image, name = decode(source)
-    values = _mask_values(image, name)
+    with decode(source) as (image, name):
+        values = _mask_values(image, name)
     low, high = values.min(), values.max()
     all_lesion = low == high and high in (1, 255, 65535)
     if all_lesion or (low == 0 and ((values == 0) | (values == high)).all()):
@@ -209,29 +209,44 @@ def draw_overlay(
             "both must have one size",
             "resize the mask to the picture's size",
         )
+    image = Image.fromarray(image_rgb)
+    paint_overlay(image, mask, color_rgb, opacity, line_width)
+    return np.array(image)
+
+
+def paint_overlay(
+    image: Image.Image,
+    mask: BoolArray,
+    color_rgb: tuple[int, int, int] = (0, 230, 210),
+    opacity: float = 0.25,
+    line_width: int | None = None,
+) -> None:
+    """As ``draw_overlay``, into a Pillow image of mode RGB and the mask's size, without a copy."""
     if line_width is None:
         line_width = max(2, round(mask.size**0.5 / 250))
     cover = np.where(mask, np.uint8(round(255 * opacity)), np.uint8(0))
     cover[rim(mask, line_width)] = 255
-    image = Image.fromarray(image_rgb)
     image.paste(color_rgb, mask=Image.fromarray(cover))
-    return np.array(image)
 
 
-def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> None:
+def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Image.Image) -> None:
     """Write a PNG file, whole or not at all, and make its folder.
 
     Args:
         path: Where to; an existing file is replaced.
         array: bool (height, width) is written as 0 and 255; uint8 (height, width) or
-            (height, width, 3) as it is.
+            (height, width, 3) as it is; a Pillow image without what else its file held.
 
     Raises:
         InputError: The folder cannot be written.
     """
-    if array.ndim == 2:
+    if isinstance(array, Image.Image):
+        image = array
+    elif array.ndim == 2:
         write_atomically(path, _encode_grey(array))
         return
+    else:
+        image = Image.fromarray(array)
     from PIL.PngImagePlugin import PngInfo
 
     signature = PngInfo()
@@ -239,9 +254,8 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> No
     content = io.BytesIO()
     # On photographs run-length coding is smaller than zlib's level 1, and 15 times as fast as the
     # default level, which would take longer than decoding and inference together.
-    Image.fromarray(array).save(
-        content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signature
-    )
+    image.info = {}  # profiles and text
+    image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signature)
     write_atomically(path, content.getbuffer())
 
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, not_found
 
 RUN_WEIGHTS = "weights.safetensors"
 """The weights file in a run folder of ``ulvm train``: the best epoch's."""
@@ -34,12 +34,12 @@ class Bundled(NamedTuple):
 BUNDLED = {
     "skin": Bundled(
         "skin.safetensors",
-        "ef0b51e63d4ba595ca285dd7ad13a72c0812f9515dd3a532fb030e9de0c6efbd",
-        "0822b98fbf5f44e53ef5d73ea645a11b8d3ff0334f16feff6d4597a872778a05",
+        "b022b59db4248bda6262b79e12d8c4a79132a3448c87b28ecb4799a63ed2ba76",
+        "a44da8b8487ed284eb4afb9d41a40e8113f17f4ae745f0c0a2707794e3557639",
     ),
     "isic2017": Bundled(
         "isic2017.safetensors",
-        "c7edca50955377f426ba599b1acefeb686474ac7c10d5cfffd70fac076d62eae",
+        "abd4884164de53f9aa7cdfc95a695d41417eb9dd4a645b34de8a42b73283cc36",
     ),
 }
 DEFAULT = "skin"
@@ -97,12 +97,12 @@ def find_weights(model: str | os.PathLike[str] | None = None, *, onnx: bool = Fa
                 "check the path, or wait for the first epoch of training",
             )
         return path / RUN_WEIGHTS
+    if path.is_dir():
+        raise InputError(f"the model {path} is a folder", accepted, "name a file in it")
     if not path.is_file():
-        raise InputError(
-            f"the model {path} is a folder" if path.is_dir() else f"model not found: {path}",
-            accepted,
-            "check the path",
-        )
+        folder = not onnx and not path.suffix  # perhaps a run that isn't there
+        tried = f"{path}, nor {path / RUN_WEIGHTS}" if folder else path
+        raise not_found(tried, accepted, what="model")
     if path.suffix in {".safetensors", ".onnx"} - {ending}:
         raise InputError(f"the model {path} is no {ending} file", accepted, "leave the engine out")
     return path

@@ -4,23 +4,24 @@ import contextlib
 import importlib
 import io
 import os
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from ulvm.errors import InputError
-
-MAX_PIXELS = 200_000_000
-"""Larger pictures are refused from their header, before they are decoded."""
+from ulvm import limits
+from ulvm.errors import InputError, PictureWarning
+from ulvm.use.formats import HEAD_BYTES, open_optional
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 )
 """File name endings, in lower case, that a folder search takes for pictures."""
+
 
 LARGEST_PIECE = 2**24  # bytes
 FORMATS = "PNG, JPEG, TIFF, BMP, WebP and GIF"
@@ -55,14 +56,46 @@ _EXIF_ORIENTATION = 0x0112
 TURNED = "turned by ulvm"
 """Key of a picture's ``info``: the EXIF orientation, 2..8, that it was turned upright from."""
 
+SPACING_MM = "spacing_mm"
+"""Key of a picture's ``info``: distance of its rows and of its columns, where a file says it."""
+
 TIFF_BITS, TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
 SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
 
 
-def read_picture(source: ImageSource) -> Image.Image:
-    """As ``read_image``, but a Pillow image of mode RGB: of a large photo half the time."""
-    image, name = decode(source)
+def read_picture(source: ImageSource, before: Callable[[int], None] | None = None) -> Image.Image:
+    """As ``read_image``, but a Pillow image of mode RGB: of a large photo half the time.
+
+    Args:
+        source: As for ``read_image``.
+        before: Called with the number of pixels before they are decoded; it may wait for memory.
+    """
+    with decode(source, before) as (image, name):
+        return _as_rgb(image, name)
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """A Pillow image as ``read_picture`` gives a file: turned as its EXIF says, of mode RGB.
+
+    What ``read_picture`` has turned isn't turned again. Pillow's own ``exif_transpose`` takes the
+    turn out of the EXIF, so an image that went through it stays as it is.
+
+    Raises:
+        InputError: Its file is damaged, which Pillow finds out late.
+    """
+    name = str(getattr(image, "filename", "") or "the picture")
+    with _damage_reported(name):
+        image.load()
+    orientation = 1 if TURNED in image.info else _orientation(image)
+    if orientation in UPRIGHT:
+        upright = image.transpose(UPRIGHT[orientation])
+        upright.info[TURNED] = orientation
+        image = upright
+    return _as_rgb(image, name)
+
+
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         from ulvm.grey import scale_grey
 
@@ -74,7 +107,7 @@ def read_picture(source: ImageSource) -> Image.Image:
         # Pillow keeps a 16-bit colour key but 8-bit samples, so it would match wrong pixels.
         del image.info["transparency"]
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.info = rgba.info
         image.paste(rgba, mask=rgba)
@@ -90,69 +123,106 @@ def is_written_by_ulvm(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def decode(source: ImageSource) -> tuple[Image.Image, str]:
-    """The first frame, turned upright, in the file's own mode, and what to call it in messages."""
-    with _open(source) as (file, name):
-        image = _read_header(file, name)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise _too_large(name, f"{size_text(height, width)} pixels")
-        _refuse_misread_tiff(image, name)
-        # In one piece: between pieces other threads' Python would hold it up.
-        image.decodermaxblock = LARGEST_PIECE
-        is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
-        with _damage_reported(name):
-            image.load()
-        orientation = _orientation(image)
-        whole = _keep_low_bytes(image, file, name) if is_deep else image
-        if orientation not in UPRIGHT:
-            return whole, name
-        upright = whole.transpose(UPRIGHT[orientation])
-        upright.info[TURNED] = orientation
-        return upright, name
+@contextlib.contextmanager
+def decode(
+    source: ImageSource, before: Callable[[int], None] | None = None
+) -> Iterator[tuple[Image.Image, str]]:
+    """The first frame, turned upright, in the file's own mode, and what to call it in messages.
+
+    Whatever its decoder raises, here or in the body, becomes an ``InputError`` with its name.
+    """
+    with _open(source) as (file, name), _damage_reported(name):
+        try:
+            image = _decode(file, name, before)
+        except ValueError:
+            # Pillow reads text and profiles up to limits of its own; a picture needs neither.
+            lighter = _without_text(file, name)
+            if lighter is None:
+                raise
+            image = _decode(lighter, name, None)
+        yield image, name
+
+
+def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) -> Image.Image:
+    image = _read_header(file, name)
+    _refuse_large(image, file, name)
+    _refuse_misread_tiff(image, name)
+    # In one piece: between pieces other threads' Python would hold it up.
+    image.decodermaxblock = LARGEST_PIECE
+    is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
+    if before:
+        before(image.width * image.height)
+    image.load()
+    orientation = _orientation(image)
+    whole = _keep_low_bytes(image, file, name) if is_deep else image
+    if orientation not in UPRIGHT:
+        return whole
+    upright = whole.transpose(UPRIGHT[orientation])
+    upright.info[TURNED] = orientation
+    return upright
+
+
+class _Watched(io.BufferedReader):
+    """A file that stops a decoder which takes too long, when it reads on."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        super().__init__(file)
+        self._name = name
+        self._check = limits.Deadline(name).check
+
+    @property
+    def name(self) -> str:
+        """What some decoders ask for; the file under it may have none."""
+        return self._name
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check()
+        return super().read(size)
 
 
 @contextlib.contextmanager
 def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        with _Watched(limits.open_regular(source), name) as file:
+            yield file, name
+        return
     if isinstance(source, bytes):
-        yield io.BytesIO(source), "the picture given as bytes"
-    elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.is_dir():
-            raise InputError(f"{path} is a folder", "a picture file is needed", "name a file in it")
-        try:
-            file = path.open("rb")
-        except FileNotFoundError as error:
-            raise InputError(f"file not found: {path}", "", "check the path") from error
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be opened ({error.strerror})",
-                "",
-                "check its permissions",
-            ) from error
-        with file:
-            yield file, str(path)
+        content, name = source, "the picture given as bytes"
     else:  # A pipe cannot seek, which decoders need.
-        yield io.BytesIO(source.read()), str(getattr(source, "name", "the picture"))
+        name = _name_of(source)
+        content = limits.read_at_most(source, limits.STREAM_BYTES, name)
+    yield _Watched(io.BytesIO(content), name), name
+
+
+def _name_of(file: Any) -> str:
+    """What to call a file object in messages: its path, if it has one.
+
+    Raises:
+        InputError: It gives text, not bytes.
+    """
+    path = getattr(file, "name", None)  # None or a number for temporary files
+    name = path if isinstance(path, str) else "the picture"
+    if isinstance(file, io.TextIOBase):
+        raise InputError(f"{name} was opened as text", "", "open it with mode 'rb'")
+    return name
 
 
 def _read_header(file: IO[bytes], name: str) -> ImageFile:
-    head = file.read(132)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
     for signature, (plugin, opener) in _OPENERS.items():
         if head.startswith(signature) and (signature != b"RIFF" or head[8:12] == b"WEBP"):
             module = importlib.import_module(f"PIL.{plugin}")
-            with _damage_reported(name):
-                image: ImageFile = getattr(module, opener)(file)
-                return image
+            image: ImageFile = getattr(module, opener)(file)
+            return image
     if not head:
         raise InputError(f"{name} is empty", "", "copy it again")
-    if head[4:8] == b"ftyp":
-        kind, remedy = "HEIC or AVIF", "export it as JPEG or PNG"
-    elif head[128:132] == b"DICM":
-        kind, remedy = "DICOM", "export its picture as PNG with your DICOM viewer"
-    else:
-        kind, remedy = "not a picture of a known kind", "export it as PNG or JPEG"
+    foreign = open_optional(head, file, name)
+    if foreign is not None:
+        return foreign
+    kind = "AVIF" if head[4:8] == b"ftyp" else "not a picture of a known kind"
+    remedy = "export it as PNG or JPEG"
     raise InputError(f"{name} is {kind}", f"{FORMATS} files can be read", remedy)
 
 
@@ -160,10 +230,10 @@ def _read_header(file: IO[bytes], name: str) -> ImageFile:
 def _damage_reported(name: str) -> Iterator[None]:
     try:
         yield
-    except MemoryError:
+    except (InputError, PictureWarning, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(name, "too many pixels for Pillow") from error
+        raise _too_large(name, "too many pixels for Pillow", limits.PIXELS) from error
     except Exception as error:  # On damaged bytes Pillow's decoders raise nearly any type.
         reason = str(error) or type(error).__name__
         if "truncated" in reason.lower():
@@ -175,6 +245,65 @@ def _damage_reported(name: str) -> Iterator[None]:
             f"whole {FORMATS} files can be read",
             "copy it again, or open it in a picture editor and save it as PNG",
         ) from error
+
+
+def _refuse_large(image: ImageFile, file: IO[bytes], name: str) -> None:
+    """Refuse what would take minutes or gigabytes, by its header; read on to the pixels."""
+    width, height = image.size
+    is_run_length = any(tile[0] == "bmp_rle" for tile in image.tile)
+    limit = limits.RUN_LENGTH_PIXELS if is_run_length else limits.PIXELS
+    if width * height > limit or max(width, height) > limits.SIDE:
+        kind = " in a run-length code" if is_run_length else ""
+        raise _too_large(name, f"{size_text(height, width)} pixels{kind}", limit)
+    if image.format in ("JPEG", "MPO"):
+        scans = _count_scans(image, file)
+        if scans > limits.JPEG_SCANS:
+            raise InputError(
+                f"{name} is a JPEG of {scans} passes",
+                f"up to {limits.JPEG_SCANS} are read",
+                "open it in a picture editor and save it as PNG",
+            )
+
+
+def _count_scans(image: ImageFile, file: IO[bytes]) -> int:
+    """How often a JPEG goes over its picture; 1 where its first pass has all colours."""
+    place = file.tell()  # Pillow has just read the header of the first pass
+    file.seek(max(0, place - 8))
+    has_one_colour = file.read(3) == b"\0\x08\x01" and len(image.getbands()) > 1
+    scans = 1
+    if has_one_colour or image.info.get("progressive"):
+        file.seek(0)
+        last = b""
+        scans = 0
+        while piece := file.read(2**20):
+            scans += (last + piece).count(b"\xff\xda")
+            last = piece[-1:]
+    file.seek(place)
+    return scans
+
+
+def _without_text(file: IO[bytes], name: str) -> IO[bytes] | None:
+    """A PNG again without its text and colour profile; None where it has neither."""
+    file.seek(0)
+    kept, passed_over = [file.read(8)], 0
+    if kept[0] != b"\x89PNG\r\n\x1a\n":
+        return None
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            passed_over += length + 1
+            file.seek(length + 4, os.SEEK_CUR)
+        else:
+            kept += [head, file.read(length + 4)]
+    if not passed_over:
+        return None
+    if passed_over > limits.PNG_TEXT_BYTES:
+        raise InputError(
+            f"{name} holds {passed_over:,} bytes of text",
+            f"up to {limits.PNG_TEXT_BYTES:,} are passed over",
+            "open it in a picture editor and save it again",
+        )
+    return _Watched(io.BytesIO(b"".join(kept)), name)
 
 
 def _keep_low_bytes(image: ImageFile, file: IO[bytes], name: str) -> Image.Image:
@@ -197,8 +326,7 @@ def _keep_low_bytes(image: ImageFile, file: IO[bytes], name: str) -> Image.Image
             swapped = (_swap_bytes(str(args and args[0])), *(args or ())[1:])
         make: Any = getattr(tile, "_make", tuple)  # a plain tuple before Pillow 11
         low.tile[index] = make((*tile[:3], swapped))
-    with _damage_reported(name):
-        low.load()
+    low.load()
     return join_bytes(image, low)
 
 
@@ -231,10 +359,10 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _too_large(name: str, given: str) -> InputError:
+def _too_large(name: str, given: str, limit: int) -> InputError:
     return InputError(
         f"{name} has {given}",
-        f"up to {MAX_PIXELS:,} pixels can be read",
+        f"up to {limit:,} pixels can be read, and {limits.SIDE:,} on a side",
         "scale it down or cut out the lesion",
     )
 

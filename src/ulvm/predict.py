@@ -5,19 +5,23 @@ Imports numpy and the network only where they are used: the first pictures are r
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import sys
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ulvm.errors import InputError
+from ulvm import limits
+from ulvm.errors import InputError, printable
 from ulvm.files import make_folder
 from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
+from ulvm.use.formats import OPTIONAL_SUFFIXES
 
 if TYPE_CHECKING:
     from ulvm.segmenter import Segmenter
@@ -26,6 +30,7 @@ DEFAULT_OUT_DIR = "ulvm-output"
 STANDARD_INPUT = "-"
 MASK_ENDING = "_mask.png"
 OVERLAY_ENDING = "_overlay.png"
+DICOM_ENDINGS = ("_seg.dcm", "_outline.dcm")  # as `use/dicom_results.py` writes them
 MAX_WORKERS = 4
 
 
@@ -54,6 +59,7 @@ class Prediction:
         mask_path: The mask written: 0 and 255, or for several classes the labels.
         overlay_path: The overlay written, if one was asked for.
         error: What went wrong, in one sentence; None when all went well.
+        dicom_paths: DICOM results written, if they were asked for.
     """
 
     source: str
@@ -61,6 +67,7 @@ class Prediction:
     mask_path: Path | None = None
     overlay_path: Path | None = None
     error: str | None = None
+    dicom_paths: tuple[Path, ...] = ()
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -77,6 +84,7 @@ class Prediction:
             **self.summary,
             "mask_path": self.mask_path and str(self.mask_path),
             "overlay_path": self.overlay_path and str(self.overlay_path),
+            "dicom_paths": [str(path) for path in self.dicom_paths],
             "error": self.error,
         }
 
@@ -85,7 +93,8 @@ def find_images(sources: Sequence[str]) -> list[Source]:
     """The pictures that the arguments of a command line name, each once.
 
     Folders are searched with their subfolders, for picture endings only; hidden files and
-    ``*_mask.png`` and ``*_overlay.png`` are passed over, in folders and in patterns.
+    ``*_mask.png``, ``*_overlay.png`` and DICOM results are passed over, in folders and in patterns.
+    HEIC, AVIF and DICOM files are among them, so that each is segmented or said to be unreadable.
 
     Args:
         sources: Files, folders, glob patterns that the shell left as they are, or ``-`` for
@@ -126,6 +135,7 @@ def predict_files(
     out_dir: str | os.PathLike[str] | None = None,
     overlay: bool = True,
     threshold: float | None = None,
+    dicom_seg: bool = False,
 ) -> Iterator[Prediction]:
     """Segment pictures and write ``<stem>_mask.png`` and ``<stem>_overlay.png`` for each.
 
@@ -139,6 +149,7 @@ def predict_files(
         out_dir: Output folder, made where missing; by default ``ulvm-output``.
         overlay: Whether to write overlays.
         threshold: As for ``Segmenter``.
+        dicom_seg: Whether to write DICOM results too; the sources are DICOM files then.
 
     Returns:
         One result for each source, in order, as each is ready. A source that fails gives a
@@ -158,7 +169,8 @@ def predict_files(
     if not isinstance(segmenter, Future):
         model()
     folder = make_folder(DEFAULT_OUT_DIR if out_dir is None else out_dir)
-    originals = {Path(source.name).resolve() for source in sources}
+    originals = {os.path.realpath(source.name) for source in sources if not source.error}
+    room = _Room(limits.PIXELS)
 
     def predict(source: Source, output: Path) -> Prediction:
         if source.error:
@@ -168,24 +180,45 @@ def predict_files(
         try:
             for path in filter(None, (mask_path, overlay_path)):
                 _require_replaceable(path, originals)
-            picture = read_picture(
-                sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
-            )
-            segmentation = model()(picture, threshold=threshold)
+            file = sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
+            with room.share() as take:
+                picture = read_picture(file, take)
+                segmentation = model()(picture, threshold=threshold)
 
-            import numpy as np
+                from ulvm.image import paint_overlay, write_png
 
-            from ulvm.image import draw_overlay, write_png
+                labels = segmentation.labels
+                write_png(mask_path, segmentation.mask if labels is None else labels)
+                if overlay_path:
+                    paint_overlay(picture, segmentation.mask)
+                    write_png(overlay_path, picture)
+                del picture
+                dicom_paths: list[Path] = []
+                if dicom_seg:
+                    from ulvm.use.dicom_results import write_results
 
-            labels = segmentation.labels
-            write_png(mask_path, segmentation.mask if labels is None else labels)
-            if overlay_path:
-                write_png(overlay_path, draw_overlay(np.asarray(picture), segmentation.mask))
+                    dicom_paths = write_results(
+                        source.name,
+                        segmentation,
+                        lambda frame: model()(frame, threshold=threshold),
+                        folder / output,
+                        lambda path: _require_replaceable(path, originals),
+                    )
         except InputError as error:
             return Prediction(source.name, error=str(error))
         except MemoryError:
-            return Prediction(source.name, error=f"{source.name} does not fit into memory.")
-        return Prediction(source.name, segmentation.to_dict(), mask_path, overlay_path)
+            message = f"{printable(source.name)} does not fit into memory."
+            return Prediction(source.name, error=message)
+        except Exception as error:  # One picture never ends the others.
+            message = f"{source.name} cannot be segmented ({type(error).__name__}: {error})."
+            return Prediction(source.name, error=printable(message))
+        return Prediction(
+            source.name,
+            segmentation.to_dict(),
+            mask_path,
+            overlay_path,
+            dicom_paths=tuple(dicom_paths),
+        )
 
     def stream() -> Iterator[Prediction]:
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
@@ -206,8 +239,41 @@ def predict_files(
     return stream()
 
 
+class _Room:
+    """Room for the pixels that all workers hold at once: no more than those of a largest picture.
+
+    Args:
+        pixels: In all; one picture has no more.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that waits until there is room for so many pixels, until the block ends."""
+        taken = 0
+
+        def take(pixels: int) -> None:
+            nonlocal taken
+            with self._changed:
+                self._changed.wait_for(lambda: self._free >= pixels)
+                self._free -= pixels
+                taken += pixels
+
+        try:
+            yield take
+        finally:
+            with self._changed:
+                self._free += taken
+                self._changed.notify_all()
+
+
 def _file_source(path: Path, folder: Path) -> Source:
-    return Source(str(path), path.relative_to(folder).with_suffix(""))
+    name = path.relative_to(folder)
+    # DICOM files are often named by a number such as 1.2.840.1, which has no ending.
+    return Source(str(path), name if name.suffix[1:].isdigit() else name.with_suffix(""))
 
 
 def _search_folder(folder: Path) -> list[Source]:
@@ -230,16 +296,16 @@ def _search_folder(folder: Path) -> list[Source]:
 
 def _is_picture_name(name: str) -> bool:
     return (
-        Path(name).suffix.lower() in SUFFIXES
+        Path(name).suffix.lower() in SUFFIXES | OPTIONAL_SUFFIXES | {".avif"}
         and not name.startswith(".")
-        and not name.endswith((MASK_ENDING, OVERLAY_ENDING))
+        and not name.endswith((MASK_ENDING, OVERLAY_ENDING, *DICOM_ENDINGS))
     )
 
 
 def _nothing_found(argument: str) -> Source:
     message = InputError(
         f"no picture found at {argument or 'an empty path'}",
-        "the names of pictures end in " + ", ".join(sorted(SUFFIXES)),
+        "the names of pictures end in " + ", ".join(sorted(SUFFIXES | OPTIONAL_SUFFIXES)),
         "check the path",
     )
     return Source(argument, Path(), str(message))
@@ -261,8 +327,8 @@ def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:
         yield output
 
 
-def _require_replaceable(path: Path, originals: set[Path]) -> None:
-    if path.resolve() in originals or (path.exists() and not is_written_by_ulvm(path)):
+def _require_replaceable(path: Path, originals: set[str]) -> None:
+    if os.path.realpath(path) in originals or (path.exists() and not is_written_by_ulvm(path)):
         raise InputError(
             f"{path} is in the way of a result: ulvm did not write it, or was given it as input",
             "",

@@ -48,9 +48,7 @@ RESEARCH_DATA = DataSpec(
         SourceSpec(dataset="ham10000", split="research", weight=0.5),
     ),
 )
-RESEARCH_TRAIN = dataclasses.replace(
-    SKIN_TRAIN, epochs=61, lesion_free=0.1, pasted=0.0
-)
+RESEARCH_TRAIN = dataclasses.replace(SKIN_TRAIN, epochs=61, lesion_free=0.1, pasted=0.0)
 TEACHER_TRAIN = dataclasses.replace(
     SKIN_TRAIN,
     epochs=22,

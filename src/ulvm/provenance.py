@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Protocol, Self
 
 from ulvm import splits
 from ulvm.errors import InputError
@@ -14,6 +18,19 @@ from ulvm.spec import RunSpec
 from ulvm.version import __version__
 
 _PACKAGE = Path(__file__).parent
+_NAMELESS = {"folder"}  # data sets in which an id is a file's name, and no picture's own
+
+
+class Pictures(Protocol):
+    """A data set's ids and looks, such as a `DecodedDataset`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def ids(self) -> list[str]: ...
+    @property
+    def pairs(self) -> Sequence[splits.HasPart]: ...
+    def fingerprints(self, ids: Iterable[str]) -> list[str]: ...
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -30,15 +47,19 @@ def git_commit(folder: Path = _PACKAGE) -> str | None:
     and where there is no git.
     """
     root = folder.parents[1]
-    if _run_git(root, "rev-parse", "--show-prefix") != "" or not (root / "src" / "ulvm").is_dir():
+    if _run_git(root, "rev-parse", "--show-prefix") != "":
+        return None
+    if not _run_git(root, "ls-files", "src/ulvm"):  # another's, into which ulvm was copied
         return None
     return _run_git(root, "describe", "--always", "--dirty", "--abbrev=12") or None
 
 
 def _run_git(folder: Path, *words: str) -> str | None:
+    # A hook of another repository names that one in variables.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=False
+            ["git", *words], cwd=folder, env=clean, capture_output=True, text=True, check=False
         )
     except OSError:
         return None
@@ -55,21 +76,153 @@ def processor() -> str:
     return platform.processor()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a run has seen of a data set: it was trained and chosen with these pictures.
+
+    Args:
+        split: With the ids of its parts.
+        pictures: A fingerprint (`DecodedDataset.fingerprints`) for each id of the training part,
+            then of the validation part; none of a model that is older than them.
+        masks: Fingerprint of all masks of both parts, for a run to be resumed with the same.
+    """
+
+    split: splits.Split
+    pictures: tuple[str, ...] = ()
+    masks: str = ""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the training part, then of the validation part."""
+        return (*self.split.parts["train"], *self.split.parts["validation"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the ids only of a split that ulvm doesn't come with."""
+        stored = self.split.to_dict() | {"hash": self.split.hash}
+        name, dataset = self.split.name, self.split.dataset
+        known = name in splits.available_splits(dataset)
+        if known and splits.load_split(dataset, name).hash == self.split.hash:
+            del stored["parts"]
+        return stored | {"pictures": "".join(self.pictures), "masks": self.masks}
+
+    @classmethod
+    def from_dict(cls, stored: Any) -> Self:
+        """What `to_dict` made.
+
+        Raises:
+            InputError: It is something else.
+        """
+        try:
+            dataset, name = str(stored["dataset"]), str(stored["name"])
+            if "parts" in stored:
+                split = splits.split_from(stored, dataset, name)
+            else:
+                split = splits.load_split(dataset, name)
+            pictures = tuple(re.findall("[0-9a-f]{16}", stored["pictures"]))
+            seen = cls(split, pictures, str(stored["masks"]))
+            if split.hash == stored["hash"] and len(pictures) == len(seen.ids):
+                return seen
+        except (KeyError, TypeError, AttributeError):
+            pass
+        raise _damaged()
+
+    def changes(self, now: Seen) -> str:
+        """How the same data set differs now, in words; empty if it doesn't."""
+        dataset = self.split.dataset
+        if now.split.hash != self.split.hash:
+            return f"the split of {dataset} has changed ({self.split.hash} → {now.split.hash})"
+        changed = [
+            id_
+            for id_, before, after in zip(self.ids, self.pictures, now.pictures, strict=True)
+            if before != after
+        ]
+        if changed:
+            some = splits.name_some(changed)
+            return f"{len(changed)} pictures of {dataset} have changed: {some}"
+        return f"masks of {dataset} have changed" if now.masks != self.masks else ""
+
+
+def read_seen(run: RunSpec, provenance: Mapping[str, Any]) -> list[Seen]:
+    """What a model has seen, one for each data set of its run.
+
+    Args:
+        run: How the model was made.
+        provenance: What its file says beside: `seen` as `Seen.to_dict` gives it; an older one
+            has the hash of each split at most, which is then read from where it lies.
+
+    Raises:
+        InputError: Damaged; or a split file is missing or has changed.
+    """
+    if "seen" in provenance:
+        stored = provenance["seen"]
+        seen = [Seen.from_dict(each) for each in stored] if isinstance(stored, list) else []
+        if [each.split.dataset for each in seen] != [source.dataset for source in run.data.sources]:
+            raise _damaged()
+        return seen
+    hashes = provenance.get("split_hashes") or {run.data.dataset: provenance.get("split_hash")}
+    found = []
+    for source in run.data.sources:
+        split = splits.load_split(source.dataset, source.split)
+        expected = hashes.get(source.dataset, split.hash) or split.hash
+        if source.split.endswith(".json") and not split.open_parts and expected != split.hash:
+            raise InputError(
+                f"{source.split} has changed since the model was trained "
+                f"({expected} → {split.hash})",
+                "without the split of then, pictures that it was trained with may be scored",
+                "put the old file back",
+            )
+        found.append(Seen(split))
+    return found
+
+
+def _damaged() -> InputError:
+    return InputError(
+        "what the model says of the pictures it was trained with is damaged",
+        "without it no score can be trusted",
+        "copy the file again",
+    )
+
+
+def find_own_split(seen: Iterable[Seen], pictures: Pictures) -> splits.Split | None:
+    """The split by which a model was made of this data set, for its test part to be scored.
+
+    A folder of one's own is known by what its pictures look like, or, where it has none of those
+    that were trained with, by the names of the test part.
+    """
+    for each in seen:
+        if each.split.dataset != pictures.name:
+            continue
+        if pictures.name in _NAMELESS and each.pictures:
+            there = set(pictures.ids)
+            known = dict(zip(each.ids, each.pictures, strict=True))
+            both = [id_ for id_ in known if id_ in there]
+            looks = zip(both, pictures.fingerprints(both), strict=True)
+            if both and not any(known[id_] == look for id_, look in looks):
+                return None
+            if not both and not there & set(each.split.parts["test"]):
+                return None
+        return each.split
+    return None
+
+
 def choose_unseen(
     ids: Sequence[str],
-    run: RunSpec,
-    pairs: Iterable[splits.HasPart],
+    seen: Iterable[Seen],
+    pictures: Pictures,
     scored: splits.Split,
     *,
     part: str,
     drop: bool,
 ) -> list[str]:
-    """The pictures that may be scored with a model: those that its run has not seen.
+    """The pictures that may be scored with a model: those it was neither trained nor chosen with.
+
+    A picture is known by its fingerprint, and by its id where that is its own: ISIC 2018 repeats
+    most of ISIC 2017 under the same ids. Names of two people's folders say nothing.
 
     Args:
         ids: What is to be scored.
-        run: How the model was made; the training and validation parts of its splits are seen.
-        pairs: The pairs of the data set that is scored.
+        seen: See `read_seen`.
+        pictures: The data set that is scored.
         scored: The split that ``ids`` are a part of.
         part: Which part: one that the model has seen may be scored if asked for by name.
         drop: Leave seen pictures out instead of refusing.
@@ -77,40 +230,25 @@ def choose_unseen(
     Raises:
         InputError: Some were seen and ``drop`` is false, or none is left.
     """
-    pairs = list(pairs)
-    for source in run.data.sources:
-        trained_on = splits.load_split(source.dataset, source.split)
-        if scored.dataset == source.dataset:
-            trained_on = trained_on.resolve(pairs)
-        if part == "test" or scored != trained_on:
-            ids = exclude_seen(ids, trained_on, drop=drop)
-    return list(ids)
-
-
-def exclude_seen(ids: Sequence[str], trained_on: splits.Split, *, drop: bool) -> list[str]:
-    """The ids that may be scored with a model: those it was neither trained nor chosen with.
-
-    ISIC 2018 repeats most of ISIC 2017 under the same ids, and two splits of one year overlap.
-
-    Args:
-        ids: What is to be scored.
-        trained_on: Split of the model's run; its training and validation parts count as seen.
-        drop: Leave seen ids out instead of refusing.
-
-    Returns:
-        The unseen ids, in order.
-
-    Raises:
-        InputError: Some were seen and ``drop`` is false, or none is left.
-    """
-    seen = {id_ for part in ("train", "validation") for id_ in trained_on.parts.get(part, ())}
-    unseen = [id_ for id_ in ids if id_ not in seen]
-    count = len(ids) - len(unseen)
-    if count and (not drop or not unseen):
-        raise InputError(
-            f"{count} of these {len(ids)} pictures were in the training or validation part "
-            f"({trained_on.dataset}, {trained_on.name}) of this model",
-            "a score needs pictures that it has not seen",
-            "pass --exclude-seen to score the others" if unseen else "choose another part",
-        )
-    return unseen
+    looks = dict(zip(ids, pictures.fingerprints(ids), strict=True))
+    left = list(ids)
+    for each in seen:
+        split = each.split
+        if scored.dataset == split.dataset:
+            split = split.resolve(pictures.pairs)
+        if part != "test" and scored.hash == split.hash:
+            continue
+        by_name = not (each.pictures and {scored.dataset, split.dataset} <= _NAMELESS)
+        names = {*split.parts["train"], *split.parts["validation"]} if by_name else set()
+        known = set(each.pictures)
+        unseen = [id_ for id_ in left if id_ not in names and looks[id_] not in known]
+        count = len(left) - len(unseen)
+        if count and (not drop or not unseen):
+            raise InputError(
+                f"{count} of these {len(left)} pictures were in the training or validation part "
+                f"({split.dataset}, {split.name}) of this model",
+                "a score needs pictures that it has not seen",
+                "pass --exclude-seen to score the others" if unseen else "choose another part",
+            )
+        left = unseen
+    return left

@@ -1,19 +1,28 @@
 """The browser page, served to this machine only."""
 
+import contextlib
 import hashlib
 import importlib.resources
+import re
+import socket
 import sys
+import threading
+import time
 import webbrowser
 from collections.abc import Mapping
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources.abc import Traversable
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 from ulvm.errors import InputError
 from ulvm.models import BUNDLED, DEFAULT
 
 HOST = "127.0.0.1"
+NAMES = (HOST, "localhost", "[::1]")  # what a browser may call this machine; others are a trick
+MOST_CONNECTIONS = 64  # at once; a browser holds six
+MOST_SECONDS = 15.0  # for one request and its answer, and between two requests
 HEADERS = {
     # The same as in index.html, and no other page may frame this one.
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; "
@@ -50,10 +59,13 @@ def page_files() -> dict[str, Traversable]:
     package = importlib.resources.files("ulvm")
     page = package / "web"
     if not (page / "engine.wasm").is_file():
+        clone = Path(str(package)).parents[1]
         raise InputError(
-            "the page's engine is missing from this installation of ulvm",
+            f"the page's engine, {page / 'engine.wasm'}, is missing",
             "",
-            "install ulvm again, or run `make engine` in the clone",
+            f"run `make engine` in {clone}"
+            if (clone / "Makefile").is_file()
+            else "install ulvm again, with pip install --force-reinstall",
         )
     files = {f"/{file.name}": file for file in page.iterdir() if file.is_file()}
     files["/"] = page / "index.html"
@@ -109,6 +121,47 @@ def serve(port: int, *, open_browser: bool) -> None:
 
 
 class _Server(ThreadingHTTPServer):
+    """Few connections, none for long: whoever sends or reads nothing gives way to others."""
+
+    request_queue_size = MOST_CONNECTIONS
+
+    def __init__(self, *args: Any) -> None:
+        self._ends: dict[socket.socket, float] = {}  # when each connection is closed
+        self._lock = threading.Lock()
+        super().__init__(*args)
+
+    def renew(self, connection: socket.socket) -> None:
+        """Give a connection its full time, as after each answer."""
+        with self._lock:
+            if connection in self._ends:
+                self._ends[connection] = time.monotonic() + MOST_SECONDS
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own; where there are too many, the one that waits longest goes."""
+        with self._lock:
+            if len(self._ends) >= MOST_CONNECTIONS:
+                self._hang_up(min(self._ends, key=self._ends.__getitem__))
+            self._ends[request] = time.monotonic() + MOST_SECONDS
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Hang up on those whose time is over; the server calls it twice a second."""
+        now = time.monotonic()
+        with self._lock:
+            for connection in [each for each, end in self._ends.items() if end < now]:
+                self._hang_up(connection)
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        """Wake its thread, which then closes it."""
+        del self._ends[connection]
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._ends.pop(request, None)
+        super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Quiet about a browser that hangs up, as it does when its page is closed early."""
         if not isinstance(sys.exception(), ConnectionError):
@@ -127,7 +180,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
+    def handle_one_request(self) -> None:
+        super().handle_one_request()
+        cast(_Server, self.server).renew(self.connection)
+
     def _answer(self, *, with_body: bool) -> None:
+        # Another site's name that leads here would let that site read what is served.
+        if re.sub(r":\d+$", "", self.headers.get("Host", "").lower()) not in NAMES:
+            self.send_error(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                explain=f"This server answers to http://{HOST} and http://localhost only.",
+            )
+            return
         address = self.path.partition("?")[0]
         file = self.pages.get(address)
         if file is None:

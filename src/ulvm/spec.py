@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+import reprlib
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, Self, cast, get_args, get_origin, get_type_hints
 
 from ulvm.errors import InputError, unknown_name
+from ulvm.limits import parse_json
 
 Network = Literal[
     "ultralight-vm-unet",
@@ -41,14 +44,35 @@ STAGES = 6
 # Model files, ONNX and safetensors, hold this key: JSON {"format": FORMAT, "run": RunSpec, …}.
 METADATA_KEY = "ulvm"
 FORMAT = 1
+# Larger values are mistakes, and fail far from where they were made.
+LARGEST_WIDTH = 4096
+LARGEST_SIZE = 4096
+LARGEST_SEED = 2**63 - 1  # torch's
+MOST = 1_000_000  # epochs, pictures of a batch
+_LARGEST = {
+    "in_channels": 256,
+    "classes": 255,
+    "branches": 4096,
+    "d_state": 1024,
+    "d_conv": 64,
+    "expand": 64,
+}
+_short = reprlib.Repr()
+_short.maxstring = _short.maxlong = _short.maxother = 80
+_short.maxlevel = 3
 DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples of it
+
+
+@functools.cache
+def _type_hints(cls: Hashable) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 class _Spec:
     """Types of the fields, JSON and overrides, shared by the specs below."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+        for name, hint in _type_hints(cast(Hashable, type(self))).items():
             value = _typed(type(self), name, hint, getattr(self, name))
             object.__setattr__(self, name, value)  # frozen, but not yet made
 
@@ -69,16 +93,16 @@ class _Spec:
         return plain
 
     def override(self, assignments: Sequence[str]) -> Self:
-        """A copy with fields changed, as ``--set a.b=value`` does.
+        """A copy with fields changed all together, as ``--set a.b=value`` does; then checked.
 
         Args:
             assignments: Strings ``field=value`` or ``part.field=value``; the value is JSON,
                 or a bare word for a string.
 
         Raises:
-            InputError: No such field, or a value of another type.
+            InputError: No such field, a value of another type, or values that don't fit.
         """
-        spec = self
+        table: dict[str, Any] = {}
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
             if not equals:
@@ -87,26 +111,36 @@ class _Spec:
                     "it must be field=value, such as train.epochs=100",
                     "write the value after an equals sign",
                 )
-            spec = spec._replace(path.strip().split("."), text.strip())
-        return spec
+            *parts, name = path.strip().split(".")
+            place: Any = table
+            for part in parts:
+                place = place.setdefault(part, {})
+                if isinstance(place, str):
+                    raise _given_twice(part)
+            if isinstance(place.get(name), dict):
+                raise _given_twice(name)
+            place[name] = text.strip()
+        return self._change(table)
 
-    def _replace(self, path: Sequence[str], text: str) -> Self:
-        name, *rest = path
-        _require_field(type(self), name)
-        current = getattr(self, name)
-        if rest:
-            if not isinstance(current, _Spec):
+    def _change(self, table: Mapping[str, Any]) -> Self:
+        """A copy with the fields of ``table``: a text is a value, a table those of a part."""
+        cls = type(self)
+        values: dict[str, Any] = {}
+        for name, given in table.items():
+            _require_field(cls, name)
+            current = getattr(self, name)
+            if isinstance(given, str):
+                hint = get_type_hints(cls)[name]
+                values[name] = _typed(cls, name, hint, _parse(given), literal=given)
+            elif isinstance(current, _Spec):
+                values[name] = current._change(given)
+            else:
                 raise InputError(
-                    f"{type(self).__name__}.{name} has no parts",
+                    f"{cls.__name__}.{name} has no parts",
                     "",
-                    f"write {name}=value, without '.{'.'.join(rest)}'",
+                    f"write {name}=value, without '.{next(iter(given))}'",
                 )
-            value: Any = current._replace(rest, text)
-        else:
-            value = _typed(
-                type(self), name, get_type_hints(type(self))[name], _parse(text), literal=text
-            )
-        return dataclasses.replace(self, **{name: value})  # type: ignore[type-var]
+        return dataclasses.replace(self, **values)  # type: ignore[type-var]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,8 +184,8 @@ class ModelSpec(_Spec):
         super().__post_init__()
         if self.network != ModelSpec.network:
             self._require_defaults()
-        for name in ("in_channels", "classes", "branches", "d_state", "d_conv", "expand"):
-            _require_at_least(self, name, 1)
+        for name, most in _LARGEST.items():
+            _require_range(self, name, 1, most)
         for name, length in (("widths", STAGES), ("encoder", STAGES), ("decoder", STAGES - 1)):
             if len(getattr(self, name)) != length:
                 raise InputError(
@@ -159,10 +193,11 @@ class ModelSpec(_Spec):
                     f"it must have {length}, one for each stage",
                     "",
                 )
-        if bad := [width for width in self.widths if width < 4 or width % 4]:
+        if bad := [width for width in self.widths if not 4 <= width <= LARGEST_WIDTH or width % 4]:
             raise InputError(
                 f"ModelSpec.widths holds {bad[0]}",
-                "widths must be multiples of 4, for GroupNorm has four groups",
+                f"widths must be multiples of 4 up to {LARGEST_WIDTH}, for GroupNorm has four "
+                "groups",
                 "",
             )
         # A PVM stage splits its *input* channels.
@@ -231,6 +266,7 @@ class DataSpec(_Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_range(self, "image_size", -math.inf, LARGEST_SIZE)
         require_divisible((self.image_size, self.image_size), "DataSpec.image_size")
         names = [source.dataset for source in self.sources]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -316,9 +352,11 @@ class TrainSpec(_Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("epochs", "batch_size", "period_epochs"):
-            _require_at_least(self, name, 1)
-        for name in ("learning_rate", "min_learning_rate", "weight_decay", "warmup_epochs", "seed"):
-            _require_at_least(self, name, 0)
+            _require_range(self, name, 1, MOST)
+        _require_range(self, "warmup_epochs", 0, MOST)
+        _require_range(self, "seed", 0, LARGEST_SEED)
+        for name in ("learning_rate", "min_learning_rate", "weight_decay"):
+            _require_range(self, name, 0, math.inf)
         if not 0 <= self.average_decay < 1:
             raise InputError(
                 f"TrainSpec.average_decay={self.average_decay} is out of range",
@@ -379,12 +417,13 @@ def require_divisible(size_hw: tuple[int, int], where: str = "input size") -> No
     )
 
 
-def _require_at_least(spec: Any, name: str, least: int) -> None:
+def _require_range(spec: Any, name: str, least: float, most: float) -> None:
     value = getattr(spec, name)
-    if not least <= value < math.inf:  # false for NaN as well
+    if not (least <= value <= most and math.isfinite(value)):  # false for NaN as well
+        accepted = f"at most {most}" if most < value < math.inf else f"{least} or more"
         raise InputError(
-            f"{type(spec).__name__}.{name}={value} is out of range",
-            f"it must be {least} or more",
+            f"{type(spec).__name__}.{name}={_short.repr(value)} is out of range",
+            f"it must be {accepted}",
             "",
         )
 
@@ -395,11 +434,15 @@ def _require_field(cls: type, name: str) -> None:
         raise unknown_name(f"no field {name!r} in {cls.__name__}", name, names)
 
 
+def _given_twice(name: str) -> InputError:
+    return InputError(f"--set gives {name} as a whole and in parts", "", "keep one of the two")
+
+
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text.split(",") if "," in text else text
+        return parse_json(text)
+    except ValueError:  # no JSON, a number of thousands of digits, deep brackets
+        return [_parse(each) for each in text.split(",")] if "," in text else text
 
 
 def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None = None) -> Any:
@@ -424,7 +467,12 @@ def _typed(cls: type, name: str, hint: Any, value: Any, *, literal: str | None =
     elif hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            return math.inf if value > 0 else -math.inf
     if accepted is None:
         accepted = "a list, such as 8,16,24" if origin is tuple else f"of type {hint.__name__}"
-    raise InputError(f"{cls.__name__}.{name}={value!r} does not fit", f"it must be {accepted}", "")
+    raise InputError(
+        f"{cls.__name__}.{name}={_short.repr(value)} does not fit", f"it must be {accepted}", ""
+    )

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.files import write_atomically
+from ulvm.limits import JSON_BYTES, parse_json, read_file
 
 PARTS = ("train", "validation", "test")
 
@@ -145,11 +146,16 @@ class Split:
         still_open = tuple(part for part in self.open_parts if part not in filled)
         return Split(self.name, self.dataset, {**self.parts, **filled}, still_open)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `split_from` gives an equal split back."""
+        parts = {
+            part: None if part in self.open_parts else list(self.parts[part]) for part in PARTS
+        }
+        return {"name": self.name, "dataset": self.dataset, "parts": parts}
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the split as JSON that `load_split` reads; the file appears whole or not at all."""
-        parts = {part: None if part in self.open_parts else self.parts[part] for part in PARTS}
-        text = json.dumps({"name": self.name, "dataset": self.dataset, "parts": parts}, indent=1)
-        write_atomically(path, f"{text}\n".encode())
+        write_atomically(path, f"{json.dumps(self.to_dict(), indent=1)}\n".encode())
 
 
 def build_split(dataset: str, name: str, ids: Iterable[str]) -> Split:
@@ -254,31 +260,46 @@ def choose_split(dataset: str, name: str | None, usual: str, pairs: Iterable[Has
     return load_split(dataset, name).resolve(pairs)
 
 
+_FORM = 'a split is {"name": …, "dataset": …, "parts": {"train": [ids], …}}'
+_REMEDY = "write it with Split.save or correct it by hand"
+
+
 def _parse_split(dataset: str, path: Path) -> Split:
-    form = 'a split is {"name": …, "dataset": …, "parts": {"train": [ids], …}}'
-    remedy = "write it with Split.save or correct it by hand"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"the split file {path} cannot be read ({error.strerror})", form, "check the path"
-        ) from error
+        content = parse_json(read_file(path, JSON_BYTES))
+    except InputError as error:
+        given = f"the split cannot be read: {error.given}"
+        raise InputError(given, _FORM, error.remedy) from error
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error})", form, remedy) from error
+        raise InputError(f"{path} is not valid JSON ({error})", _FORM, _REMEDY) from error
+    return split_from(content, dataset, str(path))
+
+
+def split_from(content: Any, dataset: str, where: str) -> Split:
+    """The split that `Split.to_dict` or a split file describes.
+
+    Args:
+        content: Values of JSON.
+        dataset: Name of the data set that it must be of.
+        where: What to call it in messages, such as the file's path; its stem names a nameless one.
+
+    Raises:
+        InputError: It is no split, or one of another data set.
+    """
     parts = content.get("parts") if isinstance(content, dict) else None
     if not isinstance(parts, dict) or not all(
         ids is None or (isinstance(ids, list) and all(isinstance(id_, str) for id_ in ids))
         for ids in parts.values()
     ):
-        raise InputError(f"{path} holds no lists of ids under 'parts'", form, remedy)
+        raise InputError(f"{where} holds no lists of ids under 'parts'", _FORM, _REMEDY)
     if content.get("dataset", dataset) != dataset:
         raise InputError(
-            f"{path} is a split of {content['dataset']}",
+            f"{where} is a split of {content['dataset']}",
             f"a split of {dataset} is needed",
             "choose the data set that the ids are from",
         )
     return Split(
-        str(content.get("name", path.stem)),
+        str(content.get("name", Path(where).stem)),
         dataset,
         {part: tuple(map(normal_id, ids)) for part, ids in parts.items() if ids is not None},
         tuple(part for part, ids in parts.items() if ids is None),
@@ -320,7 +341,7 @@ def make_folds(
         raise InputError(
             "scikit-learn is not installed",
             "folds are made with it",
-            "run pip install 'ultralight-vm-unet[eval]'",
+            install_extra("eval"),
         ) from error
     for name, values in [("areas", areas), ("groups", groups)]:
         if values is not None and len(values) != len(ids):

@@ -1,7 +1,8 @@
-"""Compiles the engine with clang's sanitizers and runs it; fuzzes the reader of weights.
+"""Compiles the engine with clang's sanitizers and runs it; fuzzes the reader of weights
+and the resampling.
 
     python tests/engine/sanitize.py            # the whole engine: address, undefined, thread
-    python tests/engine/sanitize.py --fuzz 1000000
+    python tests/engine/sanitize.py --fuzz 1000000 --target resample
 
 Needs clang with its runtime libraries, and torch for the networks that are tried.
 """
@@ -142,14 +143,15 @@ def save_networks(folder: Path) -> list[Path]:
     return made
 
 
-def fuzz(folder: Path, runs: int) -> subprocess.CompletedProcess[str]:
-    """libFuzzer on the reader of weights, the same cases for the same number of them."""
-    program = compile_program(
-        [HERE / "fuzz_weights.c", build.ENGINE / "weights.c"], folder / "fuzz", FUZZER, ["-lm"]
-    )
+def fuzz(folder: Path, runs: int, target: str = "weights") -> subprocess.CompletedProcess[str]:
+    """libFuzzer on ``weights.c`` or ``resample.c``, the same cases for the same number of them."""
+    sources = [HERE / f"fuzz_{target}.c", build.ENGINE / f"{target}.c"]
+    if target != "weights":  # it has what fails in sentences
+        sources.append(build.ENGINE / "weights.c")
+    program = compile_program(sources, folder / "fuzz", FUZZER, ["-lm"])
     seeds = folder / "seeds"
     seeds.mkdir()
-    for path in save_networks(folder)[:2]:
+    for path in save_networks(folder)[:2] if target == "weights" else ():
         content = path.read_bytes()
         end = 8 + int.from_bytes(content[:8], "little")
         (seeds / f"{path.stem}-file").write_bytes(content)
@@ -176,15 +178,16 @@ def main() -> None:
     """Say what was found; exit with 1 if anything was."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--fuzz", type=int, metavar="RUNS", help="fuzz the reader of weights instead"
+        "--fuzz", type=int, metavar="RUNS", help="fuzz a target instead, so many cases"
     )
+    parser.add_argument("--target", choices=["weights", "resample"], default="weights")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.fuzz:
             if compiler(FUZZER) is None:
                 sys.exit("Error: No clang with libFuzzer is installed. Install clang.")
-            done = fuzz(folder, options.fuzz)
+            done = fuzz(folder, options.fuzz, options.target)
             print(done.stdout[-3000:])
             sys.exit(done.returncode != 0)
         files = [BUNDLED, *save_networks(folder)]

@@ -31,7 +31,7 @@ from ulvm.nn.model import probability_of_logits
 from ulvm.nn.networks import build_network
 from ulvm.spec import ModelSpec, RunSpec
 
-WEIGHTS = find_weights("isic2017")
+WEIGHTS = find_weights()
 TOLERANCE = 1e-4
 SIZES_HW = [(32, 32), (96, 160)]
 LARGE_SIZES_HW = [(256, 256), (288, 288)]  # of the first two
@@ -189,7 +189,7 @@ def test_each_level_gives_what_torch_gives(level: str, cases: Cases, tmp_path: P
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_no_mask_differs_from_onnx_runtimes(level: str, cases: Cases, tmp_path: Path) -> None:
+def test_masks_are_onnx_runtimes_but_for_rounding(level: str, cases: Cases, tmp_path: Path) -> None:
     if not processor_has(level):
         pytest.skip(f"this processor has no {level}")
     folder = tmp_path / "bundled"
@@ -203,8 +203,10 @@ def test_no_mask_differs_from_onnx_runtimes(level: str, cases: Cases, tmp_path: 
     pictures = np.load(folder / "bundled.npz")
     for name in pictures:
         theirs = other.probability(pictures[name])
-        np.testing.assert_array_equal(found[name] >= 0.5, theirs >= 0.5)
         assert np.abs(found[name] - theirs).max() <= TOLERANCE
+        clear = np.abs(theirs - 0.5) > TOLERANCE  # elsewhere rounding decides
+        assert clear.mean() > 0.99
+        np.testing.assert_array_equal(found[name][clear] >= 0.5, theirs[clear] >= 0.5)
 
 
 def test_an_unknown_level_is_refused(cases: Cases, tmp_path: Path) -> None:

@@ -400,7 +400,7 @@ BROKEN: dict[str, Damage] = {
         b"\xff\x00" + json.dumps(header).encode(),
         data,
     ),
-    "too large a header": lambda header, data: (json.dumps(header) + " " * 2**20, data),
+    "too large a header": lambda header, data: (json.dumps(header) + " " * 2**24, data),
     "a byte too many": lambda header, data: (header, data + b"\0"),
     "a value too many": lambda header, data: (header, data + b"\0\0\0\0"),
     "a byte too few": lambda header, data: (header, data[:-1]),

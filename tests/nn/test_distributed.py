@@ -14,7 +14,8 @@ import torch
 from ulvm import datasets, splits, synthetic
 from ulvm.errors import InputError
 from ulvm.nn.distributed import Processes, choose_device, launched
-from ulvm.nn.train import CHECKPOINT, train
+from ulvm.nn.run_folder import CHECKPOINT
+from ulvm.nn.train import train
 from ulvm.presets import find_preset
 
 
@@ -27,8 +28,9 @@ def test_shares_are_the_batch_once_and_as_equal_as_possible(pictures: int, count
 
 
 def test_unknown_device_is_named() -> None:
-    with pytest.raises(InputError, match="'abacus' cannot be used"):
-        choose_device("abacus")
+    for name in ("abacus", "meta", "cpu:x", "cuda:4096", "-1"):
+        with pytest.raises(InputError, match=f"'{name}' cannot be used"):
+            choose_device(name)
 
 
 def test_torchrun_shares_out_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Export: the ONNX file equals torch, carries its spec, and is refused where it does not."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_onnx_runtime_gives_what_torch_gives_for_any_batch(exported: Path) -> No
 
 def test_file_and_side_file_carry_the_run(exported: Path) -> None:
     loaded = segmenter.load(exported / "model.onnx")
-    side = json.loads((exported / "model.json").read_text())
+    side = json.loads((exported / "model.onnx.json").read_text())
     content = (exported / "model.onnx").read_bytes()
     assert loaded.spec == RunSpec.from_dict(side["run"])
     assert loaded.provenance["note"] == side["note"] == "drawn by lot"
@@ -59,6 +60,32 @@ def test_file_and_side_file_carry_the_run(exported: Path) -> None:
     assert side["largest_difference_from_torch"] < 1e-5
     assert b"/home" not in content
     assert str(Path(torch.__file__).parent).encode() not in content
+
+
+def test_two_exports_into_one_folder_keep_what_is_said_of_each(exported: Path) -> None:
+    exporting.export(exported, exported / "other.onnx")
+    for name in ("model.onnx", "other.onnx"):
+        side = json.loads((exported / f"{name}.json").read_text())
+        assert side["file"] == name
+        content = (exported / name).read_bytes()
+        assert side["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(("difference", "written"), [(2.9e-4, True), (1.1e-3, False)])
+def test_the_rounding_of_another_processor_is_allowed(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    difference: float,
+    written: bool,
+) -> None:
+    """MALUNet on one machine; what the phones' runtimes may differ by is refused beyond."""
+    content = (exported / "model.onnx").read_bytes()
+    monkeypatch.setattr(exporting, "build_onnx", lambda *_: content)
+    monkeypatch.setattr(exporting, "largest_difference", lambda *_: difference)
+    with contextlib.nullcontext() if written else pytest.raises(InputError, match="differ by"):
+        exporting.export(exported, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").exists() == written
 
 
 def test_extreme_pictures_stay_finite(exported: Path) -> None:
@@ -120,5 +147,5 @@ def test_other_networks_export_too(tmp_path: Path, model: dict[str, object]) -> 
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="File not found"):
+    with pytest.raises(InputError, match="is a folder without weights"):
         exporting.export(tmp_path, tmp_path / "model.onnx")

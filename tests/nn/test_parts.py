@@ -48,7 +48,7 @@ def run_of(folders: dict[str, Path], **changes: float) -> RunSpec:
 
 def test_data_sets_are_drawn_by_their_weights(folders: dict[str, Path]) -> None:
     used, training, validation = load_parts(run_of(folders), folders, CPU)
-    assert [split.dataset for split in used] == ["folder", "pad-ufes"]
+    assert [seen.split.dataset for seen in used] == ["folder", "pad-ufes"]
     assert [tuple(pool) for pool in training.pools] == [(0, 5, 2, False), (5, 5, 8, False)]
     assert (len(training), training.drawn, len(validation)) == (10, 10, 4)
 
@@ -95,3 +95,27 @@ def test_a_run_of_several_data_sets_says_so(folders: dict[str, Path], tmp_path: 
 def test_shares_add_up() -> None:
     assert share_out([(10, 1.0), (10, 2.0), (7, 0.5)], 27) == [8, 16, 3]
     assert sum(share_out([(3, 1.0)] * 7, 10)) == 10
+
+
+def test_what_is_read_is_known_by_its_looks(folders: dict[str, Path]) -> None:
+    """A picture or mask that changes changes its own fingerprint alone."""
+    run = run_of(folders)
+    before = load_parts(run, folders, CPU)[0]
+    parts = ("pictures", "masks")
+    for side, name in (("images", "pictures"), ("masks", "masks")):
+        files = sorted((folders["pad-ufes"] / side).iterdir())
+        files[0].write_bytes(files[1].read_bytes())
+        after = load_parts(run, folders, CPU)[0]
+        assert after[0] == before[0]
+        same = {part: getattr(after[1], part) == getattr(before[1], part) for part in parts}
+        assert same == {part: part != name for part in parts}
+        if side == "images":
+            assert after[1].pictures == (before[1].pictures[1], *before[1].pictures[1:])
+        before = after
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_for_other_channels_is_refused(folders: dict[str, Path], channels: int) -> None:
+    run = run_of(folders).override([f"model.in_channels={channels}"])
+    with pytest.raises(InputError, match=f"in_channels={channels} with pictures of three"):
+        load_parts(run, folders, CPU)

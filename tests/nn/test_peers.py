@@ -105,10 +105,11 @@ def test_onnx_runtime_gives_what_torch_gives(name: str) -> None:
 
 
 def test_both_ways_of_the_scan_export_for_any_number_of_pictures() -> None:
-    run = RunSpec(model=ModelSpec(network="ultralbm-unet-student"), data=DataSpec(image_size=SIZE))
+    size = 32  # a scan of few steps, for the exporter takes its time over each
+    run = RunSpec(model=ModelSpec(network="ultralbm-unet-student"), data=DataSpec(image_size=size))
     module = PictureToProbability(draw_peer("ultralbm-unet-student").eval()).eval()
     session = onnxruntime.InferenceSession(build_onnx(module, run, {}))
-    pictures = torch.randint(256, (3, SIZE, SIZE, 3), dtype=torch.uint8)
+    pictures = torch.randint(256, (3, size, size, 3), dtype=torch.uint8)
     (found,) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(found, module(pictures).numpy(), atol=1e-3)

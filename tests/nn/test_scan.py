@@ -248,6 +248,27 @@ def test_the_comparison_detects_a_forgotten_carry(monkeypatch: pytest.MonkeyPatc
     assert difference > tolerance(torch.float32, 100)
 
 
+@pytest.mark.parametrize("wrong", range(5), ids=("x", "delta", "B", "C", "A"))
+def test_the_comparison_detects_one_wrong_gradient(
+    wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operands, oracle = oracle_of(100)
+    right = scan._ChunkedScan.backward
+
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        grads = list(right(ctx, grad_y))
+        grads[wrong] = grads[wrong] * (1 + 1e-5)
+        return tuple(grads)
+
+    monkeypatch.setattr(scan._ChunkedScan, "backward", staticmethod(backward))
+    results = run_with_gradients(operands, "parallel")
+    pairs = zip(NAMES, results, oracle, strict=True)
+    differences = {name: largest_difference([one], [two]) for name, one, two in pairs}
+    name = ("x", "delta", "B", "C", "A")[wrong]
+    assert differences.pop(name) > 2 * tolerance(torch.float32, 100)
+    assert max(differences.values()) < tolerance(torch.float64, 100)
+
+
 @pytest.mark.parametrize(
     ("index", "shape", "words"),
     [

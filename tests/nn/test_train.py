@@ -1,8 +1,14 @@
 """Whole small runs on drawn pictures: what they leave, and how they continue."""
 
+import contextlib
 import csv
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +17,17 @@ import torch
 
 import ulvm.nn.train as training
 from ulvm import datasets, splits, synthetic
-from ulvm.errors import InputError
+from ulvm.errors import InputError, RunWarning
 from ulvm.metrics import Confusion
 from ulvm.nn.checkpoint import WEIGHTS, load_probability, load_weights
 from ulvm.nn.model import PictureToProbability
 from ulvm.nn.peers import build_peer
-from ulvm.nn.run_folder import RUN
-from ulvm.nn.train import CHECKPOINT, train
+from ulvm.nn.run_folder import CHECKPOINT, CHECKPOINT_BEFORE, LOCK, RUN, only_here
+from ulvm.nn.step import Learner
+from ulvm.nn.train import train
 from ulvm.nn.validate import Validation
 from ulvm.presets import find_preset
+from ulvm.provenance import read_seen
 from ulvm.spec import RunSpec
 
 PICTURES = 12
@@ -66,7 +74,8 @@ def run_small(
 def test_a_run_leaves_everything_in_its_folder(data_dir: Path, tmp_path: Path) -> None:
     weights = run_small(data_dir, tmp_path / "run")
     assert {path.name for path in weights.parent.iterdir()} == {
-        RUN, CHECKPOINT, WEIGHTS, "metrics.csv", "metrics.jsonl", "curves.png",
+        RUN, CHECKPOINT, CHECKPOINT_BEFORE, WEIGHTS, "metrics.csv", "metrics.jsonl", "curves.png",
+        LOCK,
     }  # fmt: skip
     stored = json.loads((weights.parent / RUN).read_text())
     split = splits.load_split("folder", data_dir / "split.json")
@@ -250,3 +259,194 @@ def test_tensorboard_files_are_written_when_asked(data_dir: Path, tmp_path: Path
     run = small_run(data_dir, "train.epochs=1")
     train(run, data_dir, tmp_path / "run", device="cpu", tensorboard=True, progress=False)
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
+
+
+def damage(path: Path) -> None:
+    """One bit of the middle, in a tensor's numbers, where torch doesn't see it."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["a bit", "cut", "empty", "gone", "text"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    data_dir: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
+    small = "train.augmentation=none"
+    straight = load_weights(run_small(data_dir, tmp_path / "straight", small, "train.epochs=2"))[0]
+    folder = run_small(data_dir, tmp_path / "run", small, "train.epochs=2").parent
+    path, before = folder / CHECKPOINT, folder / CHECKPOINT_BEFORE
+    content = path.read_bytes()
+    if how == "a bit":
+        damage(path)
+    elif how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[:-100], "empty": b"", "text": b"none" * 99}[how])
+    context = contextlib.nullcontext()
+    if how != "gone":  # which a kill between two names leaves too
+        context = pytest.warns(RunWarning, match=r"checkpoint\.pt is damaged.*before, of epoch 1")
+    with context:
+        resumed = run_small(data_dir, folder, small, "train.epochs=2", resume=True)
+    torch.testing.assert_close(
+        dict(load_weights(resumed)[0].state_dict()), dict(straight.state_dict()), rtol=0, atol=0
+    )
+    assert torch.load(before, weights_only=True)["epoch"] == 1  # no damaged one took its place
+    for each in (path, before):
+        damage(each)
+    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged.*before\.pt is damaged"):
+        run_small(data_dir, folder, small, "train.epochs=2", resume=True)
+
+
+FOREIGN = {
+    "a list": [1, 2],
+    "a tensor": torch.zeros(3),
+    "other tables": {"state_dict": {}},
+    "other values": dict.fromkeys(["run", "epoch", "history", "model", "best"], 3),
+    "an object": Path("here"),
+}
+
+
+@pytest.mark.parametrize("kind", [*FOREIGN, "other shapes", "no generator", "archive"])
+def test_a_foreign_checkpoint_is_a_sentence(data_dir: Path, tmp_path: Path, kind: str) -> None:
+    """And nobody is advised to load it with weights_only=False."""
+    folder = tmp_path / "run"
+    if kind in FOREIGN:
+        folder.mkdir()
+        torch.save(FOREIGN[kind], folder / CHECKPOINT)
+    elif kind == "archive":
+        folder.mkdir()
+        with zipfile.ZipFile(folder / CHECKPOINT, "w") as archive:
+            archive.writestr("photo.txt", "none")
+    else:
+        run_small(data_dir, folder, "train.epochs=1")
+        stored = torch.load(folder / CHECKPOINT, weights_only=True)
+        if kind == "no generator":
+            del stored["generator"]
+        else:
+            stored["best"]["head.weight"] = torch.zeros(2, 2)
+        torch.save(stored, folder / CHECKPOINT)
+    with pytest.raises(
+        InputError, match="is no checkpoint that this version of ulvm wrote"
+    ) as said:
+        run_small(data_dir, folder, "train.epochs=1", resume=True)
+    assert "weights_only" not in str(said.value)
+
+
+def test_a_run_goes_on_with_the_split_and_pixels_it_began_with(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(data_dir, tmp_path / "own")
+    folder = tmp_path / "run"
+    run_small(own, folder, "train.epochs=1")
+    for side, words in (
+        ("images", "1 pictures of folder have changed"),
+        ("masks", "Masks of fold"),
+    ):
+        first, second, *_ = sorted((own / side).iterdir())
+        kept = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        with pytest.raises(InputError, match=words):
+            run_small(own, folder, "train.epochs=2", resume=True)
+        first.write_bytes(kept)
+    kept = (own / "split.json").read_text()
+    moved = json.loads(kept)
+    moved["parts"]["test"].append(moved["parts"]["train"].pop())
+    (own / "split.json").write_text(json.dumps(moved))
+    with pytest.raises(InputError, match="The split of folder has changed"):
+        run_small(own, folder, "train.epochs=2", resume=True)
+    (own / "split.json").write_text(kept)
+    assert run_small(own, folder, "train.epochs=2", resume=True).exists()
+
+
+def test_what_was_seen_is_in_checkpoint_and_weights(data_dir: Path, tmp_path: Path) -> None:
+    weights = run_small(data_dir, tmp_path / "run", "train.epochs=1")
+    stored = torch.load(weights.parent / CHECKPOINT, weights_only=True)
+    _, run, provenance = load_weights(weights)
+    assert provenance["seen"] == stored["seen"]
+    (seen,) = read_seen(run, provenance)
+    assert seen.split == splits.load_split("folder", data_dir / "split.json")
+    decoded = datasets.decode("folder", data_dir, size=64)
+    assert list(seen.pictures) == decoded.fingerprints(decoded.ids[:10])
+
+
+def test_fewer_epochs_than_done_are_refused(data_dir: Path, tmp_path: Path) -> None:
+    weights = run_small(data_dir, tmp_path / "run", "train.epochs=2")
+    before = (weights.parent / RUN).read_text()
+    with pytest.raises(InputError, match="has done 2 epochs already, more than 1"):
+        run_small(data_dir, tmp_path / "run", "train.epochs=1", resume=True)
+    assert (weights.parent / RUN).read_text() == before
+
+
+def test_a_folder_takes_one_process(data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with only_here(folder), pytest.raises(InputError, match="Another process trains in"):
+        run_small(data_dir, folder, "train.epochs=1")
+    assert [path.name for path in folder.iterdir()] == [LOCK]
+    (folder / ".run.json.0123abcd.part").touch()  # of a process that was killed
+    run_small(data_dir, folder, "train.epochs=1")
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    update = Learner.update
+
+    def watched(self: Learner, *arguments: torch.Tensor) -> None:
+        steps.append(None)
+        update(self, *arguments)
+
+    monkeypatch.setattr(Learner, "update", watched)
+    high = ("train.learning_rate=1e30", "train.warmup_epochs=0", "train.batch_size=1")
+    with pytest.raises(InputError, match="not finite") as said:
+        run_small(data_dir, tmp_path / "run", *high)
+    assert len(steps) <= 3
+    assert "checkpoint" not in str(said.value)  # there is none
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_too_little_memory_is_a_sentence(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(Learner, "update", fail)
+    with pytest.raises(InputError, match=r"too little memory.*Lower train\.batch_size"):
+        run_small(data_dir, tmp_path / "run")
+
+
+def test_other_errors_of_torch_are_not_taken_for_that(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes")
+
+    monkeypatch.setattr(Learner, "update", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_small(data_dir, tmp_path / "run")
+
+
+def test_a_notebooks_way_of_showing_figures_ends_no_training(tmp_path: Path) -> None:
+    """It names a module that the program it starts may not have."""
+    script = f"""
+from pathlib import Path
+from ulvm.nn.run_folder import draw_curves
+row = dict(epoch=1, train_loss=1.0, validation_loss=1.0, validation_dsc_pooled=0.5)
+draw_curves(Path({str(tmp_path)!r}), [row])
+import matplotlib
+"""
+    backend = {"MPLBACKEND": "module://nobodys.backend_inline"}
+    subprocess.run([sys.executable, "-c", script], env=os.environ | backend, check=True)
+    assert (tmp_path / "curves.png").exists()

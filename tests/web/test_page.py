@@ -189,7 +189,7 @@ WATCH = """() => {
   const text = (id) => document.getElementById(id).textContent;
   const note = (what) => seen.push([
     what, stage.ariaBusy, text("area-percent"), text("area-mm2"),
-    ["save-mask", "save-overlay", "ruler", "width-mm"].every(
+    ["save-mask", "save-overlay", "ruler", "width-mm", "correct"].every(
       (id) => document.getElementById(id).disabled,
     ),
     document.getElementById("width-mm").value,
@@ -285,12 +285,12 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(page: Any) -> None:
         "aria-label", re.compile(f"{re.escape(EXAMPLES[1].name)}.* %")
     )
     reached = []
-    for _ in range(8):
+    for _ in range(9):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id"))
     assert reached == [
         *("camera", "example", "threshold", "opacity"),
-        *("width-mm", "ruler", "save-mask", "save-overlay"),
+        *("width-mm", "ruler", "correct", "save-mask", "save-overlay"),
     ]
     before = page.inner_text("#area-percent")
     page.locator("#threshold").focus()

@@ -13,6 +13,7 @@ from ulvm.commands.shared import (
     FOLDER,
     GROUPS,
     data_options,
+    resize_option,
     show_progress,
     threshold_option,
 )
@@ -26,7 +27,7 @@ def data() -> None:
 @data.command("check")
 @data_options
 @threshold_option
-@click.option("--resize-masks", is_flag=True, help="Accept masks of another size than pictures.")
+@resize_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def data_check(
     dataset: str, data_dir: Path, threshold_masks: bool, resize_masks: bool, as_json: bool
@@ -51,7 +52,7 @@ def data_check(
 @data_options
 @threshold_option
 @click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
-@click.option("--resize-masks", is_flag=True, help="Accept masks of another size than pictures.")
+@resize_option
 def data_prepare(
     dataset: str, data_dir: Path, threshold_masks: bool, size: int, resize_masks: bool
 ) -> None:
@@ -72,6 +73,8 @@ def data_prepare(
 
 @data.command("split")
 @data_options
+@threshold_option
+@resize_option
 @click.option("--folds", default=5, show_default=True, help="Number of splits.")
 @click.option("--seed", default=42, show_default=True, help="Seed of the shuffling.")
 @click.option("--by-area", is_flag=True, help="Give each fold small and large lesions alike.")
@@ -84,6 +87,8 @@ def data_prepare(
 def data_split(
     dataset: str,
     data_dir: Path,
+    threshold_masks: bool,
+    resize_masks: bool,
     folds: int,
     seed: int,
     by_area: bool,
@@ -95,11 +100,20 @@ def data_split(
     from ulvm.groups import read_groups
 
     ids = [pair.id for pair in datasets.find_pairs(dataset, data_dir)]
+    areas = None
+    if by_area:
+        areas = datasets.decode(
+            dataset,
+            data_dir,
+            size=256,
+            allow_mask_resize=resize_masks,
+            threshold_masks=threshold_masks,
+        ).lesion_areas
     made = splits.make_folds(
         ids,
         folds=folds,
         seed=seed,
-        areas=datasets.decode(dataset, data_dir, size=256).lesion_areas if by_area else None,
+        areas=areas,
         groups=read_groups(groups, ids) if groups else None,
         dataset=dataset,
     )

@@ -13,6 +13,7 @@ from ulvm.commands.shared import (
     NOTICE,
     data_options,
     engine_option,
+    resize_option,
     show_progress,
     threshold_option,
 )
@@ -23,6 +24,7 @@ from ulvm.spec import EngineName
 @click.argument("model")
 @data_options
 @threshold_option
+@resize_option
 @click.option(
     "--split", "split_name", help="Split name or file, or all; else the model's own, or all."
 )
@@ -42,6 +44,7 @@ def evaluate(
     dataset: str,
     data_dir: Path,
     threshold_masks: bool,
+    resize_masks: bool,
     split_name: str | None,
     part: str,
     threshold: float | None,
@@ -57,19 +60,26 @@ def evaluate(
     from ulvm import datasets, evaluate, splits
     from ulvm.datasets.read import read_masks
     from ulvm.groups import find_table, read_table
-    from ulvm.provenance import choose_unseen
+    from ulvm.provenance import choose_unseen, find_own_split, read_seen
 
-    probability_of, run = _load_model(model, device, engine)
-    own = {source.dataset: source.split for source in run.data.sources}
-    pairs = datasets.find_pairs(dataset, data_dir)
-    split = splits.choose_split(dataset, split_name or own.get(dataset), run.data.split, pairs)
+    probability_of, run, provenance = _load_model(model, device, engine)
+    seen = read_seen(run, provenance)
+    decoded = datasets.decode(
+        dataset,
+        data_dir,
+        size=run.data.image_size,
+        allow_mask_resize=resize_masks,
+        threshold_masks=threshold_masks,
+    )
+    own = None if split_name else find_own_split(seen, decoded)
+    if own is not None:
+        split = own.resolve(decoded.pairs)
+    else:
+        split = splits.choose_split(dataset, split_name, run.data.split, decoded.pairs)
     committed = splits.available_splits(dataset)
     exclude_seen |= split.name == splits.EVERYTHING and split.name not in committed
-    ids = choose_unseen(split.ids(part), run, pairs, split, part=part, drop=exclude_seen)
-    decoded = datasets.decode(
-        dataset, data_dir, size=run.data.image_size, threshold_masks=threshold_masks
-    )
-    pair_of = {pair.id: pair for pair in pairs}
+    ids = choose_unseen(split.ids(part), seen, decoded, split, part=part, drop=exclude_seen)
+    pair_of = {pair.id: pair for pair in decoded.pairs}
 
     def full_truth(id_: str) -> Any:
         return read_masks(pair_of[id_], threshold_masks) > 0
@@ -98,7 +108,7 @@ def evaluate(
 
 
 def _load_model(model: str, device: str, engine: EngineName | None) -> Any:
-    """The function and the run of a model: on a CPU the engine's, else torch's."""
+    """The function, run and provenance of a model: on a CPU the engine's, else torch's."""
     from ulvm.engine import UNSUPPORTED, EngineError
     from ulvm.segmenter import load
 
@@ -109,7 +119,9 @@ def _load_model(model: str, device: str, engine: EngineName | None) -> Any:
             if engine is not None or error.code != UNSUPPORTED:
                 raise
         else:
-            return segmenter.probability, segmenter.spec
-    from ulvm.nn.checkpoint import load_probability
+            return segmenter.probability, segmenter.spec, segmenter.provenance
+    from ulvm.nn.checkpoint import load_probability, load_weights
+    from ulvm.nn.distributed import choose_device
 
-    return load_probability(model, device)
+    device = str(choose_device(device))
+    return *load_probability(model, device), load_weights(model)[2]

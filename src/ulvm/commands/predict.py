@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import click
 
 from ulvm.commands.shared import FOLDER, NOTICE, engine_option, show_progress
+from ulvm.errors import InputError, printable
 from ulvm.spec import EngineName
 
 
@@ -24,6 +27,11 @@ from ulvm.spec import EngineName
 @engine_option
 @click.option("--out", "out_dir", type=FOLDER, help="Output folder; else ./ulvm-output.")
 @click.option("--overlay", is_flag=True, help="Write the picture with the outline as well.")
+@click.option(
+    "--dicom-seg",
+    is_flag=True,
+    help="Of DICOM files: write a DICOM segmentation, and the outline drawn, as well.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
 def predict(
@@ -32,6 +40,7 @@ def predict(
     engine: EngineName | None,
     out_dir: Path | None,
     overlay: bool,
+    dicom_seg: bool,
     as_json: bool,
     threshold: float | None,
 ) -> None:
@@ -40,12 +49,18 @@ def predict(
     For each picture a mask PNG of its size is written and a line printed. A file that cannot
     be read is reported and skipped; the exit code is then 1.
     """
+    from ulvm.picture import SUFFIXES
     from ulvm.predict import find_images
 
+    if out_dir and out_dir.suffix.lower() in SUFFIXES and not out_dir.exists():
+        raise InputError(
+            f"--out {out_dir} is the name of a picture", "it must be a folder", "choose a folder"
+        )
     sources = find_images(paths)
+    _set_environment()
     with ThreadPoolExecutor(1) as opening:
         segmenter = opening.submit(_open, model, engine)
-        _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
+        _predict(segmenter, sources, out_dir, overlay, as_json, threshold, dicom_seg)
 
 
 @click.command()
@@ -61,11 +76,30 @@ def demo(out_dir: Path, engine: EngineName | None) -> None:
     with importlib.resources.as_file(importlib.resources.files("ulvm") / "examples") as examples:
         sources = find_images([str(examples / "*.*")])
         _predict(load(engine=engine), sources, out_dir, overlay=True, as_json=False, threshold=None)
+    click.echo(f"Next, with a picture of yours: {_own_name()} predict photo.jpg --overlay")
+
+
+def _own_name() -> str:
+    """What to type for ulvm: after `make demo`, or as a module, it isn't on the path."""
+    if shutil.which("ulvm"):
+        return "ulvm"
+    called = Path(sys.argv[0])
+    return "python -m ulvm" if called.name == "__main__.py" else shlex.quote(str(called))
+
+
+def _set_environment() -> None:
+    """What numpy and ONNX Runtime's import would set, before there are threads.
+
+    libjpeg, in another thread, asks the C library for variables: one that is set meanwhile may move
+    the table that is read, and Python ends in a segmentation fault.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, for nothing
+    for name in ("OPENBLAS_MAIN_FREE", "GOTOBLAS_MAIN_FREE", "ORT_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
 
 
 def _open(model: str | None, engine: EngineName | None) -> Any:
     """A model; its imports too take place in the thread that opens it."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, for nothing
     from ulvm.segmenter import load
 
     return load(model, engine=engine)
@@ -78,23 +112,29 @@ def _predict(
     overlay: bool,
     as_json: bool,
     threshold: float | None,
+    dicom_seg: bool = False,
 ) -> None:
     from ulvm.predict import DEFAULT_OUT_DIR, predict_files
 
     failed = 0
     predictions = predict_files(
-        segmenter, sources, out_dir=out_dir, overlay=overlay, threshold=threshold
+        segmenter,
+        sources,
+        out_dir=out_dir,
+        overlay=overlay,
+        threshold=threshold,
+        dicom_seg=dicom_seg,
     )
-    with show_progress("pictures") as advance:
+    with show_progress("pictures") as progress:
         for number, prediction in enumerate(predictions, start=1):
             if as_json:
-                click.echo(json.dumps(prediction.to_dict()))
+                progress.say(json.dumps(prediction.to_dict()))
             elif prediction.error is None:
-                click.echo(_describe(prediction))
+                progress.say(_describe(prediction))
             if prediction.error is not None:
                 failed += 1
-                click.echo(f"Error: {prediction.error}", err=True)
-            advance(number, len(sources))
+                progress.say(f"Error: {prediction.error}", err=True)
+            progress(number, len(sources))
     if not as_json:
         done = len(sources) - failed
         click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")
@@ -109,13 +149,15 @@ def _describe(prediction: Any) -> str:
         found = "no lesion found"
     else:
         left, top, right, bottom = summary["bounding_box_xyxy"]
+        area = f" = {summary['area_mm2']:.1f} mm²" if summary["area_mm2"] is not None else ""
         found = (
-            f"lesion {100 * summary['area_fraction']:.1f} % of the frame, "
+            f"lesion {100 * summary['area_fraction']:.1f} % of the frame{area}, "
             f"box x {left}–{right} y {top}–{bottom}, "
             f"mean probability inside {summary['mean_probability_inside']:.2f}"
         )
-    written = f" and {prediction.overlay_path.name}" if prediction.overlay_path else ""
-    return (
+    more = [*filter(None, [prediction.overlay_path]), *prediction.dicom_paths]
+    written = "".join(f" and {path.name}" for path in more)
+    return printable(
         f"{prediction.source}: {found}, {summary['latency_ms']:.0f} ms"
         f" → {prediction.mask_path}{written}"
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 
 from ulvm.spec import DatasetName, EngineName
-
-NOTICE = "Not a medical device: for research and education, not for diagnosis."
+from ulvm.use import NOTICE as NOTICE
 
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -31,6 +29,9 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
 threshold_option = click.option(
     "--threshold-masks", is_flag=True, help="Accept grey masks: lesion from half their range on."
 )
+resize_option = click.option(
+    "--resize-masks", is_flag=True, help="Accept masks of another size than pictures."
+)
 engine_option = click.option(
     "--engine",
     type=click.Choice(get_args(EngineName)),
@@ -41,24 +42,46 @@ set_option = click.option(
 )
 
 
-@contextlib.contextmanager
-def show_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, and only where someone watches it."""
-    shown: list[Any] = []
-    position = 0
+class Progress:
+    """A bar on standard error, where someone watches it; lines that are printed stay whole.
 
-    def advance(done: int, total: int) -> None:
-        nonlocal position
-        if not sys.stderr.isatty():
+    Call it with how many are done, of how many. One alone gets no bar.
+    """
+
+    _WIDTH = 30
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            click.echo(err=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        if total < 2 or not sys.stderr.isatty():
             return
-        if not shown:
-            shown.append(click.progressbar(length=total, label=label, file=sys.stderr))
-            shown[0].__enter__()
-        shown[0].update(done - position)
-        position = done
+        filled = self._WIDTH * done // total
+        bar = f"{self._label} [{'#' * filled:-<{self._WIDTH}}] {done}/{total}"
+        if bar != self._bar:
+            self._bar = bar
+            self._draw()
 
-    try:
-        yield advance
-    finally:
-        if shown:
-            shown[0].__exit__(None, None, None)
+    def say(self, line: str, *, err: bool = False) -> None:
+        """Print a line above the bar."""
+        if self._bar:
+            click.echo(f"\r{' ' * len(self._bar)}\r", nl=False, err=True)
+        click.echo(line, err=err)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._bar:
+            click.echo(f"\r{self._bar}", nl=False, err=True)
+
+
+def show_progress(label: str) -> Progress:
+    """As a context: what is called for each step."""
+    return Progress(label)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from ulvm.commands.shared import DATASETS, FOLDER, set_option, threshold_option
+from ulvm.commands.shared import (
+    DATASETS,
+    FOLDER,
+    resize_option,
+    set_option,
+    threshold_option,
+)
 from ulvm.errors import InputError
 
 
@@ -31,6 +41,7 @@ from ulvm.errors import InputError
     help="Split name or file; else the preset's. NAME=SPLIT for one of several data sets.",
 )
 @threshold_option
+@resize_option
 @click.option(
     "--teacher",
     "teacher_dir",
@@ -48,6 +59,7 @@ def train(
     dataset: str | None,
     split_names: tuple[str, ...],
     threshold_masks: bool,
+    resize_masks: bool,
     teacher_dir: Path | None,
     out_dir: Path,
     assignments: tuple[str, ...],
@@ -59,36 +71,62 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node=N -m ulvm train ...
     """
-    from ulvm.nn.distributed import launched
-    from ulvm.nn.train import train as run_training
-    from ulvm.presets import find_preset
+    with _stopped_in_words(out_dir):
+        from ulvm.nn.distributed import launched
+        from ulvm.nn.train import train as run_training
+        from ulvm.presets import find_preset
 
-    run = find_preset(preset).run
-    where = _by_name(folders, dataset, "--data")
-    chosen = run.data.choose(list(where), _by_name(split_names, next(iter(where)), "--split"))
-    run = dataclasses.replace(run, data=chosen).override(assignments)
-    try:
+        run = find_preset(preset).run
+        where = _by_name(folders, dataset, "--data")
+        chosen = run.data.choose(list(where), _by_name(split_names, next(iter(where)), "--split"))
+        run = dataclasses.replace(run, data=chosen).override(assignments)
         weights = run_training(
             run,
             where,
             out_dir,
             teacher_dir=teacher_dir,
             threshold_masks=threshold_masks,
+            allow_mask_resize=resize_masks,
             device=device,
             resume=resume,
             tensorboard=tensorboard,
         )
-    except KeyboardInterrupt:
-        again = " ".join(["ulvm", *(word for word in sys.argv[1:] if word != "--resume")])
-        raise click.ClickException(
-            f"Stopped. {out_dir} holds the run as of its last checkpoint, which is written after "
-            f"the first epoch and then every few seconds. Continue with: {again} --resume"
-        ) from None
     if launched().rank > 0:  # rank 0 says it
         return
-    click.echo(f"best weights: {weights}")
-    for name, folder in where.items():
-        click.echo(f"next: ulvm eval {out_dir} --dataset {name} --data {folder} --part test")
+    stored = json.loads((out_dir / "run.json").read_text())
+    best = stored["best"]
+    click.echo(
+        f"best weights: {weights}, of epoch {best['epoch']}: validation DSC "
+        f"{best['validation_dsc_pooled']:.4f} (pooled), loss {best['validation_loss']:.4f}"
+    )
+    masks = ["--threshold-masks"] * threshold_masks + ["--resize-masks"] * resize_masks
+    for split in stored["splits"]:
+        name = split["dataset"]
+        if split["sizes"]["test"]:
+            words = ["ulvm", "eval", str(out_dir), "--dataset", name, "--data", where[name], *masks]
+            click.echo(f"next: {shlex.join([*words, '--out', str(out_dir / f'test-{name}')])}")
+
+
+@contextlib.contextmanager
+def _stopped_in_words(out_dir: Path) -> Iterator[None]:
+    """What Ctrl-C leaves, and the command that goes on from there; exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from ulvm.nn.distributed import launched
+        from ulvm.nn.run_folder import has_checkpoint
+
+        count = launched().count
+        start = [f"torchrun --nproc-per-node={count} -m ulvm" if count > 1 else "ulvm"]
+        again = [word for word in sys.argv[1:] if word != "--resume"]
+        if has_checkpoint(out_dir):
+            told = f"Stopped. {out_dir} holds the run as of its last checkpoint. Continue with: "
+            again.append("--resume")
+        else:
+            told = "Stopped before the first checkpoint. Start again with: "
+        if launched().rank == 0:
+            click.echo(f"{told}{' '.join([*start, shlex.join(again)])}", err=True)
+        raise click.exceptions.Exit(130) from None
 
 
 def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str, str]:

@@ -1,14 +1,18 @@
 """A data set at the network's size: decoded once, then mapped into memory."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +29,13 @@ from ulvm.datasets.read import (
     width_by_height,
 )
 from ulvm.errors import InputError
-from ulvm.files import find_cache_folder
+from ulvm.files import find_cache_folder, flush_folder
 from ulvm.image import resize
 from ulvm.splits import name_some, normal_id
+
+# A folder that is still being decoded into has files younger than this; older ones were given up.
+GIVEN_UP_SECONDS = 3600
+FINGERPRINT_BYTES = 8
 
 CACHE_FORMAT = 2  # counts up where the same files decode to other pixels
 
@@ -64,6 +72,13 @@ class DecodedDataset:
     def lesion_areas(self) -> npt.NDArray[np.float64]:
         """The share of each picture that its mask covers, 0..1."""
         return np.array([(mask >= 128).mean() for mask in self.masks])
+
+    def fingerprints(self, ids: Iterable[str]) -> list[str]:
+        """What each picture looks like at this size, as 16 hex digits: equal for equal pixels."""
+        return [
+            hashlib.blake2b(self.images[row], digest_size=FINGERPRINT_BYTES).hexdigest()
+            for row in self.indices(ids)
+        ]
 
     def describe(self) -> str:
         """One line on what is there: pairs per part, size, place."""
@@ -133,33 +148,45 @@ def decode(
     root = Path(cache_dir) if cache_dir else find_cache_folder()
     kind = f"{mask_sizes} thresholded" if threshold_masks else mask_sizes
     folder = root / f"{dataset}-{size}-{_fingerprint(pairs, kind)}"
-    if not folder.exists():
-        try:
+    shape = (len(pairs), size, size)
+    try:
+        arrays = _map_arrays(folder, shape) if folder.exists() else None
+        if arrays is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _write_cache(folder, pairs, size, mask_sizes, threshold_masks, progress)
-        except OSError as error:
-            needed = len(pairs) * size * size * 4 / 1e6
-            raise InputError(
-                f"the cache {folder} cannot be written ({error})",
-                f"it needs a folder with {needed:,.0f} MB of room",
-                "name another one in the variable ULVM_CACHE",
-            ) from error
-    return DecodedDataset(
-        dataset,
-        pairs,
+            arrays = _map_arrays(folder, shape)
+            assert arrays is not None
+    except OSError as error:
+        needed = len(pairs) * size * size * 4 / 1e6
+        raise InputError(
+            f"the cache {folder} cannot be written ({error})",
+            f"it needs a folder with {needed:,.0f} MB of room",
+            "name another one in the variable ULVM_CACHE",
+        ) from error
+    return DecodedDataset(dataset, pairs, *arrays, folder)
+
+
+def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Pixels, Pixels] | None:
+    """The pictures and masks of a cache; of a damaged one none, and it is removed."""
+    try:
         # "c": torch warns about read-only arrays; what is written stays in this process.
-        np.load(folder / "images.npy", mmap_mode="c"),
-        np.load(folder / "masks.npy", mmap_mode="c"),
-        folder,
-    )
+        images = np.load(folder / "images.npy", mmap_mode="c")
+        masks = np.load(folder / "masks.npy", mmap_mode="c")
+        if (images.shape, masks.shape) == ((*shape, 3), shape):
+            return images, masks
+    except (FileNotFoundError, ValueError, EOFError):
+        pass
+    shutil.rmtree(folder)
+    return None
 
 
 def _fingerprint(pairs: Sequence[Pair], kind: str) -> str:
     digest = hashlib.sha256(f"{CACHE_FORMAT} {kind}\n".encode())
     for pair in pairs:
-        digest.update(f"{pair.id} {pair.part}\n".encode())
-        for file in (pair.image, pair.mask):
-            digest.update(f"{file.path.absolute()} {file.size} {file.changed}\n".encode())
+        lines = [f"{pair.id} {pair.part}"]
+        lines += [f"{f.path.absolute()} {f.size} {f.changed}" for f in (pair.image, pair.mask)]
+        for line in lines:  # names of files may be no UTF-8
+            digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:12]
 
 
@@ -172,6 +199,7 @@ def _write_cache(
     progress: Progress | None,
 ) -> None:
     """Decode into a folder of another name, then rename it in one step."""
+    _sweep(folder.parent)
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     partial.mkdir()
     try:
@@ -184,13 +212,52 @@ def _write_cache(
             json.dumps({"size": size, "pillow": PIL.__version__, "pairs": index}, indent=1),
             encoding="utf-8",
         )
+        flush_folder(partial)
         try:
             partial.rename(folder)
+            flush_folder(folder.parent)
         except OSError:
             if not folder.exists():  # otherwise another process was first, with the same content
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what processes that were killed had decoded."""
+    for partial in root.glob(f".*-{'[0-9a-f]' * 32}"):
+        with contextlib.suppress(FileNotFoundError):  # it ended well meanwhile
+            last = max(file.stat().st_mtime for file in [partial, *partial.iterdir()])
+            if last < time.time() - GIVEN_UP_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+class _ArrayFile:
+    """A ``.npy`` file of uint8, written row by row from several threads.
+
+    On a full disk that is an error, where writing through a memory map kills the process.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._lock = threading.Lock()
+        self._file = path.open("wb")
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        self._start = self._file.tell()
+
+    def __setitem__(self, row: int, values: Pixels) -> None:
+        with self._lock:
+            self._file.seek(self._start + row * values.nbytes)
+            self._file.write(values.tobytes())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            if kind is None:  # then the disk shall have it before the folder gets its name
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
 def _write_arrays(
@@ -202,9 +269,6 @@ def _write_arrays(
     progress: Progress | None,
 ) -> None:
     shape = (len(pairs), size, size)
-    create = np.lib.format.open_memmap
-    images = create(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
-    masks = create(folder / "masks.npy", mode="w+", dtype=np.uint8, shape=shape)
 
     def decode_row(row: int) -> None:
         read = read_pair(pairs[row], mask_sizes, threshold_masks=threshold_masks)
@@ -216,6 +280,8 @@ def _write_arrays(
         images[row] = resize(read.image_rgb, (size, size))
         masks[row] = resize(read.mask, (size, size))
 
-    run_all(decode_row, range(len(pairs)), progress)
-    images.flush()
-    masks.flush()
+    with (
+        _ArrayFile(folder / "images.npy", (*shape, 3)) as images,
+        _ArrayFile(folder / "masks.npy", shape) as masks,
+    ):
+        run_all(decode_row, range(len(pairs)), progress)

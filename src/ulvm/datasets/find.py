@@ -1,5 +1,7 @@
 """Which picture has which mask: listing folders and zip files; nothing is decoded."""
 
+import contextlib
+import io
 import itertools
 import os
 import re
@@ -8,9 +10,11 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from ulvm.datasets.layouts import DATASETS, DOWNLOADS, FORMS, JUNK, MASK_ENDINGS, Form, Layout
 from ulvm.errors import InputError
+from ulvm.limits import ZIP_MEMBER_BYTES, open_regular
 from ulvm.picture import SUFFIXES
 from ulvm.splits import name_some, normal_id
 
@@ -36,10 +40,51 @@ class SourceFile:
     member: str = ""
 
     def read_bytes(self) -> bytes:
-        """The file's content."""
+        """The file's content.
+
+        Raises:
+            InputError: As ``open``.
+        """
+        with self.open() as file:
+            return file.read()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The file, to read.
+
+        Raises:
+            InputError: It cannot be opened. Of a member of a zip also: it is too long, encrypted,
+                damaged, or compressed in a way that Python doesn't know.
+        """
         if self.archive is None:
-            return self.path.read_bytes()
-        return self.archive.read(self.member)
+            with io.BufferedReader(open_regular(self.path)) as file:
+                yield file
+            return
+        if self.size > ZIP_MEMBER_BYTES:
+            raise InputError(
+                f"{self} is longer than {ZIP_MEMBER_BYTES:,} bytes", "", "unpack the zip file"
+            )
+        try:
+            with self.archive.open(self.member) as member:
+                yield member
+        except (InputError, MemoryError):
+            raise
+        except NotImplementedError as error:
+            raise InputError(
+                f"{self} is packed in another way than Python reads ({error})",
+                "a zip file holds plain, deflated, BZ2 or LZMA files",
+                "unpack it with the program that made it",
+            ) from error
+        except Exception as error:  # Python's readers raise many kinds on damaged members.
+            if "encrypted" in str(error):
+                raise InputError(
+                    f"{self} is encrypted", "", "unpack it with its password"
+                ) from error
+            raise InputError(
+                f"{self} is damaged ({str(error) or type(error).__name__})",
+                "a whole zip file is needed",
+                "download it again",
+            ) from error
 
     def __str__(self) -> str:
         return str(self.path)
@@ -305,13 +350,17 @@ def _list_folder(place: Path, found: Found) -> Iterator[SourceFile]:
 def _list_zip(place: Path) -> Iterator[SourceFile]:
     """The files in a zip, without by-products."""
     try:
+        open_regular(place).close()
         archive = zipfile.ZipFile(place)
-    except (zipfile.BadZipFile, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Python's reader raises many kinds on damaged lists of members.
         raise InputError(
             f"{place} cannot be opened ({error})", "a whole zip file is needed", "download it again"
         ) from error
     for info in archive.infolist():
-        if not info.is_dir() and not JUNK.search(info.filename):
+        # A name may be empty, which is_dir doesn't expect.
+        if info.filename and not info.is_dir() and not JUNK.search(info.filename):
             yield SourceFile(
                 place / info.filename, info.file_size, info.CRC, archive, info.filename
             )

@@ -2,8 +2,6 @@
 
 import functools
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,16 +95,12 @@ def run_all(
 def _read(file: SourceFile, reader: Callable[[ImageSource], Result]) -> Result:
     if file.archive is None:
         return reader(file.path)
-    try:
-        with file.archive.open(file.member) as stream:
+    with file.open() as stream:
+        try:
             return reader(stream)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{file} is damaged ({error})", "a whole zip file is needed", "download it again"
-        ) from error
-    except InputError as error:
-        given = f"in {file.archive.filename}, {error.given}"
-        raise InputError(given, error.accepted, error.remedy) from error
+        except InputError as error:
+            given = f"in {file.archive.filename}, {error.given}"
+            raise InputError(given, error.accepted, error.remedy) from error
 
 
 def read_masks(pair: Pair, threshold_masks: bool) -> Pixels:

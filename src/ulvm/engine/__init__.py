@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, printable
 
 LIBRARY = {"win32": "libulvm.dll", "darwin": "libulvm.dylib"}.get(sys.platform, "libulvm.so")
 
@@ -32,7 +32,7 @@ class EngineError(InputError):
     """
 
     def __init__(self, sentence: str, code: int) -> None:
-        ValueError.__init__(self, sentence)
+        ValueError.__init__(self, printable(sentence))
         self.given, self.accepted, self.remedy = sentence, "", ""
         self.code = code
 

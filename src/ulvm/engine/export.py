@@ -60,7 +60,7 @@ def export(
     """
     out = Path(out)
     name = _c_name(out)
-    loaded = segmenter.load(model, engine="c")  # refuses what the engine doesn't run
+    loaded = segmenter.load(find_weights(model), engine="c")  # refuses what the engine doesn't run
     run, reference = loaded.spec, reference or loaded.network
     weights = find_weights(model).read_bytes()
     picture = _draw_picture(TEST_SIZE, run.model.in_channels)
@@ -79,12 +79,10 @@ def export(
         found, said = _compile_and_run(name, contents, images, Path(folder))
     found = found.reshape(expected.shape)
     difference = float(np.abs(expected - found).max())
-    pixels = int(np.count_nonzero(_labels(expected, run) != _labels(found, run)))
-    if not (difference <= TOLERANCE and pixels == 0):
+    if not difference <= TOLERANCE:  # also where it is not a number
         raise InputError(
-            f"the compiled file and its reference differ by {difference:.1e} in probability and "
-            f"in {pixels} pixels of the masks",
-            f"up to {TOLERANCE:.0e} and no pixel are allowed",
+            f"the compiled file and its reference differ by {difference:.1e} in probability",
+            f"up to {TOLERANCE:.0e} is allowed",
             "nothing was written. Try another compiler: pip install ziglang==0.17.1",
         )
     for path, content in contents.items():
@@ -164,12 +162,6 @@ def _rename(text: str, name: str) -> str:
 def _draw_picture(size: int, channels: int) -> Uint8Array:
     drawn = draw_lesion(7, (size, size)).image_rgb
     return np.resize(drawn, (size, size, channels)) if channels != 3 else drawn
-
-
-def _labels(probability: FloatArray, run: RunSpec) -> Any:
-    if run.model.classes > 1:
-        return probability.argmax(axis=1)
-    return probability >= np.float32(run.threshold)
 
 
 def _c_name(out: Path) -> str:

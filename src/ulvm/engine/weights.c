@@ -17,7 +17,7 @@
 #endif
 
 enum {
-  LARGEST_HEADER = 1 << 20,
+  LARGEST_HEADER = 1 << 24,
   PART = 36,           // of a name: room for "bridge.channel.heads." and any number
   AXES = 4,
   MOST_TENSORS = 192,  // 14 in each of 11 stages, 2 in each of 10 norms, 13 in the bridge, 2

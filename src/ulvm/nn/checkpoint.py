@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, not_found
 from ulvm.files import write_atomically
+from ulvm.limits import MODEL_BYTES, read_file
 from ulvm.models import RUN_WEIGHTS, find_weights
 from ulvm.nn.kernels import accelerate
 from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
 from ulvm.nn.networks import build_network
+from ulvm.segmenter import read_header, read_run
 from ulvm.spec import FORMAT, METADATA_KEY, ModelSpec, RunSpec
+from ulvm.splits import name_some
 
 WEIGHTS = RUN_WEIGHTS
 _DEPTH = 6
@@ -46,7 +49,7 @@ def save_weights(path: Path, model: nn.Module, run: RunSpec, provenance: dict[st
     """
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "run": run.to_dict(), **provenance})}
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, save(state, metadata))
+    write_atomically(path, save(state, metadata), durable=True)
 
 
 def load_weights(
@@ -64,30 +67,59 @@ def load_weights(
         provenance.
 
     Raises:
-        InputError: The file is missing, no safetensors file or not written by ulvm.
+        InputError: The file is missing, no safetensors file, not written by ulvm, or its tensors
+            are not those of its network, finite.
     """
     path = find_weights(model)
+    content = read_file(path, MODEL_BYTES)
     try:
-        with safetensors.safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-        state = load_file(path, device=device)
+        state = load(content)
     except safetensors.SafetensorError as problem:
         raise InputError(
             f"{path} cannot be read as safetensors ({problem})",
             "it must be a .safetensors file that ulvm wrote",
             "for the authors' .pth use load_authors_checkpoint",
         ) from None
-    if METADATA_KEY not in metadata:
-        raise InputError(
-            f"{path} holds no ulvm run",
-            "it must be a .safetensors file that ulvm wrote",
-            "build the network yourself and load the tensors into it",
-        )
-    stored = json.loads(metadata[METADATA_KEY])
-    run = RunSpec.from_dict(stored.pop("run"))
+    run, stored = read_run(read_header(content), str(path))
+    with torch.device("meta"):  # without memory, for a wrong width may ask for any
+        shapes = {
+            name: value.shape for name, value in build_network(run.model).state_dict().items()
+        }
+    _require_tensors(state, shapes, str(path))
     network = build_network(run.model)
     network.load_state_dict(state)
-    return accelerate(network.to(device)).eval(), run, stored
+    return accelerate(network.to(device)).eval(), run, {"format": FORMAT, **stored}
+
+
+def _require_tensors(state: Mapping[Any, Any], shapes: Mapping[str, torch.Size], name: str) -> None:
+    """Check that there are these tensors and no others, of numbers that are finite.
+
+    Raises:
+        InputError: One is missing, left over, of another shape or type, or not finite.
+    """
+    given = ""
+    if missing := sorted(shapes.keys() - state.keys()):
+        given = f"lacks {name_some(missing, 3)}"
+    elif unknown := sorted(map(str, state.keys() - shapes.keys())):
+        given = f"has unknown tensors {name_some(unknown, 3)}"
+    for key, shape in {} if given else shapes.items():
+        value = state[key]
+        if type(value) not in (Tensor, nn.Parameter) or not value.is_floating_point():
+            given = f"has {key} of type {getattr(value, 'dtype', type(value).__name__)}"
+        elif value.layout != torch.strided or value.is_quantized or value.is_meta:
+            given = f"has {key} in an unusual layout"
+        elif value.shape != shape:
+            given = f"has {key} of shape {tuple(value.shape)}, not {tuple(shape)}"
+        elif not torch.isfinite(value).all():
+            given = f"has a number in {key} that is not finite"
+        if given:
+            break
+    if given:
+        raise InputError(
+            f"{name} {given}",
+            f"its network has {len(shapes)} tensors of finite numbers",
+            "copy the file again, or check that it belongs to that network",
+        )
 
 
 def load_probability(
@@ -125,8 +157,8 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
 
     Args:
         path: A state dict saved by the released code, or a training checkpoint that holds one
-            under ``model_state_dict``; with or without ``module.`` prefixes and THOP's
-            ``total_ops`` / ``total_params`` entries.
+            under ``model_state_dict``, ``state_dict`` or ``model``; with or without ``module.``
+            and ``_orig_mod.`` prefixes and THOP's ``total_ops`` / ``total_params`` entries.
 
     Returns:
         The network in evaluation mode, on the CPU.
@@ -135,20 +167,22 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
         InputError: The file is missing, not a weights file, or has other tensors.
     """
     if not Path(path).is_file():
-        raise InputError(
-            f"file not found: {path}", "it must be the authors' .pth file", "check the path"
-        )
+        raise not_found(path, "it must be the authors' .pth file")
     try:
-        with torch.serialization.safe_globals(_NUMPY_FLOAT):
+        with torch.serialization.safe_globals(_NUMPY_FLOAT), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
+    except MemoryError:
+        raise
+    except Exception:  # A changed pickle raises nearly any kind; no code of it runs.
         raise InputError(
             f"{path} cannot be read as weights",
             "it must hold tensors only, saved by torch.save(model.state_dict(), …)",
             "save the state dict of that object and try again",
         ) from None
-    if isinstance(stored, Mapping) and "model_state_dict" in stored:
-        stored = stored["model_state_dict"]
+    for wrapper in ("model_state_dict", "state_dict", "model"):
+        if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
+            stored = stored[wrapper]
     if not isinstance(stored, Mapping):
         raise InputError(
             f"{path} holds a {type(stored).__name__}",
@@ -162,31 +196,18 @@ def model_from_authors(state: Mapping[str, Tensor]) -> UltraLightVMUNet:
     """The paper's network from tensors under the authors' names.
 
     Raises:
-        InputError: Tensors are missing, left over or of other shapes.
+        InputError: Tensors are missing, left over, of other shapes or types, or not finite.
     """
     tensors = {
-        name.removeprefix("module."): value
+        str(name).removeprefix("module.").removeprefix("_orig_mod.").removeprefix("module."): value
         for name, value in state.items()
-        if not name.endswith(("total_ops", "total_params"))
+        if not str(name).endswith(("total_ops", "total_params"))
     }
     table = authors_names(ModelSpec())
-    missing = sorted(set(table.values()) - set(tensors))
-    unknown = sorted(set(tensors) - set(table.values()))
-    if missing or unknown:
-        raise InputError(
-            f"the checkpoint lacks {missing[:3]} and has unknown {unknown[:3]}",
-            f"the released UltraLight_VM_UNet has {len(table)} tensors",
-            "check that the file belongs to that model with the bridge",
-        )
     model = UltraLightVMUNet()
-    try:
-        model.load_state_dict({ours: tensors[theirs] for ours, theirs in table.items()})
-    except RuntimeError as problem:
-        raise InputError(
-            f"the checkpoint has other shapes ({str(problem).splitlines()[1].strip()})",
-            "the released model has widths 8, 16, 24, 32, 48, 64 and four branches",
-            "check the configuration that it was trained with",
-        ) from None
+    shapes = {table[ours]: value.shape for ours, value in model.state_dict().items()}
+    _require_tensors(tensors, shapes, "the checkpoint")
+    model.load_state_dict({ours: tensors[theirs] for ours, theirs in table.items()})
     return model.eval()
 
 

@@ -130,10 +130,13 @@ def choose_device(name: str) -> torch.device:
     if several and name == "cuda":
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
+        if torch.device(name).type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("ulvm doesn't know it")
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as problem:
+        said = str(problem).splitlines()[0].split(". ")[0].rstrip(".")  # else a page, of MPS
         raise InputError(
-            f"device {name!r} cannot be used ({str(problem).splitlines()[0]})",
+            f"device {name!r} cannot be used ({said})",
             "it can be auto, cpu, cuda, cuda:1 or mps, where the machine has them",
             "choose --device auto, and no more processes than GPUs",
         ) from None

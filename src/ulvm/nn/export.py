@@ -30,13 +30,13 @@ from ulvm.spec import FORMAT, METADATA_KEY, RunSpec
 from ulvm.synthetic import probe_images
 
 OPSET = 20  # the first in which GELU is one operator; torch's exporter writes 18 and later
-TOLERANCE = 1e-4
+# As for phones: by the processor, torch's own rounding moves a peer's probability by up to 3e-4.
+TOLERANCE = 1e-3
 SLOW_RULE = "SlicesSplit"  # of the exporter
-SIDE_FILE = "model.json"  # what browsers read, for they cannot read ONNX metadata
 
 
 def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """Write a trained network as ONNX, with its spec inside and in ``model.json`` beside it.
+    """Write a trained network as ONNX, with its spec inside and in ``NAME.onnx.json`` beside it.
 
     The graph's input is ``image_rgb``, uint8 (batch, size, size, 3); its output
     ``probability``, float32 (batch, classes, size, size). The batch is free.
@@ -47,7 +47,7 @@ def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE)
         tolerance: Largest difference of probability between ONNX Runtime and torch.
 
     Returns:
-        The content of ``model.json``.
+        The content of that file.
 
     Raises:
         InputError: ``source`` is no run, or the two runtimes differ by more than the
@@ -76,8 +76,13 @@ def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE)
         **provenance,
     }
     write_atomically(out, content)
-    write_atomically(out.parent / SIDE_FILE, (json.dumps(side, indent=2) + "\n").encode())
+    write_atomically(side_file(out), (json.dumps(side, indent=2) + "\n").encode())
     return side
+
+
+def side_file(out: Path) -> Path:
+    """What says in JSON what is in an exported file, for who can't read its own metadata."""
+    return out.with_name(f"{out.name}.json")
 
 
 def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str, Any]) -> bytes:

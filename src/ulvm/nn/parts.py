@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from ulvm import datasets, lesion_free, splits
 from ulvm.errors import InputError
 from ulvm.nn.augment import Part, Pool
+from ulvm.provenance import Seen
 from ulvm.spec import RunSpec, SourceSpec
 
 DRAWN_PICTURES = 200
@@ -31,19 +33,30 @@ def load_parts(
     teacher_dir: Path | None = None,
     *,
     threshold_masks: bool = False,
-) -> tuple[tuple[splits.Split, ...], Part, Part]:
-    """The resolved splits and their training and validation pictures on the device.
+    allow_mask_resize: bool = False,
+) -> tuple[tuple[Seen, ...], Part, Part]:
+    """The training and validation pictures of a run on the device, and what is known of them.
 
     Args:
         run: Which data sets, in which splits.
         data_dir: Where they lie.
         device: Where the pictures go.
         teacher_dir: What ``read_teacher`` reads, if the recipe has a teacher.
-        threshold_masks: See ``datasets.decode``.
+        threshold_masks, allow_mask_resize: See ``datasets.decode``.
 
     Returns:
-        A split for each data set, in the order of ``run.data.sources``, and both parts.
+        For each data set, in the order of ``run.data.sources``, its resolved split and
+        fingerprints; and both parts.
+
+    Raises:
+        InputError: Data, split, teacher and network do not fit.
     """
+    if run.model.in_channels != 3:
+        raise InputError(
+            f"model.in_channels={run.model.in_channels} with pictures of three channels",
+            "data sets are read as RGB",
+            "leave it at 3",
+        )
     folders = folder_of_each(run.data.sources, data_dir)
     used, images, masks, pools = [], [], [], []
     held_images, held_masks = [], []
@@ -53,10 +66,10 @@ def load_parts(
             folders[source.dataset],
             size=run.data.image_size,
             threshold_masks=threshold_masks,
+            allow_mask_resize=allow_mask_resize,
         )
         split = splits.load_split(source.dataset, source.split).resolve(decoded.pairs)
         rows = decoded.indices(split.ids("train"))
-        used.append(split)
         images.append(np.asarray(decoded.images[rows]))
         truth = np.asarray(decoded.masks[rows])
         if run.train.teacher_share:
@@ -68,6 +81,9 @@ def load_parts(
         held = decoded.indices(split.ids("validation"))
         held_images.append(np.asarray(decoded.images[held]))
         held_masks.append(np.asarray(decoded.masks[held]))
+        looks = decoded.fingerprints((*split.ids("train"), *split.ids("validation")))
+        both = hashlib.blake2b(truth.tobytes() + held_masks[-1].tobytes(), digest_size=8)
+        used.append(Seen(split, tuple(looks), both.hexdigest()))
     counts = [count for count, _ in pools]
     drawn = share_out(pools, sum(counts))
     bare = [False] * len(pools)
@@ -85,7 +101,7 @@ def load_parts(
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     mixed = len(counts) > 1
     marks = None
-    if run.train.augmentation == "wide" and run.model.in_channels == 3:
+    if run.train.augmentation == "wide":
         marks = _to_device(lesion_free.draw_marks(MARKS, _SEED, run.data.image_size), device)
     training = Part(
         _to_device(np.concatenate(images), device),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import io
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ulvm import splits
 from ulvm.errors import InputError
-from ulvm.files import write_atomically
 from ulvm.metrics import dice, pooled
 from ulvm.nn.augment import Part
 from ulvm.nn.checkpoint import WEIGHTS, save_weights
@@ -25,20 +23,28 @@ from ulvm.nn.distributed import Processes, choose_device, join
 from ulvm.nn.epoch import Epoch, learning_rate
 from ulvm.nn.parts import Folders, load_parts
 from ulvm.nn.run_folder import (
+    CHECKPOINT,
     draw_curves,
+    foreign,
+    has_checkpoint,
+    load_checkpoint,
+    only_here,
+    save_checkpoint,
     tensorboard_writer,
     write_metrics,
     write_run,
 )
 from ulvm.nn.step import Learner, Steps, draw_epoch_of
 from ulvm.nn.validate import Validation
-from ulvm.provenance import versions
+from ulvm.provenance import Seen, versions
 from ulvm.spec import RunSpec, TrainSpec
+from ulvm.splits import Split
 
-CHECKPOINT = "checkpoint.pt"
 # Shortest time between two: a GPU has done an epoch in less, and a large network's take seconds.
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_SHARE = 0.02  # of the time, at most
+# The loss lies on the GPU, and looking at it waits for all steps that are under way.
+LOOK_SECONDS = 2.0
 
 
 def train(
@@ -49,6 +55,7 @@ def train(
     teacher_dir: Path | None = None,
     start_from: Path | None = None,
     threshold_masks: bool = False,
+    allow_mask_resize: bool = False,
     device: str = "auto",
     resume: bool = False,
     tensorboard: bool = False,
@@ -58,8 +65,9 @@ def train(
 
     The folder holds ``run.json`` (the resolved spec, versions, commit, split hash, machine),
     ``metrics.csv`` and ``metrics.jsonl`` (a row an epoch), ``curves.png``, ``checkpoint.pt``
-    (to resume from) and ``weights.safetensors`` (the epoch with the lowest validation loss, as
-    in the released code). All but the curves are written after the first epoch, then every
+    (to resume from), the one before it, and ``weights.safetensors`` (the epoch with the lowest
+    validation loss, as in the released code). The last two hold the ids of the split and a
+    fingerprint of each picture. All but the curves are written after the first epoch, then every
     epoch, but not more often than every 5 seconds, nor for more than 2 % of the time.
 
     Started by ``torchrun --nproc-per-node=N -m ulvm train …`` the processes share each batch of
@@ -70,11 +78,12 @@ def train(
         data_dir: Folder of the data set as downloaded; of several, each one's by its name.
         out_dir: The run's folder; made if missing.
         start_from: Tensors as ``torch.save`` writes them, for a network that can start from some.
-        threshold_masks: See ``datasets.decode``.
+        threshold_masks, allow_mask_resize: See ``datasets.decode``.
         teacher_dir: A teacher's masks, for a recipe that has one; see ``parts.write_teacher``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         resume: Continue ``out_dir`` after its last checkpoint, bit for bit; with another number
-            of processes up to the order of float sums.
+            of processes up to the order of float sums. With another split, other pictures or
+            masks it is refused.
         tensorboard: Write TensorBoard event files as well.
         progress: Show a progress bar on standard error.
 
@@ -82,13 +91,14 @@ def train(
         The path of the best epoch's weights.
 
     Raises:
-        InputError: Data, split or folder do not fit, or the loss stopped being finite.
+        InputError: Data, split or folder do not fit, another process trains in the folder, the
+            loss stopped being finite, or there is too little memory.
     """
     out_dir = Path(out_dir)
     torch_device = choose_device(device)
     if torch_device.type == "cuda":  # for what launches on the current device, such as Triton
         torch.cuda.set_device(torch_device.index or 0)
-    with join(torch_device) as processes:
+    with join(torch_device) as processes, _memory_in_words():
         _train(
             run,
             data_dir,
@@ -98,6 +108,7 @@ def train(
             teacher_dir,
             start_from,
             threshold_masks=threshold_masks,
+            allow_mask_resize=allow_mask_resize,
             resume=resume,
             tensorboard=tensorboard,
             progress=progress,
@@ -115,31 +126,57 @@ def _train(
     start_from: Path | None,
     *,
     threshold_masks: bool,
+    allow_mask_resize: bool,
     resume: bool,
     tensorboard: bool,
     progress: bool,
 ) -> None:
     """This process's part of ``train``."""
-    with processes.first_alone():
-        used, training, validation = load_parts(
-            run, data_dir, device, teacher_dir, threshold_masks=threshold_masks
-        )
-    state = _State(run, device, processes, used)
-    if start_from:
-        state.learner.start_from(torch.load(start_from, map_location=device, weights_only=True))
-    if resume:
-        state.load(out_dir / CHECKPOINT)
-    elif (out_dir / CHECKPOINT).exists():
-        raise InputError(
-            f"{out_dir} already holds a run",
-            "",
-            "add --resume to continue it or choose another folder",
-        )
-    if processes.rank > 0:
-        _follow(state, training)
-        return
-    with _Bar(run.train, training.drawn, state.epoch, shown=progress) as bar:
-        _lead(state, training, validation, data_dir, out_dir, bar, tensorboard=tensorboard)
+    with contextlib.ExitStack() as held:
+        if processes.rank == 0:
+            held.enter_context(only_here(out_dir))
+        if not resume and has_checkpoint(out_dir):
+            raise InputError(
+                f"{out_dir} already holds a run",
+                "",
+                "add --resume to continue it or choose another folder",
+            )
+        with processes.first_alone():
+            seen, training, validation = load_parts(
+                run,
+                data_dir,
+                device,
+                teacher_dir,
+                threshold_masks=threshold_masks,
+                allow_mask_resize=allow_mask_resize,
+            )
+        state = _State(run, device, processes, seen)
+        if start_from:
+            state.learner.start_from(torch.load(start_from, map_location=device, weights_only=True))
+        if resume:
+            state.load(out_dir)
+        if processes.rank > 0:
+            _follow(state, training)
+            return
+        with _Bar(run.train, training.drawn, state.epoch, shown=progress) as bar:
+            _lead(state, training, validation, data_dir, out_dir, bar, tensorboard=tensorboard)
+
+
+@contextlib.contextmanager
+def _memory_in_words() -> Iterator[None]:
+    """What torch and numpy raise where memory is short, of which each device has its own."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        said = str(problem).splitlines()[0] if str(problem) else ""
+        short = ("out of memory", "not enough memory", "can't allocate memory")
+        if isinstance(problem, MemoryError) or any(words in str(problem) for words in short):
+            raise InputError(
+                f"there is too little memory{said and f' ({said})'}",
+                "",
+                "lower train.batch_size or data.image_size, or choose another --device",
+            ) from problem
+        raise
 
 
 def _lead(
@@ -158,11 +195,15 @@ def _lead(
     validate = Validation(state.learner.averaged, validation, run.threshold)
     write_run(out_dir, state.device, state.describe(data_dir))
     writer = tensorboard_writer(out_dir) if tensorboard else None
-    next_save = -math.inf
+    next_save = next_look = -math.inf
+    saved_epoch = None
     while state.epoch < run.train.epochs:
         started = time.perf_counter()
         for pictures in steps.run(state.draw_epoch(training)):
             bar.advance(pictures, steps.loss)
+            if state.device.type == "cpu" or time.monotonic() >= next_look:
+                _require_finite(float(steps.loss), state.epoch + 1, out_dir)
+                next_look = time.monotonic() + LOOK_SECONDS
         loss = steps.mean_loss()
         elapsed = time.perf_counter() - started
         validation_loss, counts = validate.run()
@@ -175,12 +216,13 @@ def _lead(
             "images_per_second": training.drawn / elapsed,
             "seconds": time.perf_counter() - started,
         }
-        _require_finite(row, out_dir)
+        _require_finite(loss + validation_loss, state.epoch + 1, out_dir)
         state.finish_epoch(row)
         bar.report(row)
         now = time.monotonic()
         if now >= next_save:
             state.save(out_dir)
+            saved_epoch = state.epoch
             took = time.monotonic() - now
             next_save = now + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
         if writer is not None:
@@ -188,7 +230,8 @@ def _lead(
                 writer.add_scalar(name, value, row["epoch"])
     if writer is not None:
         writer.close()
-    state.save(out_dir)
+    if saved_epoch != state.epoch:
+        state.save(out_dir)
     draw_curves(out_dir, state.history)
     write_run(out_dir, state.device, state.describe(data_dir))
 
@@ -211,17 +254,18 @@ class _State:
         run: RunSpec,
         device: torch.device,
         processes: Processes,
-        used: tuple[splits.Split, ...],
+        seen: tuple[Seen, ...],
     ) -> None:
         torch.manual_seed(run.train.seed)
         self.run = run
         self.device = device
         self.processes = processes
-        self.splits = used
+        self.seen = seen
         self.learner = Learner(run, device, processes)
         self.best = copy.deepcopy(self.learner.averaged)
         self.generator = torch.Generator().manual_seed(run.train.seed)
         self.epoch = 0
+        self.last_is_whole = True  # the checkpoint on disk
         self.history: list[dict[str, Any]] = []
 
     def draw_epoch(self, training: Part) -> Epoch:
@@ -246,12 +290,11 @@ class _State:
         A crash in between leaves files of an earlier checkpoint, which are valid too, and
         resuming writes them again.
         """
-        buffer = io.BytesIO()
-        torch.save(self._to_dict(), buffer)
-        write_atomically(out_dir / CHECKPOINT, buffer.getvalue())
+        save_checkpoint(out_dir, self._to_dict(), keep=self.last_is_whole)
+        self.last_is_whole = True
         provenance = {
-            "split_hash": self.splits[0].hash,
-            "split_hashes": {split.dataset: split.hash for split in self.splits},
+            "split_hash": self.seen[0].split.hash,
+            "seen": [each.to_dict() for each in self.seen],
             "validation": self.best_row,
             "versions": versions(),
         }
@@ -261,6 +304,7 @@ class _State:
     def _to_dict(self) -> dict[str, Any]:
         return {
             "run": self.run.to_dict(),
+            "seen": [each.to_dict() for each in self.seen],
             **self.learner.state_dict(),
             "best": self.best.state_dict(),
             "generator": self.generator.get_state(),
@@ -268,19 +312,26 @@ class _State:
             "history": self.history,
         }
 
-    def load(self, path: Path) -> None:
+    def load(self, out_dir: Path) -> None:
         """Take over what ``save`` stored.
 
         Raises:
-            InputError: There is no checkpoint, or it belongs to another run.
+            InputError: There is no checkpoint, it belongs to another run, or has done more epochs.
         """
-        if not path.exists():
-            raise InputError(
-                f"{path.parent} holds no checkpoint",
-                "a run has one after its first epoch",
-                "leave out --resume to start it",
-            )
-        stored = torch.load(path, map_location=self.device, weights_only=True)
+        stored, self.last_is_whole = load_checkpoint(out_dir, self.device)
+        try:
+            self._require_same(stored, out_dir)
+            self.learner.load_state_dict(stored)
+            self.best.load_state_dict(stored["best"])
+            self.generator.set_state(stored["generator"].cpu())
+        except (InputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as problem:  # another program's tables under the same names
+            raise foreign(out_dir / CHECKPOINT) from problem
+        self.epoch, self.history = stored["epoch"], stored["history"]
+
+    def _require_same(self, stored: dict[str, Any], out_dir: Path) -> None:
+        """Check that a checkpoint is of this run, its split, pictures and masks."""
         theirs, ours = RunSpec.from_dict(stored["run"]).to_dict(), self.run.to_dict()
         # More epochs may be asked for; anything else would be another run.
         theirs["train"]["epochs"] = ours["train"]["epochs"]
@@ -288,18 +339,29 @@ class _State:
             ours_flat, theirs_flat = _flatten(ours), _flatten(theirs)
             changed = [name for name, value in ours_flat.items() if theirs_flat[name] != value]
             raise InputError(
-                f"{path.parent} was run with other values of {', '.join(changed)}",
+                f"{out_dir} was run with other values of {', '.join(changed)}",
                 "only epochs may differ where a run goes on",
                 "repeat the first command with --resume, or choose another folder",
             )
-        self.learner.load_state_dict(stored)
-        self.best.load_state_dict(stored["best"])
-        self.generator.set_state(stored["generator"].cpu())
-        self.epoch, self.history = stored["epoch"], stored["history"]
+        if stored["epoch"] > self.run.train.epochs:
+            raise InputError(
+                f"{out_dir} has done {stored['epoch']} epochs already, more than "
+                f"{self.run.train.epochs}",
+                "a run goes on to as many or more",
+                f"ask for train.epochs={stored['epoch']} or more, or choose another folder",
+            )
+        # Checkpoints older than fingerprints have none.
+        for then, now in zip(map(Seen.from_dict, stored.get("seen", ())), self.seen, strict=False):
+            if changes := then.changes(now):
+                raise InputError(
+                    f"{changes} since {out_dir} was trained with them",
+                    "a run goes on with what it began with",
+                    "put them back, or choose another folder, without --resume",
+                )
 
     def describe(self, data_dir: Folders) -> dict[str, Any]:
         """What ``run.json`` says of the run."""
-        described = [_describe_split(split) for split in self.splits]
+        described = [_describe_split(each.split) for each in self.seen]
         return {
             "run": self.run.to_dict(),
             "data_dir": {name: str(folder) for name, folder in data_dir.items()}
@@ -314,12 +376,12 @@ class _State:
         }
 
 
-def _describe_split(split: splits.Split) -> dict[str, Any]:
+def _describe_split(split: Split) -> dict[str, Any]:
     return {
         "dataset": split.dataset,
         "name": split.name,
         "hash": split.hash,
-        "sizes": {part: len(split.ids(part)) for part in ("train", "validation")},
+        "sizes": {part: len(ids) for part, ids in split.parts.items()},
     }
 
 
@@ -372,10 +434,11 @@ class _Bar:
         self.bar.set_description(f"epoch {row['epoch']}/{self.epochs}")
 
 
-def _require_finite(row: dict[str, Any], out_dir: Path) -> None:
-    if not math.isfinite(row["train_loss"]) or not math.isfinite(row["validation_loss"]):
+def _require_finite(loss: float, epoch: int, out_dir: Path) -> None:
+    if not math.isfinite(loss):
+        kept = f"{out_dir} keeps its last checkpoint" if has_checkpoint(out_dir) else ""
         raise InputError(
-            f"the loss of epoch {row['epoch']} is not finite",
-            f"{out_dir} keeps its last checkpoint, if any",
+            f"the loss of epoch {epoch} is not finite",
+            kept,
             "lower the rate with --set train.learning_rate=… and a new folder",
         )

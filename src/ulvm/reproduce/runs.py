@@ -20,8 +20,8 @@ from ulvm.evaluate import Evaluation, ProbabilityOf, evaluate
 from ulvm.files import write_atomically
 from ulvm.nn.checkpoint import load_probability
 from ulvm.nn.distributed import choose_device, share_devices, share_threads
-from ulvm.nn.run_folder import RUN
-from ulvm.nn.train import CHECKPOINT, train
+from ulvm.nn.run_folder import RUN, has_checkpoint
+from ulvm.nn.train import train
 from ulvm.reproduce.experiments import PERMUTATION, find_experiment
 from ulvm.spec import RunSpec
 
@@ -160,7 +160,7 @@ def _work(job: _Job) -> str:
     """Train, score and write one run; a line about it."""
     if job.side_by_side > 1:
         share_threads(job.side_by_side)
-    resumed = (job.run_dir / CHECKPOINT).exists()
+    resumed = has_checkpoint(job.run_dir)
     start = time.perf_counter()
     train(
         job.run,

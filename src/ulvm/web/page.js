@@ -1,5 +1,6 @@
 // The page: wires its elements to the model, and shows what it does.
 
+import { Brush, paint } from "./brush.js";
 import { Camera, whyNoCamera } from "./camera.js";
 import { drawLesion } from "./drawing.js";
 import { SIZE, engineFile } from "./engine.js";
@@ -11,6 +12,8 @@ import { zip } from "./zip.js";
 const OUTLINE_PIXELS = [1024, 1600]; // least and most for the longer side of its canvas
 const THUMBNAIL = [96, 72]; // width and height, pixels
 const FIGURES_MS = 200; // a rate that can be read
+const MOST_STROKES = 50; // that can be undone
+const OF_A_RESULT = ["save-mask", "save-overlay", "ruler", "width-mm", "correct"]; // what needs one
 
 const at = (id) => document.getElementById(id);
 const stage = at("stage");
@@ -18,8 +21,12 @@ const context = at("canvas").getContext("2d");
 const picture = at("picture").getContext("bitmaprenderer");
 const camera = new Camera(at("video"));
 const ruler = new Ruler(at("frame"), [...document.querySelectorAll(".mark")], useRuler);
+const brush = new Brush(at("frame"), at("brush"), beginStroke, stroke);
 
-/** What was opened: {file, name, widthMm}; then result (of model.outline) or problem, a sentence. */
+/**
+ * What was opened: {file, name, widthMm}; then result (of model.outline, and corrected in place) or
+ * problem, a sentence. `earlier` holds its probability before each stroke, `version` counts changes.
+ */
 let items = [];
 let shown = null; // the item on the stage
 let follows = true; // whether the stage shows each item of a batch in its turn
@@ -60,7 +67,15 @@ async function start() {
 async function open(files) {
   if (!files.length) return;
   stopCamera();
-  const opened = files.map((file) => ({ file, name: file.name || "pasted.png", widthMm: "", result: null, problem: "" }));
+  const opened = files.map((file) => ({
+    file,
+    name: file.name || "pasted.png",
+    widthMm: "",
+    result: null,
+    problem: "",
+    earlier: [],
+    version: 0,
+  }));
   [items, follows] = [opened, true];
   listItems();
   show(null);
@@ -94,8 +109,9 @@ function show(item) {
   context.clearRect(0, 0, context.canvas.width, context.canvas.height);
   context.canvas.ariaLabel = item ? `${item.name}, not outlined yet` : "No picture yet";
   toggleRuler(false);
+  toggleBrush(false);
   at("width-mm").value = item?.widthMm ?? "";
-  for (const id of ["save-mask", "save-overlay", "ruler", "width-mm"]) at(id).disabled = true;
+  for (const id of OF_A_RESULT) at(id).disabled = true;
   showArea(null);
   updateList();
 }
@@ -110,9 +126,10 @@ async function select(item) {
 /** Outlines an item and shows it where it is on the stage; never throws. */
 async function outline(item) {
   try {
-    item.result = await model.outline(item.file, (preview) => showPicture(item, preview));
+    const result = await model.outline(item.file, (preview) => showPicture(item, preview));
+    item.result ??= result; // one that is there may be corrected
     await measure(item);
-    showSpeed(item.result.ms);
+    showSpeed(result.ms);
   } catch (error) {
     item.problem = `${item.name} ${error.message}.`;
   }
@@ -120,7 +137,7 @@ async function outline(item) {
   if (item === shown && item.problem) show(null);
   if (item === shown) {
     if (!camera.isOn) stage.ariaBusy = "false";
-    for (const id of ["save-mask", "save-overlay", "ruler", "width-mm"]) at(id).disabled = false;
+    for (const id of OF_A_RESULT) at(id).disabled = false;
     draw();
   }
   showErrors();
@@ -183,14 +200,16 @@ function showSpeed(ms) {
 const look = () => ({ threshold: Number(at("threshold").value), opacity: Number(at("opacity").value) / 100 });
 const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 
-/** The mask's share of the picture, 0..1, counted at the picture's size once for each threshold. */
+/** The mask's share of the picture, 0..1, counted at its size once for each threshold and change. */
 async function measure(item) {
-  const { threshold } = look();
-  if (item.counted?.threshold !== threshold) {
-    item.counted = { threshold, fraction: await model.measure(item.result, threshold) };
+  if (!isCounted(item)) {
+    const [{ threshold }, { version }] = [look(), item];
+    item.counted = { threshold, version, fraction: await model.measure(item.result, threshold) };
   }
   return item.counted.fraction;
 }
+
+const isCounted = ({ counted, version }) => counted?.threshold === look().threshold && counted.version === version;
 
 function squareMillimetres({ widthMm, result: { height, width } }, fraction) {
   return widthMm > 0 ? fraction * widthMm ** 2 * (height / width) : null;
@@ -236,7 +255,7 @@ async function showFigures() {
   if (counting) return;
   counting = true;
   try {
-    while (shown?.result && shown.counted?.threshold !== look().threshold) await measure(shown);
+    while (shown?.result && !isCounted(shown)) await measure(shown);
   } catch (error) {
     return showErrors(`The area could not be counted: ${error.message}.`);
   } finally {
@@ -245,7 +264,8 @@ async function showFigures() {
   if (!shown?.counted || camera.isOn) return;
   const { fraction } = shown.counted;
   showArea(fraction, squareMillimetres(shown, fraction));
-  context.canvas.ariaLabel = `${shown.name}: the outlined lesion covers ${percent(fraction)} of the picture`;
+  const corrected = shown.earlier.length ? ", corrected by hand," : "";
+  context.canvas.ariaLabel = `${shown.name}: the outlined lesion${corrected} covers ${percent(fraction)} of the picture`;
 }
 
 function showArea(fraction, mm2 = null) {
@@ -275,6 +295,7 @@ async function measureAll() {
 // ---- scale
 
 function toggleRuler(on) {
+  if (on) toggleBrush(false);
   at("ruler").ariaPressed = String(on);
   at("ruler-form").hidden = !on;
   stage.classList.toggle("measuring", on);
@@ -291,6 +312,46 @@ function useRuler() {
 
 function setWidth(widthMm) {
   at("width-mm").value = shown.widthMm = widthMm;
+  redraw();
+}
+
+// ---- corrections
+
+function toggleBrush(on) {
+  if (on) toggleRuler(false);
+  at("correct").ariaPressed = String(on);
+  at("correct-form").hidden = !on;
+  at("undo").disabled = !shown?.earlier.length;
+  stage.classList.toggle("correcting", on);
+  brush.toggle(on);
+  brush.radius = at("brush-size").value / 100;
+}
+
+function choosePaint(adds) {
+  at("add").ariaPressed = String(adds);
+  at("erase").ariaPressed = String(!adds);
+}
+
+function beginStroke() {
+  shown.earlier.push(shown.result.probability.slice());
+  if (shown.earlier.length > MOST_STROKES) shown.earlier.shift();
+  at("undo").disabled = false;
+}
+
+function stroke(points, radius) {
+  paint(shown.result.probability, SIZE, points, radius, at("add").ariaPressed === "true");
+  changed();
+}
+
+function undo() {
+  if (!brush.isOn || !shown?.earlier.length) return;
+  shown.result.probability = shown.earlier.pop();
+  at("undo").disabled = !shown.earlier.length;
+  changed();
+}
+
+function changed() {
+  shown.version++;
   redraw();
 }
 
@@ -312,6 +373,7 @@ async function startCamera() {
   }
   showErrors();
   toggleRuler(false);
+  toggleBrush(false);
   stage.dataset.shows = "camera";
   stage.ariaBusy = "false";
   at("camera").textContent = "Stop camera";
@@ -380,7 +442,7 @@ const stem = (name) => name.replace(/\.[^.]*$/, "");
 async function saveAll() {
   const done = items.filter((item) => item.result);
   const files = [];
-  const rows = ["name,width,height,threshold,area_percent,area_mm2"];
+  const rows = ["name,width,height,threshold,corrected,area_percent,area_mm2"];
   const taken = new Map();
   for (const [i, item] of done.entries()) {
     say("running", `Writing ${i + 1} of ${done.length}`);
@@ -392,7 +454,9 @@ async function saveAll() {
     const fraction = await measure(item);
     const mm2 = squareMillimetres(item, fraction)?.toFixed(2) ?? "";
     const quoted = `"${item.name.replaceAll('"', '""')}"`;
-    rows.push([quoted, item.result.width, item.result.height, look().threshold, (100 * fraction).toFixed(3), mm2].join());
+    const { height, width } = item.result;
+    const corrected = item.earlier.length ? "yes" : "no";
+    rows.push([quoted, width, height, look().threshold, corrected, (100 * fraction).toFixed(3), mm2].join());
   }
   files.push({ name: "areas.csv", content: new Blob([rows.join("\n") + "\n"]) });
   save(await zip(files), "ulvm.zip");
@@ -423,6 +487,11 @@ at("threshold").addEventListener("change", measureAll);
 at("width-mm").addEventListener("input", () => setWidth(at("width-mm").value));
 at("ruler").addEventListener("click", () => toggleRuler(!ruler.isOn));
 at("ruler-mm").addEventListener("input", useRuler);
+at("correct").addEventListener("click", () => toggleBrush(!brush.isOn));
+for (const id of ["add", "erase"]) at(id).addEventListener("click", () => choosePaint(id === "add"));
+at("undo").addEventListener("click", undo);
+at("brush-size").addEventListener("input", () => (brush.radius = at("brush-size").value / 100));
+for (const end of ["pointerup", "keyup"]) at("frame").addEventListener(end, () => brush.isOn && measureAll());
 at("save-mask").addEventListener("click", () =>
   download(async () => save(await model.maskFile(shown.result, look().threshold), `${stem(shown.name)}_mask.png`)),
 );
@@ -434,7 +503,7 @@ at("save-all").addEventListener("click", () => download(saveAll));
 // Held down, the button or the picture itself shows the picture without the outline.
 const bare = (on) => stage.classList.toggle("bare", on);
 at("compare").addEventListener("pointerdown", () => bare(true));
-at("frame").addEventListener("pointerdown", () => bare(!ruler.isOn && !camera.isOn));
+at("frame").addEventListener("pointerdown", () => bare(!ruler.isOn && !brush.isOn && !camera.isOn));
 for (const end of ["pointerup", "pointercancel", "keyup", "blur"]) window.addEventListener(end, () => bare(false));
 at("compare").addEventListener("keydown", ({ key }) => bare(key === " " || key === "Enter"));
 
@@ -443,6 +512,11 @@ document.addEventListener("paste", ({ target, clipboardData: { files } }) => {
   else if (!target.closest?.("input")) showErrors("No picture was copied. Copy a picture, not its address, and paste it.");
 });
 document.addEventListener("keydown", (event) => event.key === "Escape" && stopCamera());
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || !brush.isOn) return;
+  event.preventDefault();
+  undo();
+});
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   stage.classList.add("over");

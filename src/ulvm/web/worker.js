@@ -4,6 +4,7 @@
 import { drawLesion } from "./drawing.js";
 import { SIZE, infer, load, resizeToMask, takePicture } from "./engine.js";
 import { traceOutline } from "./outline.js";
+import { readDeepPng } from "./png16.js";
 
 const SHOWN_PIXELS = 1600; // most for the longer side of the picture on the screen
 const MASK_ROWS = 256; // of a mask, written at once
@@ -119,7 +120,8 @@ async function overlayFile({ file, result, threshold, opacity }) {
 async function decode(file) {
   try {
     // As Python does: upright, and the colours as they are in the file.
-    return await createImageBitmap(file, {
+    const deep = await readDeepPng(file);
+    return await createImageBitmap(deep ?? file, {
       imageOrientation: "from-image",
       colorSpaceConversion: "none",
       premultiplyAlpha: "none",

@@ -1,6 +1,6 @@
 """The fused skip bridge against plain torch in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernel_errors import assert_sees_each_error, errors
 from ulvm.nn.kernels.bridge import bridge
 from ulvm.nn.kernels.bridge_layout import TILE, lay_out
 
@@ -26,16 +27,15 @@ class Case:
     def leaves(self) -> list[Tensor]:
         return [*self.skips, *self.spatial, *self.conv, *self.heads]
 
-    def copy(self, dtype: torch.dtype, skip_dtype: torch.dtype | None = None) -> "Case":
-        def move(tensors: list[Tensor], to: torch.dtype) -> list[Tensor]:
-            return [tensor.detach().to(to).requires_grad_() for tensor in tensors]
+    def of_leaves(self, leaves: Sequence[Tensor]) -> "Case":
+        """The same with other numbers, in the order of ``leaves``."""
+        rest = iter(leaves)
+        parts = (self.skips, self.spatial, self.conv, self.heads)
+        return Case(*([next(rest) for _ in part] for part in parts))
 
-        return Case(
-            move(self.skips, skip_dtype or dtype),
-            move(self.spatial, dtype),
-            move(self.conv, dtype),
-            move(self.heads, dtype),
-        )
+    def as_function(self, work: "Callable[[Case], list[Tensor]]") -> Callable[..., list[Tensor]]:
+        """What ``work`` makes of a case, as a function of its leaves."""
+        return lambda *leaves: work(self.of_leaves(leaves))
 
 
 def draw(
@@ -96,29 +96,11 @@ def plain(case: Case) -> list[Tensor]:
     return [weight * whole + focus for weight, whole, focus in triples]
 
 
-def values_and_gradients(case: Case, results: list[Tensor]) -> list[Tensor]:
-    """Results, then the gradients of a weighted sum of them."""
-    random = torch.Generator().manual_seed(1)
-    slopes = [torch.randn(each.shape, generator=random).to(each) for each in results]
-    return [*results, *torch.autograd.grad(results, case.leaves(), slopes)]
-
-
 def differences(case: Case, skip_dtype: torch.dtype | None = None) -> list[float]:
-    """Largest difference of each value and gradient from float64, relative to its largest."""
-    ours = case.copy(torch.float32, skip_dtype)
-    # The oracle sees the same rounded skips.
-    oracle = Case(ours.skips, case.spatial, case.conv, case.heads).copy(torch.float64)
-    pairs = zip(
-        values_and_gradients(ours, fused(ours)),
-        values_and_gradients(oracle, plain(oracle)),
-        strict=True,
-    )
-    # A single number, a bias's gradient, may almost cancel: against 1 then.
-    return [
-        ((got.double() - want).abs().max() / want.abs().max().clamp_min(floor)).item()
-        for got, want in pairs
-        for floor in [1.0 if want.numel() == 1 else 1e-30]
-    ]
+    """Errors of each value, then of each leaf's gradient, the skips rounded for both."""
+    case.skips = [skip.to(skip_dtype or skip.dtype) for skip in case.skips]
+    functions = case.as_function(fused), case.as_function(plain)
+    return errors(*functions, case.leaves(), least_number=1.0)
 
 
 @pytest.mark.parametrize(("spatial", "channel"), [(True, True), (True, False), (False, True)])
@@ -142,8 +124,6 @@ def test_equal_maxima_share_the_gradient(device: str) -> None:
 
 def test_low_precision_skips(device: str) -> None:
     case = draw(halving(8, (8, 24)), device)
-    results = fused(case.copy(torch.float32, torch.bfloat16))
-    assert all(each.dtype == torch.bfloat16 for each in results)
     assert max(differences(case, torch.bfloat16)) < 0.02
 
 
@@ -159,9 +139,19 @@ def test_the_comparison_catches_a_wrong_gradient(
     assert max(found[stages : 2 * stages]) > 1e-3
 
 
+def test_the_comparison_sees_each_wrong_result(device: str) -> None:
+    case = draw([(4, 4, 4), (2, 2, 8)], device)
+    fast, exact = case.as_function(fused), case.as_function(plain)
+    assert_sees_each_error(fast, exact, case.leaves(), 1e-5, values=2)
+
+
 def test_results_repeat_bit_by_bit(device: str) -> None:
     case = draw(halving(8, (8, 24)), device)
-    once, again = (values_and_gradients(x, fused(x)) for x in (case.copy(torch.float32),) * 2)
+    leaves = [each.requires_grad_() for each in case.leaves()]
+    once, again = (fused(case) for _ in range(2))
+    slopes = [torch.randn_like(each) for each in once]
+    for results in (once, again):
+        results += torch.autograd.grad(results, leaves, slopes)
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernel_errors import errors
+from kernel_errors import assert_sees_each_error, errors
 from ulvm.nn.kernels import causal_conv as convs
 from ulvm.nn.kernels import modules
 from ulvm.nn.mamba import CausalConv
@@ -49,8 +49,11 @@ def test_several_blocks_per_program(device: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_tokens(dtype: torch.dtype, device: str) -> None:
     x, weight, bias = drawn(2, 40, 12, 4, device)
-    x = x.detach().to(dtype).requires_grad_()
-    assert max(errors(convs.causal_conv, oracle, [x, weight, bias])) < 2e-2
+    assert max(errors(convs.causal_conv, oracle, [x.to(dtype), weight, bias])) < 2e-2
+
+
+def test_comparison_sees_each_wrong_result(device: str) -> None:
+    assert_sees_each_error(convs.causal_conv, oracle, drawn(2, 20, 8, 4, device))
 
 
 def test_the_layer_is_what_it_stands_for(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 
 RunCompiler = Callable[[str], subprocess.CompletedProcess[str]]
@@ -108,3 +109,16 @@ def test_shared_memory_of_a_wide_layer_is_not_underrated(run_compiler: RunCompil
     assert len(pairs) == 6
     for needed, rated in pairs:
         assert 0.1 * rated < needed <= rated
+
+
+def test_what_the_compiler_imports_late_is_there_before_threads_are() -> None:
+    """Two threads that import it first at once can wait for each other (seen once in 100 runs)."""
+    late = "triton.experimental.gluon.language"
+    script = f"""
+import importlib.util, sys
+import triton
+assert {late!r} not in sys.modules
+import ulvm.nn.kernels.compile
+assert {late!r} in sys.modules or not importlib.util.find_spec("triton.experimental.gluon")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,28 +1,26 @@
 """The fused loss against the plain one in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
+from kernel_errors import Function, assert_sees_each_error, errors
 from ulvm.nn.loss import segmentation_loss
+
+
+def losses(masks: Tensor, truth: Tensor) -> tuple[Function, Function]:
+    """The fused and the plain loss as functions of the logits."""
+    from ulvm.nn.kernels.loss import bce_dice
+
+    return partial(bce_dice, masks=masks), partial(segmentation_loss, masks=truth)
 
 
 def compare(logits: Tensor, masks: Tensor, truth: Tensor) -> None:
     """Value and gradient of the fused loss against float64 ones, to 1e-5 of the largest."""
-    from ulvm.nn.kernels.loss import bce_dice
-
-    logits.requires_grad_()
-    exact_logits = logits.detach().double().requires_grad_()
-    loss = bce_dice(logits, masks)
-    (3 * loss).backward()
-    exact = segmentation_loss(exact_logits, truth)
-    (3 * exact).backward()
-    assert loss.shape == ()
-    torch.testing.assert_close(loss.detach().double(), exact.detach(), rtol=1e-5, atol=1e-6)
-    assert logits.grad is not None
-    assert exact_logits.grad is not None
-    error = (logits.grad - exact_logits.grad).abs().max()
-    assert error < 1e-5 * exact_logits.grad.abs().max()
+    fused, plain = losses(masks, truth)
+    assert max(errors(fused, plain, [logits])) < 1e-5
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 32, 32), (3, 64, 96), (35, 32, 64)])
@@ -50,3 +48,8 @@ def test_same_bits_again(device: str) -> None:
 
     logits, masks = torch.randn(2, 1, 64, 64).to(device), torch.rand(2, 64, 64).to(device)
     assert torch.equal(bce_dice(logits, masks), bce_dice(logits, masks))
+
+
+def test_comparison_sees_each_wrong_result(device: str) -> None:
+    masks = torch.rand(2, 32, 32).to(device)
+    assert_sees_each_error(*losses(masks, masks.double()), [torch.randn(2, 1, 32, 32).to(device)])

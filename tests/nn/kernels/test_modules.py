@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from changes import adapt, cut, hook, parametrise
+from kernel_errors import difference
 from ulvm.nn.kernels import accelerate, modules
 from ulvm.nn.kernels.device import usable
 from ulvm.nn.model import PVMLayer, SkipBridge, UltraLightVMUNet, normalise
@@ -36,7 +38,14 @@ def random_network(spec: ModelSpec, noise: float = 0.05) -> UltraLightVMUNet:
     "spec",
     [
         ModelSpec(widths=(4, 8, 8, 8, 8, 12)),
-        ModelSpec(bridge="none", mixer="ss2d", classes=2, widths=(4, 8, 8, 8, 8, 8)),
+        ModelSpec(  # a PVM layer each way, for the interpreter takes its time
+            bridge="none",
+            mixer="ss2d",
+            classes=2,
+            encoder=("conv",) * 3 + ("pvm",) + ("conv",) * 2,
+            decoder=("conv", "pvm") + ("conv",) * 3,
+            widths=(4, 8, 8, 8, 8, 8),
+        ),
         ModelSpec(
             bridge="spatial",
             encoder=("conv",) * 6,
@@ -47,22 +56,50 @@ def random_network(spec: ModelSpec, noise: float = 0.05) -> UltraLightVMUNet:
     ids=["mamba", "ss2d", "conv"],
 )
 def test_network_agrees(spec: ModelSpec, device: str) -> None:
-    network = random_network(spec)
+    compare(random_network(spec), device)
+
+
+def compare(
+    network: UltraLightVMUNet,
+    device: str,
+    accelerate: Callable[[nn.Module], object] = modules.swap,
+) -> None:
+    """Logits and the gradients of all parameters, accelerated, against float64."""
     images = normalise(torch.rand(1, 3, 32, 32))
     exact = network.double()(images.double())
     expected = torch.autograd.grad(exact.square().mean(), list(network.parameters()))
 
     # Channels-last weights have other strides.
     network.float().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    modules.swap(network)
+    accelerate(network)
     result = network(images.to(device))
     grads = torch.autograd.grad(result.square().mean(), list(network.parameters()))
 
-    assert (result.cpu() - exact).abs().max() <= 1e-4 * exact.abs().max()
+    assert difference(result.cpu(), exact) <= 1e-4, "logits"
     scale = max(float(want.abs().max()) for want in expected)
     for (name, _), grad, want in zip(network.named_parameters(), grads, expected, strict=True):
-        error = float((grad.cpu() - want).abs().max())
-        assert error <= 1e-3 * float(want.abs().max()) + 1e-6 * scale, f"{name}: {error:.1e}"
+        largest = float(want.abs().max()) + 1e-3 * scale  # some have next to no gradient
+        assert difference(grad.cpu(), want, floor=largest) <= 1e-3, name
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("place", ["logits", "encoder.1.weight", "head.bias"])
+def test_comparison_notices_a_wrong_result(place: str, device: str) -> None:
+    """Of the logits alone, whose gradients stay, or of one gradient alone."""
+    conv = ("conv",)
+    spec = ModelSpec(bridge="none", encoder=conv * 6, decoder=conv * 5, widths=(4, 8, 8, 8, 8, 8))
+    network = random_network(spec)
+
+    def swap_wrongly(network: nn.Module) -> None:
+        modules.swap(network)
+        if place == "logits":
+            add = lambda _, __, logits: logits + 1e-3 * logits.detach()  # noqa: E731
+            network.register_forward_hook(add)
+        else:
+            network.get_parameter(place).register_hook(lambda grad: 1.01 * grad)
+
+    with pytest.raises(AssertionError, match=place):
+        compare(network, device, swap_wrongly)
 
 
 def test_the_plain_network_stays_where_there_is_no_gpu() -> None:
@@ -109,13 +146,17 @@ PLACES = {
 
 def differs(module: nn.Module, change: Callable[[], None], inputs: object) -> bool:
     """Whether the change shows in the accelerated module as it does in the plain one."""
-    with torch.no_grad():
-        before = module(inputs)
-        change()
-        fast = module(inputs)
+
+    def run_plainly() -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(modules, "usable", lambda _: False)
-            plain = module(inputs)
+            return module(inputs)
+
+    with torch.no_grad():
+        before = run_plainly()  # as with the kernels, but soon done
+        change()
+        fast = module(inputs)
+        plain = run_plainly()
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
     first, changed = (each[0] if isinstance(each, list) else each for each in (before, fast))
     return not torch.allclose(first, changed, rtol=0, atol=1e-3)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kernel_errors import assert_sees_each_error, difference, errors
 from ulvm.nn.kernels import pvm
 from ulvm.nn.kernels.modules import weights_of
 from ulvm.nn.model import PVMLayer
@@ -20,32 +21,41 @@ def random_layer(channels: int, out: int, **sizes: int) -> PVMLayer:
     return layer
 
 
+class OfTokens(nn.Module):
+    """The plain layer as a function of tokens and its parameters, in the kernels' order."""
+
+    def __init__(self, layer: PVMLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        self.names = [names[parameter] for parameter in weights_of(layer)]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        result: Tensor = self.layer.forward_tokens(tokens)
+        return result
+
+    def plain(self, tokens: Tensor, *parameters: Tensor) -> Tensor:
+        given = dict(zip(self.names, parameters, strict=True))
+        result: Tensor = torch.func.functional_call(self, given, tokens)
+        return result
+
+    def fast(self, tokens: Tensor, *parameters: Tensor) -> Tensor:
+        weights = pvm.Weights(*parameters)
+        return pvm.pvm(tokens, weights, self.layer.norm.eps, self.layer.branches)
+
+
 def compare(layer: PVMLayer, tokens: Tensor, device: str, tolerance: float) -> None:
-    exact = tokens.double().requires_grad_()
-    layer.double()
-    weigh = torch.randn(*tokens.shape[:2], layer.project.out_features)
-    expected = layer.forward_tokens(exact)
-    names = [name for name, _ in layer.named_parameters()]
-    wanted = torch.autograd.grad((expected * weigh).sum(), [exact, *layer.parameters()])
-
-    layer.float().to(device)
-    given = tokens.detach().to(device).requires_grad_()
-    result = pvm.pvm(given, weights_of(layer), layer.norm.eps, layer.branches)
-    assert_close("result", result, expected, tolerance)
-    with torch.no_grad():
-        result_alone = pvm.pvm(given, weights_of(layer), layer.norm.eps, layer.branches)
-    assert_close("result without a gradient", result_alone, expected, tolerance)
-    loss = (result.float() * weigh.to(device)).sum()
-    grads = torch.autograd.grad(loss, [given, *layer.parameters()])
-    for name, grad, want in zip(["tokens", *names], grads, wanted, strict=True):
+    layer.to(device)
+    both, tokens = OfTokens(layer), tokens.to(device)
+    parameters = list(weights_of(layer))
+    found = errors(both.fast, both.plain, [tokens, *parameters])
+    for name, error in zip(["result", "tokens", *pvm.Weights._fields], found, strict=True):
         # Its sum cancels almost wholly; plain float32 is 1e-4 off as well.
-        assert_close(name, grad, want, tolerance * (100 if name == "skip_scale" else 1))
-
-
-def assert_close(name: str, result: Tensor, expected: Tensor, tolerance: float) -> None:
-    largest = expected.abs().max().clamp_min(1e-12)  # A has no gradient from a single token
-    error = (result.cpu().double() - expected.cpu()).abs().max() / largest
-    assert error <= tolerance, f"{name}: {error:.1e}"
+        assert error <= tolerance * (100 if name == "skip_scale" else 1), name
+    with torch.no_grad():
+        alone = both.fast(tokens, *parameters)
+        expected = both.plain(tokens.double(), *(each.double() for each in parameters))
+    assert difference(alone, expected) <= tolerance, "result without a gradient"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,7 @@ def test_values_and_gradients(
 ) -> None:
     monkeypatch.setattr(pvm, "choose_chunk", lambda *_: 16)
     layer = random_layer(channels, out, **sizes)
-    tokens = torch.randn(2 if length < 50 else 1, length, channels)
+    tokens = torch.randn(2 if length * channels < 700 else 1, length, channels)
     compare(layer, tokens, device, 5e-5)
 
 
@@ -77,8 +87,8 @@ def test_values_and_gradients(
     ("kind", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_half_precision_tokens(kind: torch.dtype, tolerance: float, device: str) -> None:
-    layer = random_layer(24, 32)
-    compare(layer, torch.randn(1, 40, 24).to(kind), device, tolerance)
+    layer = random_layer(12, 8, branches=2)
+    compare(layer, torch.randn(1, 24, 12).to(kind), device, tolerance)
 
 
 def test_weights_that_could_learn_keep_nothing_where_gradients_are_off(
@@ -104,14 +114,30 @@ def test_many_tokens(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(random_layer(12, 8, branches=2), torch.randn(1, 32, 12), device, 5e-5)
 
 
-def test_comparison_notices_a_wrong_gradient(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = random_layer(16, 8)
-    shift = weights_of(layer).D
+def test_errors_see_each_wrong_result(device: str) -> None:
+    layer = random_layer(8, 4, branches=2).to(device)
+    both = OfTokens(layer)
+    inputs = [torch.randn(1, 16, 8, device=device), *weights_of(layer)]
+    assert_sees_each_error(both.fast, both.plain, inputs, 5e-3)
+
+
+@pytest.mark.parametrize("name", ["result", "tokens", "A_log", "without a gradient"])
+def test_comparison_notices_a_wrong_result(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The value alone, the gradient alone, and the value where no gradient is asked for."""
     right = pvm.pvm
 
     def wrong(tokens: Tensor, weights: pvm.Weights, eps: float, branches: int) -> Tensor:
-        return right(tokens, weights, eps, branches) + 1e-3 * shift.to(tokens.device).sum()
+        given = {"tokens": tokens, **weights._asdict()}
+        if name in given and torch.is_grad_enabled():
+            given[name] = given[name].view_as(given[name])
+            given[name].register_hook(lambda grad: 1.001 * grad)
+        result = right(given.pop("tokens"), pvm.Weights(**given), eps, branches)
+        off = name == ("result" if torch.is_grad_enabled() else "without a gradient")
+        return result + 1e-3 * result.detach() if off else result
 
+    layer = random_layer(8, 4, branches=2)
     monkeypatch.setattr(pvm, "pvm", wrong)
-    with pytest.raises(AssertionError, match="result"):
-        compare(layer, torch.randn(1, 16, 16), device, 5e-5)
+    with pytest.raises(AssertionError, match=name):
+        compare(layer, torch.randn(1, 16, 8), device, 5e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernel_errors import assert_sees_each_error, difference, errors
 from ulvm.nn import scan as plain
 from ulvm.nn.kernels import modules, scan
 from ulvm.nn.mamba import SelectiveScan
@@ -19,6 +21,8 @@ RunCompiler = Callable[[str], subprocess.CompletedProcess[str]]
 
 NAMES = ("y", "x", "delta", "A", "B", "C", "D")
 TOLERANCE = 2e-6
+
+oracle = partial(plain.selective_scan, backend="reference")
 
 
 @pytest.fixture(autouse=True)
@@ -39,24 +43,11 @@ def draw_operands(batch: int, length: int, inner: int, state: int) -> list[Tenso
     ]
 
 
-def gradients(function: Any, operands: list[Tensor], **options: str) -> list[Tensor]:
-    """Output, then the gradient of each operand for a fixed weighting of the output."""
+def gradients(operands: list[Tensor]) -> list[Tensor]:
+    """Output, then the gradient of each operand."""
     leaves = [operand.detach().requires_grad_() for operand in operands]
-    y = function(*leaves, **options)
-    generator = torch.Generator().manual_seed(1)
-    weighting = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-    return [y.detach(), *torch.autograd.grad(y, leaves, weighting.to(y))]
-
-
-def differences(results: list[Tensor], operands: list[Tensor]) -> dict[str, float]:
-    """Largest difference from the float64 loop over its largest magnitude, by name."""
-    exact = [operand.cpu().double() for operand in operands]
-    oracle = gradients(plain.selective_scan, exact, backend="reference")
-    return {
-        name: float((result.cpu().double() - expected).abs().max() / expected.abs().max())
-        for name, result, expected in zip(NAMES, results, oracle, strict=True)
-        if expected.any()  # A has no gradient from a single step
-    }
+    y = scan.scan(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))]
 
 
 @pytest.mark.parametrize(
@@ -71,18 +62,17 @@ def differences(results: list[Tensor], operands: list[Tensor]) -> dict[str, floa
     ],
 )
 def test_values_and_gradients(batch: int, length: int, inner: int, state: int, device: str) -> None:
-    operands = draw_operands(batch, length, inner, state)
-    results = gradients(scan.scan, [operand.to(device) for operand in operands])
-    for name, difference in differences(results, operands).items():
-        assert difference <= TOLERANCE, name
+    operands = [each.to(device) for each in draw_operands(batch, length, inner, state)]
+    for name, error in zip(NAMES, errors(scan.scan, oracle, operands), strict=True):
+        assert error <= TOLERANCE, name
 
 
 def test_chunks_as_long_as_chosen(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.undo()
     operands = draw_operands(1, 300, 2, 4)
     result = scan.scan(*(operand.to(device) for operand in operands))
-    oracle = plain.selective_scan(*(each.double() for each in operands), backend="reference")
-    assert (result.cpu() - oracle).abs().max() <= TOLERANCE * oracle.abs().max()
+    expected = oracle(*(each.double() for each in operands))
+    assert difference(result.cpu(), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
@@ -90,9 +80,7 @@ def test_half_precision(kind: torch.dtype, device: str) -> None:
     # As under autocast: softplus and A stay float32.
     x, delta, A, B, C, D = (each.to(device) for each in draw_operands(2, 20, 20, 16))
     operands = [x.to(kind), delta, A, B.to(kind), C.to(kind), D]
-    results = gradients(scan.scan, operands)
-    assert [each.dtype for each in results] == [kind, *(each.dtype for each in operands)]
-    assert max(differences(results, operands).values()) <= torch.finfo(kind).eps
+    assert max(errors(scan.scan, oracle, operands)) <= torch.finfo(kind).eps
 
 
 def test_without_a_gradient_the_same_and_no_states(
@@ -120,9 +108,7 @@ def test_without_a_gradient_the_same_and_no_states(
 
 def test_the_same_bits_twice(device: str) -> None:
     operands = [operand.to(device) for operand in draw_operands(1, 20, 40, 5)]
-    for first, second in zip(
-        gradients(scan.scan, operands), gradients(scan.scan, operands), strict=True
-    ):
+    for first, second in zip(gradients(operands), gradients(operands), strict=True):
         assert torch.equal(first, second)
 
 
@@ -152,8 +138,7 @@ def test_the_module_takes_views(device: str, monkeypatch: pytest.MonkeyPatch) ->
     B, C = torch.cat([B, C], 2).split(5, 2)  # as a projection's
     views = [x.mT.contiguous().mT.flip(1), delta, A, B, C, D]
     assert not any(view.is_contiguous() for view in (views[0], B, C))
-    results = gradients(fast(5), views)
-    assert max(differences(results, views).values()) <= TOLERANCE
+    assert max(errors(fast(5), oracle, views)) <= TOLERANCE
     assert lengths == [20]
 
 
@@ -167,10 +152,18 @@ def test_what_runs_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_comparison_notices_one_wrong_step(device: str) -> None:
+    def one_wrong(x: Tensor, delta: Tensor, *others: Tensor) -> Tensor:
+        error = torch.ones_like(delta)
+        error[0, 20, 0] += 1e-3
+        return scan.scan(x, delta * error, *others)
+
     operands = [operand.to(device) for operand in draw_operands(1, 40, 4, 4)]
-    wrong = [operand.clone() for operand in operands]
-    wrong[1][0, 20, 0] *= 1 + 1e-3
-    assert max(differences(gradients(scan.scan, wrong), operands).values()) > 2 * TOLERANCE
+    assert max(errors(one_wrong, oracle, operands)) > 2 * TOLERANCE
+
+
+def test_comparison_sees_each_wrong_result(device: str) -> None:
+    operands = [operand.to(device) for operand in draw_operands(1, 20, 4, 4)]
+    assert_sees_each_error(scan.scan, oracle, operands, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["ends", "leaving"])
@@ -183,7 +176,7 @@ def test_comparison_notices_a_forgotten_carry(
 
     monkeypatch.setattr(scan, f"{name}_kernel", Forgets())
     operands = [operand.to(device) for operand in draw_operands(1, 40, 4, 4)]
-    assert max(differences(gradients(scan.scan, operands), operands).values()) > 2 * TOLERANCE
+    assert max(errors(scan.scan, oracle, operands)) > 2 * TOLERANCE
 
 
 @pytest.mark.parametrize(

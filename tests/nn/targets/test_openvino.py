@@ -14,7 +14,7 @@ openvino = pytest.importorskip("openvino", reason="the extra openvino is not ins
 
 def test_files_carry_the_run_and_no_paths(source: Path, export_once: Callable[[str], Path]) -> None:
     path = export_once("openvino")
-    assert {each.name for each in path.parent.iterdir()} == {"net.xml", "net.bin", "model.json"}
+    assert {each.name for each in path.parent.iterdir()} == {"net.xml", "net.bin", "net.xml.json"}
     graph = openvino.Core().read_model(path)
     metadata = json.loads(graph.get_rt_info(["framework", METADATA_KEY]).value)
     assert RunSpec.from_dict(metadata["run"]) == load_weights(source)[1]

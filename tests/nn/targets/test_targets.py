@@ -41,8 +41,8 @@ def test_all_files_get_the_name_that_was_asked_for(
 ) -> None:
     side = targets.export_for("copying", source, tmp_path / "out" / "net.some.graph")
     written = {path.name: path for path in (tmp_path / "out").iterdir()}
-    assert set(written) == {"net.some.graph", "net.weights", "model.json"}
-    assert json.loads(written["model.json"].read_text()) == side
+    assert set(written) == {"net.some.graph", "net.weights", "net.some.graph.json"}
+    assert json.loads(written["net.some.graph.json"].read_text()) == side
     assert side["largest_difference_from_torch"] == 0
     assert side["note"] == "drawn by lot"
     assert side["run"] == load_probability(source)[1].to_dict()
@@ -87,7 +87,7 @@ def test_a_missing_package_names_the_extra(
     package = {"litert": "litert_torch"}.get(name, name)
     for module in [package, *(each for each in sys.modules if each.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=rf"pip install 'ultralight-vm-unet\[{name}\]'"):
+    with pytest.raises(InputError, match=rf"pip install '\.\[{name}\]'"):
         targets.export_for(name, tmp_path, tmp_path / "net")
 
 
@@ -121,7 +121,7 @@ def test_another_network_is_refused(
 
 
 def test_the_command_offers_every_target() -> None:
-    (option,) = (each for each in cli.export.params if each.name == "target")
+    (option,) = (each for each in cli.main.commands["export"].params if each.name == "target")
     assert tuple(option.type.choices) == ("c", *targets.TARGETS)  # type: ignore[attr-defined]
 
 

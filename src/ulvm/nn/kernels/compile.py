@@ -11,6 +11,10 @@ from unittest import mock
 import torch
 from triton.runtime.jit import KernelInterface
 
+# Its compiler imports this when it first runs: two threads at once could wait for each other.
+with contextlib.suppress(ImportError):  # older than 3.4
+    import triton.experimental.gluon.language  # noqa: F401
+
 
 @contextlib.contextmanager
 def compiling_ahead() -> Iterator[None]:

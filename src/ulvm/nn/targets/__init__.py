@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.files import write_atomically
 from ulvm.image import FloatArray, Uint8Array
 from ulvm.nn.checkpoint import load_weights
-from ulvm.nn.export import SIDE_FILE
+from ulvm.nn.export import side_file
 from ulvm.nn.model import PictureToProbability
 from ulvm.provenance import versions
 from ulvm.spec import FORMAT, RunSpec
@@ -50,7 +50,7 @@ class Target(Protocol):
 
 
 def export_for(target: str, source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Write a trained network for a phone's runtime, with ``model.json`` beside it.
+    """Write a trained network for a phone's runtime, with ``OUT.json`` beside it.
 
     Input and output are those of the ONNX file, one picture a call.
 
@@ -60,7 +60,7 @@ def export_for(target: str, source: str | Path, out: str | Path) -> dict[str, An
         out: The main file, with the target's ending; further files get the same stem.
 
     Returns:
-        The content of ``model.json``.
+        The content of that file.
 
     Raises:
         InputError: No such target, its packages are missing, another ending, ``source`` is no
@@ -87,7 +87,7 @@ def export_for(target: str, source: str | Path, out: str | Path) -> dict[str, An
             raise InputError(
                 f"the target {target} needs the package {problem.name}, which is not installed",
                 "",
-                f"run pip install 'ultralight-vm-unet[{target}]'",
+                install_extra(target),
             ) from None
         # The main file last, when what belongs to it is there.
         parts = sorted(Path(folder).iterdir(), key=lambda part: part == path)
@@ -112,7 +112,7 @@ def export_for(target: str, source: str | Path, out: str | Path) -> dict[str, An
     }
     for name, content in contents.items():
         write_atomically(out.parent / name, content)
-    write_atomically(out.parent / SIDE_FILE, (json.dumps(side, indent=2) + "\n").encode())
+    write_atomically(side_file(out), (json.dumps(side, indent=2) + "\n").encode())
     return side
 
 

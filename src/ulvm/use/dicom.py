@@ -1,0 +1,267 @@
+"""DICOM files: photographs, dermoscopy and others, through pydicom; of the extra ``[dicom]``.
+
+Only the elements that describe the picture are read here, so patient data are not even parsed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
+from pydicom.pixels import pixel_array as decode_frame
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, SegmentationStorage
+
+from ulvm.errors import InputError, PictureWarning
+from ulvm.picture import SPACING_MM
+
+_PICTURE_TAGS = [
+    "SOPClassUID",
+    "ImageType",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "NumberOfFrames",
+    "PixelSpacing",
+    "NominalScannedPixelSpacing",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "RedPaletteColorLookupTableDescriptor",
+    "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor",
+    "AlphaPaletteColorLookupTableDescriptor",
+    "RedPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData",
+    "AlphaPaletteColorLookupTableData",
+    "SegmentedRedPaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData",
+    "SegmentedBluePaletteColorLookupTableData",
+    "SegmentedAlphaPaletteColorLookupTableData",
+    "ModalityLUTSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "VOILUTSequence",
+    "VOILUTFunction",
+    "WindowCenter",
+    "WindowWidth",
+]
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_GREYS = ("MONOCHROME1", "MONOCHROME2")
+_PALETTE = "PALETTE COLOR"
+_META_BYTES = 2048  # more than the part of a file that says how the rest is stored
+
+# pydicom itself names no package that is missing, only its own plug-ins.
+_MORE_DECODERS = "run pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or python-gdcm"
+
+
+class DicomImageFile(ImageFile):
+    """The first frame of a DICOM file as Pillow's, in mode RGB or L, decoded when it is loaded."""
+
+    format = "DICOM"
+    format_description = "DICOM picture"
+
+    def _open(self) -> None:
+        self._header: pydicom.Dataset | None = read_header(self.fp, self._name())
+        header = self._header
+        self._size = (int(header.Columns), int(header.Rows))
+        self._mode = "L" if header.PhotometricInterpretation in _GREYS else "RGB"
+        self.tile = []
+        spacing = find_spacing_mm(header)
+        if spacing:
+            self.info[SPACING_MM] = spacing
+        if (count := count_frames(header)) > 1:
+            said = f"{self._name()} has {count} frames; the first is taken, by --dicom-seg all"
+            warnings.warn(said, PictureWarning, stacklevel=2)
+
+    def _name(self) -> str:
+        return os.fsdecode(self.filename)
+
+    def load(self) -> Any:
+        """Decode the frame, once."""
+        if self._header is not None:
+            frame = read_frame(self.fp, self._header, 0, self._name())
+            self.im = Image.fromarray(frame).im
+            self._header = None
+        return super().load()
+
+
+def open_picture(file: IO[bytes], name: str) -> ImageFile:
+    """The first frame, its pixels not decoded yet.
+
+    Args:
+        file: A DICOM file, at its beginning.
+        name: What to call it in messages.
+
+    Raises:
+        InputError: It holds no picture, or one that can't be decoded here.
+    """
+    return DicomImageFile(file, name)
+
+
+def read_header(file: Any, name: str) -> pydicom.Dataset:
+    """What describes the picture, without pixels and without what describes the patient.
+
+    Raises:
+        InputError: As ``open_picture``.
+    """
+    _refuse_deflated(file, name)
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_PICTURE_TAGS))
+        syntax = UID(header.file_meta.TransferSyntaxUID)
+        photometric = str(header.get("PhotometricInterpretation", ""))
+        bits, segments = header.get("BitsAllocated"), header.get("SOPClassUID", "")
+    except Exception as error:  # pydicom raises nearly any type, with values in its messages.
+        raise _damaged(name, error) from None
+    if not photometric or not header.get("Rows") or not header.get("Columns"):
+        raise InputError(
+            f"{name} is a DICOM file without a picture",
+            "photographs, dermoscopy and other pictures can be read",
+            "name the file that holds the picture",
+        )
+    if bits == 1:
+        kind = "a segmentation" if segments == SegmentationStorage else "one bit a pixel"
+        raise InputError(
+            f"{name} is a DICOM file of {kind}",
+            "a photograph has 8 or 16 bits a pixel",
+            "name the file that holds the picture",
+        )
+    if photometric not in (*_COLOURS, *_GREYS, _PALETTE) or bits not in (8, 16, 32):
+        raise InputError(
+            f"{name} is a DICOM file whose pixels are {photometric or 'unnamed'}, {bits} bits each",
+            f"{', '.join((*_COLOURS, *_GREYS, _PALETTE))} of 8, 16 or 32 bits can be read",
+            "export its picture as PNG with your DICOM viewer",
+        )
+    if syntax.is_compressed:
+        _require_decoder(syntax, name)
+    return header
+
+
+def count_frames(header: pydicom.Dataset) -> int:
+    """Frames of the file, at least 1."""
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def read_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> npt.NDArray[np.uint8]:
+    """One frame as a viewer shows it.
+
+    Grey of more than eight bits, or with a window, is scaled by its own minimum and maximum.
+
+    Args:
+        file: The DICOM file, anywhere.
+        header: Of it, from ``read_header``.
+        index: Of the frame, from 0.
+        name: What to call the file in messages.
+
+    Returns:
+        uint8 (height, width, 3) or, grey, (height, width).
+
+    Raises:
+        InputError: The frame can't be decoded.
+    """
+    try:
+        file.seek(0)
+        stored = decode_frame(file, index=index)
+        photometric = header.PhotometricInterpretation
+        if photometric == _PALETTE:
+            colours = apply_color_lut(stored, header)
+            return _eight_bits(colours, np.iinfo(colours.dtype).bits)
+        if photometric in _COLOURS:
+            return _eight_bits(stored, int(header.BitsStored))
+        return _show_grey(stored, header)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _damaged(name, error) from None
+
+
+def find_spacing_mm(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """Distance of rows and of columns in mm, where the file states it.
+
+    Of the picture itself, or of the functional groups of a file of many frames, or of the scanner
+    that took a secondary capture. What a detector sees before magnification is not taken.
+    """
+    for given in _spacings(header):
+        try:
+            rows, columns = (float(value) for value in given)
+        except (TypeError, ValueError):
+            continue
+        if all(math.isfinite(value) and value > 0 for value in (rows, columns)):
+            return rows, columns
+    return None
+
+
+def _spacings(header: pydicom.Dataset) -> Iterator[Any]:
+    yield header.get("PixelSpacing")
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in (header.get(groups) or [])[:1]:
+            for measures in group.get("PixelMeasuresSequence") or []:
+                yield measures.get("PixelSpacing")
+    yield header.get("NominalScannedPixelSpacing")
+
+
+def _show_grey(stored: npt.NDArray[Any], header: pydicom.Dataset) -> npt.NDArray[np.uint8]:
+    values = apply_voi_lut(apply_modality_lut(stored, header), header)
+    if values.dtype != np.uint8 or header.BitsStored != 8:
+        values = values.astype(np.float64)
+        low, high = values.min(), values.max()
+        values = np.rint((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
+    shown: npt.NDArray[np.uint8] = values
+    return 255 - shown if header.PhotometricInterpretation == "MONOCHROME1" else shown
+
+
+def _eight_bits(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+    """Samples of this many bits as eight; also copied, for decoders give read-only arrays."""
+    shifted: npt.NDArray[np.uint8] = (samples >> max(bits - 8, 0)).astype(np.uint8)
+    return shifted
+
+
+def _refuse_deflated(file: Any, name: str) -> None:
+    """Refuse a file that is compressed as a whole: a small one can fill all memory."""
+    is_deflated = DeflatedExplicitVRLittleEndian.encode() in file.read(_META_BYTES)
+    file.seek(0)
+    if is_deflated:
+        raise InputError(
+            f"{name} is a DICOM file that is deflated as a whole",
+            "pictures compressed one by one, and uncompressed ones, can be read",
+            "save it uncompressed with your DICOM viewer",
+        )
+
+
+def _require_decoder(syntax: UID, name: str) -> None:
+    try:
+        decoder: Any = get_decoder(syntax)
+    except NotImplementedError:
+        decoder = None
+    if decoder is None or not decoder.is_available:
+        raise InputError(
+            f"{name} is compressed as {syntax.name}, which no installed package decodes",
+            "",
+            _MORE_DECODERS if decoder else "export its picture as PNG with your DICOM viewer",
+        )
+
+
+def _damaged(name: str, error: Exception) -> InputError:
+    """Without the error's own words, which may hold values of the file."""
+    if isinstance(error, InputError):
+        return error
+    return InputError(
+        f"{name} is a DICOM file that is damaged or of an unsupported variant "
+        f"({type(error).__name__})",
+        "",
+        "copy it again, or export its picture as PNG with your DICOM viewer",
+    )
