@@ -89,7 +89,7 @@ def check_command(line: str) -> None:
         assert all(option in (ROOT / script).read_text() for option in options)
     elif name == "pip":
         (package,) = words[1:]
-        extra = re.fullmatch(r"ultralight-vm-unet(?:\[([\w-]+)\])?", package)
+        extra = re.fullmatch(r"(?:\.|ultralight-vm-unet)(?:\[([\w-]+)\])?", package)
         assert extra, package
         assert not extra[1] or f"\n{extra[1]} = " in (ROOT / "pyproject.toml").read_text()
     else:
@@ -112,7 +112,7 @@ def test_commands_of_the_documents_exist(
     "line",
     [
         *("ulvm predikt photo.jpg", "ulvm train paper --datum DIR", "make nothing"),
-        *("python bench/cpu.py --nothing", "pip install 'ultralight-vm-unet[nothing]'", "rm photo"),
+        *("python bench/cpu.py --nothing", "pip install '.[nothing]'", "rm photo"),
     ],
 )
 def test_a_command_that_does_not_exist_is_found(line: str) -> None:

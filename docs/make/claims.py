@@ -104,7 +104,8 @@ def in_short(results_dir: Path) -> str:
     largest = max((PRESETS[row.preset].parameters for row in known), default=0)
     lines.append(
         "- Other numbers of branches, other skip bridges, other papers' networks of up to "
-        f"{largest:,} parameters: {real or 'none'} of {len(known)} scores differently beyond noise."
+        f"{largest:,} parameters: {real or 'none'} of {len(known)} scores differently beyond noise"
+        f"{' (some ran with one seed)' if any(each.seeds == 1 for each in known.values()) else ''}."
     )
     return "\n".join(lines)
 

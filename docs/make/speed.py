@@ -121,7 +121,7 @@ def targets(folder: Path = SPEED) -> str:
         for name, row in measured.items()
     ]
     dates = " and ".join(sorted({row["date"] for row in measured.values()}))
-    caption = f"The bundled model on 13 probe pictures; {link('targets')}, {dates}."
+    caption = f"On 13 probe pictures, with the weights that shipped on that day; {link('targets')}, {dates}."
     return table(head.split(", "), rows, caption)
 
 
