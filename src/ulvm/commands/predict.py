@@ -19,8 +19,7 @@ from ulvm.spec import EngineName
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
-    help="Run folder, .safetensors or .onnx file; else the bundled one.",
+    help="Name, run folder, .safetensors or .onnx file; else the bundled one.",
 )
 @engine_option
 @click.option("--out", "out_dir", type=FOLDER, help="Output folder; else ./ulvm-output.")
@@ -29,7 +28,7 @@ from ulvm.spec import EngineName
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
 def predict(
     paths: tuple[str, ...],
-    model: Path | None,
+    model: str | None,
     engine: EngineName | None,
     out_dir: Path | None,
     overlay: bool,
@@ -64,7 +63,7 @@ def demo(out_dir: Path, engine: EngineName | None) -> None:
         _predict(load(engine=engine), sources, out_dir, overlay=True, as_json=False, threshold=None)
 
 
-def _open(model: Path | None, engine: EngineName | None) -> Any:
+def _open(model: str | None, engine: EngineName | None) -> Any:
     """A model; its imports too take place in the thread that opens it."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, for nothing
     from ulvm.segmenter import load
