@@ -8,13 +8,15 @@
 photos that show no skin, to fit with; ``--other-things`` are others, to look at. HAM10000 is
 looked at only: every third picture, one network each. Predictions are kept in WORK.
 
-Writes ``src/ulvm/weights/quality.json`` and ``results/quality/quality.json``. With ``--test NAME=DIR
---model FILE`` it does neither: it scores the bundled constants and that model on a test part.
+Writes ``src/ulvm/weights/quality.json`` and ``results/quality/quality.json``. With ``--test
+NAME=DIR --model FILE`` it does neither: it scores that model and the constants there are on a
+test part, into ``results/quality/test.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -78,13 +80,17 @@ def gather(given: Any) -> dict[str, list[dict[str, Any]]]:
         synthetic.draw_lesion(9000 + seed, (SIZE, SIZE), skin_tone=("V", "VI")[seed % 2])
         for seed in range(60)
     ]
-    dark_images, dark_masks = (np.stack(part) for part in zip(*((d.image_rgb, d.mask) for d in dark), strict=True))
+    dark_images, dark_masks = (
+        np.stack(part) for part in zip(*((d.image_rgb, d.mask) for d in dark), strict=True)
+    )
     things, numbers = photos(given.things, 1)
     others, other_numbers = photos(given.other_things, 2)
     for fold in range(1, FOLDS + 1):
         network = load(given.folds.format(fold) + ".safetensors")
 
-        def add(kind: str, images: Any, truth: Any = None, fold: int = fold, network: Any = network) -> None:
+        def add(
+            kind: str, images: Any, truth: Any = None, fold: int = fold, network: Any = network
+        ) -> None:
             truths = np.zeros(images.shape[:3], bool) if truth is None else truth
             for image, p, true in zip(images, predict(network, images), truths, strict=True):
                 found.setdefault(kind, []).append(describe(image, p.astype(np.float32), true, fold))
@@ -154,8 +160,8 @@ def isotonic(score: Any, target: Any) -> tuple[list[float], list[float]]:
     order = np.argsort(score)
     score, target = score[order], target[order]
     ends = np.round(np.linspace(0, 1, KNOTS + 1) ** 1.6 * len(score)).astype(int)  # finer below
-    at = [float(score[a:b].mean()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-    value = [float(target[a:b].mean()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    at = [float(score[a:b].mean()) for a, b in itertools.pairwise(ends)]
+    value = [float(target[a:b].mean()) for a, b in itertools.pairwise(ends)]
     value = np.maximum.accumulate(value).tolist()
     first, last = float(score[0]) - 1, float(score[-1]) + 1
     return [first, *at, last], [0.0, *value, min(1.0, value[-1] + 0.03)]
@@ -216,14 +222,18 @@ def set_qualities(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     free = [one["quality"] for kind in FREE_FITTED for one in found[kind] if not one["empty"]]
     constants["bound"] = {
         "unsure": round(float(np.quantile([one["quality"] for one in lesions], UNSURE)), 4),
-        "unlike-lesion": round(float(np.quantile([one["quality"] for one in lesions], UNSURE / 3)), 4),
+        "unlike-lesion": round(
+            float(np.quantile([one["quality"] for one in lesions], UNSURE / 3)), 4
+        ),
         "low-contrast": round(float(np.expm1(quantile("contrast", 0.03))), 3),
         "small": 0.005,
         "over-half": 0.5,
         "touches-frame": 0.1,
         "fragments": 0.1,
     }
-    print("lesion-free marked above unsure", np.mean(np.array(free) >= constants["bound"]["unsure"]))
+    print(
+        "lesion-free marked above unsure", np.mean(np.array(free) >= constants["bound"]["unsure"])
+    )
     return constants
 
 
@@ -353,7 +363,9 @@ def score_test(given: Any) -> None:
             for image, p, true in zip(images, predict(network, images), soft >= 128, strict=True)
         ]
         for one in records:
-            one["quality"] = 0.0 if one["empty"] else float(curve(constants, scores(constants, [one])[0]))
+            one["quality"] = (
+                0.0 if one["empty"] else float(curve(constants, scores(constants, [one])[0]))
+            )
         result[name] = judge(constants, records)
         print(name, json.dumps({k: v for k, v in result[name].items() if "cover" not in k}))
     path = RESULTS / "test.json"
@@ -393,7 +405,9 @@ def main() -> None:
         "folds": Path(given.folds).name,
         "temperature": constants["temperature"],
         "bound": constants["bound"],
-        "lesions": {kind: judge(constants, found[kind]) for kind in (*FITTED, "ham10000", "dark drawn")},
+        "lesions": {
+            kind: judge(constants, found[kind]) for kind in (*FITTED, "ham10000", "dark drawn")
+        },
         "fitted together": judge(constants, [one for kind in FITTED for one in found[kind]]),
         "lesion-free": {
             kind: judge_free(constants, found[kind])

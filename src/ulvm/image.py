@@ -218,6 +218,40 @@ def draw_overlay(
     return np.array(image)
 
 
+def draw_caption(image_rgb: Uint8Array, text: str) -> Uint8Array:
+    """The picture with words on a dark strip along its lower edge; as it is without words.
+
+    Args:
+        image_rgb: uint8 (height, width, 3).
+        text: One line; it is broken where it is longer than the picture is wide.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    if not text:
+        return image_rgb
+    from PIL import ImageDraw, ImageFont
+
+    image = Image.fromarray(image_rgb)
+    draw = ImageDraw.Draw(image)
+    height = max(9, round(min(image.height / 14, image.width / 24)))
+    font = ImageFont.load_default(height)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font) > image.width - height:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    pitch = round(1.3 * height)
+    top = image.height - pitch * len(lines) - height // 2
+    draw.rectangle((0, top, image.width, image.height), fill=(20, 20, 20))
+    for number, line in enumerate(lines):
+        place = (height // 2, top + height // 4 + number * pitch)
+        draw.text(place, line, fill=(255, 255, 255), font=font)
+    return np.array(image)
+
+
 def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> None:
     """Write a PNG file, whole or not at all, and make its folder.
 

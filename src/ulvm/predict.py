@@ -81,6 +81,12 @@ class Prediction:
         }
 
 
+def caption(summary: dict[str, Any]) -> str:
+    """A summary's warnings in one line, such as ``unsure: the spot is small``; "" without any."""
+    texts = [doubt["text"] for doubt in summary["warnings"]]
+    return "unsure: " + "; ".join(texts) if texts else ""
+
+
 def find_images(sources: Sequence[str]) -> list[Source]:
     """The pictures that the arguments of a command line name, each once.
 
@@ -126,6 +132,7 @@ def predict_files(
     out_dir: str | os.PathLike[str] | None = None,
     overlay: bool = True,
     threshold: float | None = None,
+    raw: bool = False,
 ) -> Iterator[Prediction]:
     """Segment pictures and write ``<stem>_mask.png`` and ``<stem>_overlay.png`` for each.
 
@@ -139,6 +146,7 @@ def predict_files(
         out_dir: Output folder, made where missing; by default ``ulvm-output``.
         overlay: Whether to write overlays.
         threshold: As for ``Segmenter``.
+        raw: As for ``Segmenter``.
 
     Returns:
         One result for each source, in order, as each is ready. A source that fails gives a
@@ -171,16 +179,17 @@ def predict_files(
             picture = read_picture(
                 sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
             )
-            segmentation = model()(picture, threshold=threshold)
+            segmentation = model()(picture, threshold=threshold, raw=raw)
 
             import numpy as np
 
-            from ulvm.image import draw_overlay, write_png
+            from ulvm.image import draw_caption, draw_overlay, write_png
 
             labels = segmentation.labels
             write_png(mask_path, segmentation.mask if labels is None else labels)
             if overlay_path:
-                write_png(overlay_path, draw_overlay(np.asarray(picture), segmentation.mask))
+                drawn = draw_overlay(np.asarray(picture), segmentation.mask)
+                write_png(overlay_path, draw_caption(drawn, caption(segmentation.to_dict())))
         except InputError as error:
             return Prediction(source.name, error=str(error))
         except MemoryError:

@@ -17,10 +17,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
+from ulvm.engine import (
+    Engine,
+    EngineError,
+    clean_probability,
+    resize_mask,
+    resize_probability,
+)
 from ulvm.errors import InputError
 from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
 from ulvm.models import find_weights
+from ulvm.quality import Assessment, Doubt, assess, is_one_colour
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
 
@@ -31,10 +38,13 @@ class Segmentation:
     Args:
         maps: float32 (classes, size, size), range 0..1: probability at the network's own size.
         mask: bool (height, width): where the probability is at least the threshold; for several
-            classes, where the label is not 0.
+            classes, where the label is not 0. For one class it has no specks, no holes, and is
+            empty for a picture of one colour, unless the raw mask was asked for.
         labels: uint8 (height, width), the most probable class; None for one class.
         threshold: Of the mask; None for several classes.
         latency_ms: Time of resizing to the network's size, inference and making the mask.
+        spot: bool (size, size), the mask at the network's own size.
+        picture: uint8 (size, size, 3), what the network saw.
     """
 
     maps: FloatArray = field(repr=False)
@@ -42,6 +52,8 @@ class Segmentation:
     labels: Uint8Array | None = field(repr=False)
     threshold: float | None
     latency_ms: float
+    spot: BoolArray = field(repr=False)
+    picture: Uint8Array = field(repr=False)
 
     @cached_property
     def probability(self) -> FloatArray:
@@ -86,13 +98,30 @@ class Segmentation:
         """
         if not self.area_pixels:
             return None
-        lesion = self.maps[0] if self.labels is None else 1 - self.maps[0]
-        if self.threshold is None:
-            inside = lesion[self.maps.argmax(axis=0) != 0]
-        else:
-            inside = lesion[lesion >= np.float32(self.threshold)]
+        inside = self._lesion[self.spot]
         # Where rounding alone put a pixel into the mask, its probability is the highest one.
-        return float(inside.mean(dtype=np.float64) if inside.size else lesion.max())
+        return float(inside.mean(dtype=np.float64) if inside.size else self._lesion.max())
+
+    @property
+    def _lesion(self) -> FloatArray:
+        """Probability of not being background, (size, size)."""
+        lesion: FloatArray = self.maps[0] if self.labels is None else 1 - self.maps[0]
+        return lesion
+
+    @property
+    def quality(self) -> float:
+        """An estimate of the mask's Dice, 0..1; 0 for an empty mask. See ``ulvm.quality``."""
+        return self._assessment.quality
+
+    @property
+    def warnings(self) -> tuple[Doubt, ...]:
+        """Reasons not to trust the mask, the weightiest first; each has a code and words."""
+        return self._assessment.warnings
+
+    @cached_property
+    def _assessment(self) -> Assessment:
+        threshold = 0.5 if self.threshold is None else self.threshold
+        return assess(self.picture, self._lesion, self.spot, threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain values for JSON."""
@@ -103,6 +132,8 @@ class Segmentation:
             "area_fraction": self.area_fraction,
             "bounding_box_xyxy": self.bounding_box_xyxy and list(self.bounding_box_xyxy),
             "mean_probability_inside": self.mean_probability_inside,
+            "quality": self.quality,
+            "warnings": [doubt.to_dict() for doubt in self.warnings],
             "latency_ms": self.latency_ms,
         }
 
@@ -132,7 +163,11 @@ class Segmenter:
         return self.spec.data.image_size, self.spec.data.image_size
 
     def __call__(
-        self, image_rgb: Uint8Array | Image.Image, *, threshold: float | None = None
+        self,
+        image_rgb: Uint8Array | Image.Image,
+        *,
+        threshold: float | None = None,
+        raw: bool = False,
     ) -> Segmentation:
         """Segment one picture of any size and aspect.
 
@@ -140,6 +175,9 @@ class Segmenter:
             image_rgb: uint8 (height, width, 3), range 0..255, or a Pillow image of mode RGB.
             threshold: A pixel is lesion where the probability is at least this, between 0 and
                 1; by default the model's own. Only for models of one class.
+            raw: Leave specks and holes in the mask, and what was found in one colour. Otherwise
+                parts below a quarter of the largest go and holes are filled. Masks of several
+                classes are raw always.
 
         Returns:
             Probability and mask at the size of the picture.
@@ -151,15 +189,19 @@ class Segmenter:
         height, width = _require_image(image_rgb)
         threshold = self.check_threshold(threshold)
         start = time.perf_counter()
-        maps = self.probability(resize(image_rgb, self.size_hw)[None])[0]  # (classes, size, size)
+        picture = resize(image_rgb, self.size_hw)
+        maps = self.probability(picture[None])[0]  # (classes, size, size)
         labels = None
         if threshold is not None:
-            mask, _ = resize_mask(maps[0], (height, width), threshold)
+            map_of_mask = maps[0] if raw else clean(picture, maps[0], threshold)
+            spot = map_of_mask >= np.float32(threshold)
+            mask, _ = resize_mask(map_of_mask, (height, width), threshold)
         else:
+            spot = maps.argmax(axis=0) != 0
             labels = _most_probable(maps, (height, width))
             mask = labels != 0
         latency_ms = (time.perf_counter() - start) * 1e3
-        return Segmentation(maps, mask, labels, threshold, latency_ms)
+        return Segmentation(maps, mask, labels, threshold, latency_ms, spot, picture)
 
     def probability(self, images_rgb: Uint8Array) -> FloatArray:
         """Probability of a batch that already has the network's size.
@@ -306,6 +348,22 @@ def _read_run(metadata: Any, name: str) -> tuple[RunSpec, dict[str, Any]]:
         return RunSpec.from_dict(metadata.pop("run")), metadata
     except InputError as error:
         raise InputError(f"in {name}: {error.given}", error.accepted, error.remedy) from error
+
+
+def clean(picture: Uint8Array, probability: FloatArray, threshold: float) -> FloatArray:
+    """The probability that a mask is made of: without specks and holes; 0 for one colour.
+
+    Args:
+        picture: uint8 (size, size, 3), what the network saw.
+        probability: float32 (size, size), range 0..1.
+        threshold: Of the mask.
+
+    Returns:
+        float32 (size, size), a new array.
+    """
+    if is_one_colour(picture):
+        return np.zeros_like(probability)
+    return clean_probability(probability, threshold)
 
 
 def _most_probable(maps: FloatArray, size_hw: tuple[int, int]) -> Uint8Array:

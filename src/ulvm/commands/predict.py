@@ -26,6 +26,7 @@ from ulvm.spec import EngineName
 @click.option("--overlay", is_flag=True, help="Write the picture with the outline as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
+@click.option("--raw", is_flag=True, help="Keep specks and holes in the mask.")
 def predict(
     paths: tuple[str, ...],
     model: str | None,
@@ -34,6 +35,7 @@ def predict(
     overlay: bool,
     as_json: bool,
     threshold: float | None,
+    raw: bool,
 ) -> None:
     """Segment pictures: files, folders, patterns, or - for standard input.
 
@@ -45,7 +47,7 @@ def predict(
     sources = find_images(paths)
     with ThreadPoolExecutor(1) as opening:
         segmenter = opening.submit(_open, model, engine)
-        _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
+        _predict(segmenter, sources, out_dir, overlay, as_json, threshold, raw)
 
 
 @click.command()
@@ -78,12 +80,13 @@ def _predict(
     overlay: bool,
     as_json: bool,
     threshold: float | None,
+    raw: bool = False,
 ) -> None:
     from ulvm.predict import DEFAULT_OUT_DIR, predict_files
 
-    failed = 0
+    failed = doubtful = 0
     predictions = predict_files(
-        segmenter, sources, out_dir=out_dir, overlay=overlay, threshold=threshold
+        segmenter, sources, out_dir=out_dir, overlay=overlay, threshold=threshold, raw=raw
     )
     with show_progress("pictures") as advance:
         for number, prediction in enumerate(predictions, start=1):
@@ -94,16 +97,21 @@ def _predict(
             if prediction.error is not None:
                 failed += 1
                 click.echo(f"Error: {prediction.error}", err=True)
+            doubtful += bool(prediction.summary.get("warnings"))
             advance(number, len(sources))
     if not as_json:
         done = len(sources) - failed
         click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")
+        if doubtful:
+            click.echo(f"{doubtful} of them unsure: look at these masks before you use them")
         click.echo(NOTICE)
     if failed:
         sys.exit(1)
 
 
 def _describe(prediction: Any) -> str:
+    from ulvm.predict import caption
+
     summary = prediction.summary
     if summary["bounding_box_xyxy"] is None:
         found = "no lesion found"
@@ -114,8 +122,9 @@ def _describe(prediction: Any) -> str:
             f"box x {left}–{right} y {top}–{bottom}, "
             f"mean probability inside {summary['mean_probability_inside']:.2f}"
         )
+    doubts = caption(summary)
     written = f" and {prediction.overlay_path.name}" if prediction.overlay_path else ""
     return (
-        f"{prediction.source}: {found}, {summary['latency_ms']:.0f} ms"
+        f"{prediction.source}: {found}, {doubts and doubts + ', '}{summary['latency_ms']:.0f} ms"
         f" → {prediction.mask_path}{written}"
     )
