@@ -5,6 +5,7 @@ import { drawLesion } from "./drawing.js";
 import { SIZE, engineFile } from "./engine.js";
 import { THRESHOLD, model } from "./model.js";
 import { traceOutline } from "./outline.js";
+import { inWords } from "./quality.js";
 import { Ruler } from "./ruler.js";
 import { zip } from "./zip.js";
 
@@ -97,6 +98,7 @@ function show(item) {
   at("width-mm").value = item?.widthMm ?? "";
   for (const id of ["save-mask", "save-overlay", "ruler", "width-mm"]) at(id).disabled = true;
   showArea(null);
+  sayDoubts([]);
   updateList();
 }
 
@@ -187,6 +189,7 @@ const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 async function measure(item) {
   const { threshold } = look();
   if (item.counted?.threshold !== threshold) {
+    if (!item.earlier?.length) await model.review(item.result, threshold); // not what a hand has corrected
     item.counted = { threshold, fraction: await model.measure(item.result, threshold) };
   }
   return item.counted.fraction;
@@ -235,17 +238,27 @@ let counting = false;
 async function showFigures() {
   if (counting) return;
   counting = true;
+  let reviewed = false;
   try {
-    while (shown?.result && shown.counted?.threshold !== look().threshold) await measure(shown);
+    while (shown?.result && shown.counted?.threshold !== look().threshold) {
+      await measure(shown);
+      reviewed = true;
+    }
   } catch (error) {
     return showErrors(`The area could not be counted: ${error.message}.`);
   } finally {
     counting = false;
   }
   if (!shown?.counted || camera.isOn) return;
+  if (reviewed) return draw(); // the outline too is by this threshold
+  sayDoubts(shown.earlier?.length ? [] : shown.result.warnings);
   const { fraction } = shown.counted;
   showArea(fraction, squareMillimetres(shown, fraction));
   context.canvas.ariaLabel = `${shown.name}: the outlined lesion covers ${percent(fraction)} of the picture`;
+}
+
+function sayDoubts(codes) {
+  at("doubts").textContent = inWords(codes);
 }
 
 function showArea(fraction, mm2 = null) {
