@@ -113,6 +113,7 @@ async function select(item) {
 async function outline(item) {
   try {
     item.result = await model.outline(item.file, (preview) => showPicture(item, preview));
+    item.counted = null;
     await measure(item);
     showSpeed(item.result.ms);
   } catch (error) {
