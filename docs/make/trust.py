@@ -1,7 +1,7 @@
 """How well a result's own quality tells good masks from bad ones: tables, and a figure.
 
-From ``results/quality/quality.json`` and ``test.json``, which ``bench/quality.py`` writes. Run alone,
-it draws ``docs/figures/risk-coverage.*``.
+From ``results/quality/quality.json`` and ``test.json``, which ``bench/quality.py`` writes. Run
+alone, it draws ``docs/figures/risk-coverage.*``.
 """
 
 from __future__ import annotations

@@ -20,13 +20,16 @@ REVIEW = """async ({encoded, map, threshold}) => {
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const picture = bytes(encoded);
   const probability = new Float32Array(bytes(map).buffer);
-  const cleaned = isOneColour(picture) ? new Float32Array(probability.length) : clean(probability, threshold);
+  const empty = new Float32Array(probability.length);
+  const cleaned = isOneColour(picture) ? empty : clean(probability, threshold);
   const limit = Math.fround(threshold);
   const mask = Uint8Array.from(cleaned, (value) => value >= limit);
   return {
     ...assess(picture, probability, cleaned, threshold),
     measures: mask.includes(1) ? measure(picture, probability, mask, limit) : null,
-    cleaned: btoa(Array.from(new Uint8Array(cleaned.buffer), (v) => String.fromCharCode(v)).join("")),
+    cleaned: btoa(
+      Array.from(new Uint8Array(cleaned.buffer), (value) => String.fromCharCode(value)).join(""),
+    ),
   };
 }"""
 
