@@ -70,8 +70,12 @@ class Assessment:
 
 def is_one_colour(image_rgb: npt.NDArray[np.uint8]) -> bool:
     """Whether a picture, uint8 (height, width, 3), has nothing to see in it."""
-    flat = image_rgb.reshape(-1, 3)
-    return bool((flat.max(axis=0) - flat.min(axis=0)).max() <= ONE_COLOUR)
+    some = image_rgb[::16, ::16]  # enough to tell nearly every picture, and 50 times as fast
+    return all(
+        int(part[..., channel].max()) - int(part[..., channel].min()) <= ONE_COLOUR
+        for part in (some, image_rgb)
+        for channel in range(3)
+    )
 
 
 def assess(
