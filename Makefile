@@ -73,6 +73,7 @@ bench: .venv-test/ready
 
 docs: .venv-test/ready
 	.venv-test/bin/python docs/make/figures.py
+	.venv-test/bin/python docs/make/trust.py
 	.venv-test/bin/python docs/make/drawn_pictures.py
 	.venv-test/bin/python docs/make/tables.py
 
