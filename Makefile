@@ -60,8 +60,8 @@ web-test: engine
 site: engine
 	rm -rf site
 	cp -r src/ulvm/web site
-	cp src/ulvm/weights/ulvm-isic2017.safetensors site/model.safetensors
-	cp src/ulvm/weights/MODEL_CARD.md site/
+	cp src/ulvm/weights/skin.safetensors site/model.safetensors
+	cp src/ulvm/weights/skin.md site/MODEL_CARD.md
 	cp src/ulvm/examples/light-skin.jpg site/example.jpg
 
 # Needs chromium, and playwright in the test environment.

@@ -60,7 +60,7 @@ def page_files() -> dict[str, Traversable]:
     files["/"] = page / "index.html"
     files["/model.safetensors"] = package / "weights" / BUNDLED[DEFAULT].file
     files["/quality.json"] = package / "weights" / "quality.json"
-    files["/MODEL_CARD.md"] = package / "weights" / "MODEL_CARD.md"
+    files["/MODEL_CARD.md"] = package / "weights" / "skin.md"
     files["/example.jpg"] = package / "examples" / "light-skin.jpg"
     return files
 

@@ -199,7 +199,7 @@ def test_no_mask_differs_from_onnx_runtimes(level: str, cases: Cases, tmp_path: 
     done = run_level(folder, tmp_path, level)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "bundled-1.npz")
-    other = segmenter.load("isic2017", engine="onnx")
+    other = segmenter.load(engine="onnx")
     pictures = np.load(folder / "bundled.npz")
     for name in pictures:
         theirs = other.probability(pictures[name])
