@@ -114,6 +114,7 @@ lock: .venv-lock/bin/uv
 
 docs: .venv-test/ready
 	.venv-test/bin/python docs/make/figures.py
+	.venv-test/bin/python docs/make/trust.py
 	.venv-test/bin/python docs/make/drawn_pictures.py
 	.venv-test/bin/python docs/make/tables.py
 

@@ -17,11 +17,12 @@ from PIL import Image
 import areas
 import claims
 import speed
+import trust
 from documents import FIGURES, RESULTS, ROOT, RUNS, read, table
 from ulvm.reproduce.experiments import EXPERIMENTS, published_scores
 from ulvm.reproduce.report import render
 
-DOCUMENTS = ("README.md", "REPRODUCE.md", "src/ulvm/weights/MODEL_CARD.md")
+DOCUMENTS = ("README.md", "REPRODUCE.md", "docs/quality.md", "src/ulvm/weights/MODEL_CARD.md")
 BUNDLED_SCORES = RESULTS / "bundled"
 
 
@@ -92,6 +93,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "train-cpu": speed.train_cpu,
     "browser": speed.browser,
     "targets": speed.targets,
+    "trust": trust.lesions,
+    "trust-free": trust.free,
+    "trust-figure": lambda: figure("risk-coverage").replace("(docs/", "("),
     "areas": areas.split_table,
     "quintiles": areas.quintile_table,
     **{

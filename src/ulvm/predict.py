@@ -89,6 +89,12 @@ class Prediction:
         }
 
 
+def caption(summary: dict[str, Any]) -> str:
+    """A summary's warnings in one line, such as ``unsure: the spot is small``; "" without any."""
+    texts = [doubt["text"] for doubt in summary["warnings"]]
+    return "unsure: " + "; ".join(texts) if texts else ""
+
+
 def find_images(sources: Sequence[str]) -> list[Source]:
     """The pictures that the arguments of a command line name, each once.
 
@@ -136,6 +142,7 @@ def predict_files(
     overlay: bool = True,
     threshold: float | None = None,
     dicom_seg: bool = False,
+    raw: bool = False,
 ) -> Iterator[Prediction]:
     """Segment pictures and write ``<stem>_mask.png`` and ``<stem>_overlay.png`` for each.
 
@@ -150,6 +157,7 @@ def predict_files(
         overlay: Whether to write overlays.
         threshold: As for ``Segmenter``.
         dicom_seg: Whether to write DICOM results too; the sources are DICOM files then.
+        raw: As for ``Segmenter``.
 
     Returns:
         One result for each source, in order, as each is ready. A source that fails gives a
@@ -183,14 +191,15 @@ def predict_files(
             file = sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
             with room.share() as take:
                 picture = read_picture(file, take)
-                segmentation = model()(picture, threshold=threshold)
+                segmentation = model()(picture, threshold=threshold, raw=raw)
 
-                from ulvm.image import paint_overlay, write_png
+                from ulvm.image import paint_caption, paint_overlay, write_png
 
                 labels = segmentation.labels
                 write_png(mask_path, segmentation.mask if labels is None else labels)
                 if overlay_path:
                     paint_overlay(picture, segmentation.mask)
+                    paint_caption(picture, caption(segmentation.to_dict()))
                     write_png(overlay_path, picture)
                 del picture
                 dicom_paths: list[Path] = []
@@ -200,7 +209,7 @@ def predict_files(
                     dicom_paths = write_results(
                         source.name,
                         segmentation,
-                        lambda frame: model()(frame, threshold=threshold),
+                        lambda frame: model()(frame, threshold=threshold, raw=raw),
                         folder / output,
                         lambda path: _require_replaceable(path, originals),
                     )

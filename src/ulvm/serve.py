@@ -41,6 +41,7 @@ _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
     ".mjs": "text/javascript; charset=utf-8",
     ".wasm": "application/wasm",
     ".svg": "image/svg+xml",
@@ -70,6 +71,7 @@ def page_files() -> dict[str, Traversable]:
     files = {f"/{file.name}": file for file in page.iterdir() if file.is_file()}
     files["/"] = page / "index.html"
     files["/model.safetensors"] = package / "weights" / BUNDLED[DEFAULT].file
+    files["/quality.json"] = package / "weights" / "quality.json"
     files["/MODEL_CARD.md"] = package / "weights" / "skin.md"
     files["/example.jpg"] = package / "examples" / "light-skin.jpg"
     return files

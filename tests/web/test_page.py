@@ -309,8 +309,9 @@ OUTLINE_EACH_WAY = """async (base64) => {
   const { model } = await import("./model.js");
   const { traceOutline } = await import("./outline.js");
   const file = new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
-  const { probability } = await model.outline(file, ({ bitmap }) => bitmap.close());
-  const curves = [traceOutline(probability, 256, 0.5)];
+  const result = await model.outline(file, ({ bitmap }) => bitmap.close());
+  await model.review(result, 0.5);
+  const curves = [traceOutline(result.probability, 256, 0.5)];
   const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   for (const frame of [new VideoFrame(bitmap, { timestamp: 0 }), bitmap]) {
     curves.push((await model.outlineFrame(frame, 0.5)).curves);

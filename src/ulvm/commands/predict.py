@@ -34,6 +34,7 @@ from ulvm.spec import EngineName
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
+@click.option("--raw", is_flag=True, help="Keep specks and holes in the mask.")
 def predict(
     paths: tuple[str, ...],
     model: str | None,
@@ -43,6 +44,7 @@ def predict(
     dicom_seg: bool,
     as_json: bool,
     threshold: float | None,
+    raw: bool,
 ) -> None:
     """Segment pictures: files, folders, patterns, or - for standard input.
 
@@ -60,7 +62,7 @@ def predict(
     _set_environment()
     with ThreadPoolExecutor(1) as opening:
         segmenter = opening.submit(_open, model, engine)
-        _predict(segmenter, sources, out_dir, overlay, as_json, threshold, dicom_seg)
+        _predict(segmenter, sources, out_dir, overlay, as_json, threshold, dicom_seg, raw)
 
 
 @click.command()
@@ -113,10 +115,11 @@ def _predict(
     as_json: bool,
     threshold: float | None,
     dicom_seg: bool = False,
+    raw: bool = False,
 ) -> None:
     from ulvm.predict import DEFAULT_OUT_DIR, predict_files
 
-    failed = 0
+    failed = doubtful = 0
     predictions = predict_files(
         segmenter,
         sources,
@@ -124,6 +127,7 @@ def _predict(
         overlay=overlay,
         threshold=threshold,
         dicom_seg=dicom_seg,
+        raw=raw,
     )
     with show_progress("pictures") as progress:
         for number, prediction in enumerate(predictions, start=1):
@@ -134,16 +138,21 @@ def _predict(
             if prediction.error is not None:
                 failed += 1
                 progress.say(f"Error: {prediction.error}", err=True)
+            doubtful += bool(prediction.summary.get("warnings"))
             progress(number, len(sources))
     if not as_json:
         done = len(sources) - failed
         click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")
+        if doubtful:
+            click.echo(f"{doubtful} of them unsure: look at these masks before you use them")
         click.echo(NOTICE)
     if failed:
         sys.exit(1)
 
 
 def _describe(prediction: Any) -> str:
+    from ulvm.predict import caption
+
     summary = prediction.summary
     if summary["bounding_box_xyxy"] is None:
         found = "no lesion found"
@@ -155,9 +164,10 @@ def _describe(prediction: Any) -> str:
             f"box x {left}–{right} y {top}–{bottom}, "
             f"mean probability inside {summary['mean_probability_inside']:.2f}"
         )
+    doubts = caption(summary)
     more = [*filter(None, [prediction.overlay_path]), *prediction.dicom_paths]
     written = "".join(f" and {path.name}" for path in more)
     return printable(
-        f"{prediction.source}: {found}, {summary['latency_ms']:.0f} ms"
+        f"{prediction.source}: {found}, {doubts and doubts + ', '}{summary['latency_ms']:.0f} ms"
         f" → {prediction.mask_path}{written}"
     )

@@ -4,7 +4,8 @@ const CACHE = "ulvm";
 const ENGINE = new URL(self.location).searchParams.get("engine"); // the build that this browser takes
 const FILES = [
   "./", "style.css", "icon.svg", "page.js", "model.js", "worker.js", "engine.js", "outline.js", "drawing.js",
-  "camera.js", "ruler.js", "brush.js", "png16.js", "zip.js", ENGINE, "model.safetensors", "about.html", "about.js", "MODEL_CARD.md",
+  "camera.js", "ruler.js", "brush.js", "png16.js", "zip.js", "quality.js", "quality.json", ENGINE, "model.safetensors", "about.html",
+  "about.js", "MODEL_CARD.md",
 ];
 // The example is kept once it was asked for.
 const URLS = new Set([...FILES, "example.jpg"].map((file) => new URL(file, self.location).href));
