@@ -9,7 +9,7 @@ import glob
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from ulvm.files import make_folder
 from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
 
 if TYPE_CHECKING:
-    from ulvm.segmenter import Segmenter
+    from ulvm.segmenter import Segmentation, Segmenter
 
 DEFAULT_OUT_DIR = "ulvm-output"
 STANDARD_INPUT = "-"
@@ -54,6 +54,7 @@ class Prediction:
         mask_path: The mask written: 0 and 255, or for several classes the labels.
         overlay_path: The overlay written, if one was asked for.
         error: What went wrong, in one sentence; None when all went well.
+        extra: What the function given for it made of the result.
     """
 
     source: str
@@ -61,6 +62,7 @@ class Prediction:
     mask_path: Path | None = None
     overlay_path: Path | None = None
     error: str | None = None
+    extra: Any = field(default=None, repr=False)
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -126,6 +128,7 @@ def predict_files(
     out_dir: str | os.PathLike[str] | None = None,
     overlay: bool = True,
     threshold: float | None = None,
+    extra: Callable[[Segmentation], Any] | None = None,
 ) -> Iterator[Prediction]:
     """Segment pictures and write ``<stem>_mask.png`` and ``<stem>_overlay.png`` for each.
 
@@ -139,6 +142,7 @@ def predict_files(
         out_dir: Output folder, made where missing; by default ``ulvm-output``.
         overlay: Whether to write overlays.
         threshold: As for ``Segmenter``.
+        extra: Called with each result while its arrays are there, in the thread that made it.
 
     Returns:
         One result for each source, in order, as each is ready. A source that fails gives a
@@ -181,11 +185,14 @@ def predict_files(
             write_png(mask_path, segmentation.mask if labels is None else labels)
             if overlay_path:
                 write_png(overlay_path, draw_overlay(np.asarray(picture), segmentation.mask))
+            more = extra(segmentation) if extra else None
         except InputError as error:
             return Prediction(source.name, error=str(error))
         except MemoryError:
             return Prediction(source.name, error=f"{source.name} does not fit into memory.")
-        return Prediction(source.name, segmentation.to_dict(), mask_path, overlay_path)
+        return Prediction(
+            source.name, segmentation.to_dict(), mask_path, overlay_path, extra=more
+        )
 
     def stream() -> Iterator[Prediction]:
         workers = min(MAX_WORKERS, os.cpu_count() or 1)

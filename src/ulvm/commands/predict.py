@@ -7,12 +7,15 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ulvm.commands.shared import FOLDER, NOTICE, engine_option, show_progress
 from ulvm.spec import EngineName
+
+if TYPE_CHECKING:
+    from ulvm.use.coco import CocoForm
 
 
 @click.command()
@@ -27,6 +30,17 @@ from ulvm.spec import EngineName
 @click.option("--overlay", is_flag=True, help="Write the picture with the outline as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
+@click.option(
+    "--coco",
+    "coco_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all outlines into this COCO file as well.",
+)
+@click.option(
+    "--coco-form",
+    type=click.Choice(["rle", "polygon"]),
+    help="rle, exact and the default, or polygon, to be edited by hand.",
+)
 def predict(
     paths: tuple[str, ...],
     model: Path | None,
@@ -35,18 +49,47 @@ def predict(
     overlay: bool,
     as_json: bool,
     threshold: float | None,
+    coco_path: Path | None,
+    coco_form: CocoForm | None,
 ) -> None:
     """Segment pictures: files, folders, patterns, or - for standard input.
 
     For each picture a mask PNG of its size is written and a line printed. A file that cannot
     be read is reported and skipped; the exit code is then 1.
     """
+    if coco_form and not coco_path:
+        raise click.UsageError("--coco-form needs --coco FILE.")
     from ulvm.predict import find_images
 
     sources = find_images(paths)
     with ThreadPoolExecutor(1) as opening:
         segmenter = opening.submit(_open, model, engine)
-        _predict(segmenter, sources, out_dir, overlay, as_json, threshold)
+        coco = _Coco(coco_path, coco_form or "rle", segmenter) if coco_path else None
+        _predict(segmenter, sources, out_dir, overlay, as_json, threshold, coco)
+
+
+class _Coco:
+    """Collects the annotations of each picture for one file."""
+
+    def __init__(self, path: Path, form: CocoForm, segmenter: Any) -> None:
+        self.path, self.form, self.segmenter = path, form, segmenter
+        self.pictures: list[Any] = []
+
+    def describe(self, segmentation: Any) -> Any:
+        from ulvm.use.coco import describe
+
+        return describe(segmentation, self.form)
+
+    def add(self, source: Any, prediction: Any) -> None:
+        if prediction.error is None:
+            name = source.output.with_name(Path(source.name).name)
+            self.pictures.append((name, prediction.size_hw, prediction.extra))
+
+    def write(self) -> None:
+        from ulvm.use.coco import category_names, write_coco
+
+        classes = self.segmenter.result().spec.model.classes
+        write_coco(self.path, self.pictures, category_names(classes))
 
 
 @click.command()
@@ -79,15 +122,23 @@ def _predict(
     overlay: bool,
     as_json: bool,
     threshold: float | None,
+    coco: _Coco | None = None,
 ) -> None:
     from ulvm.predict import DEFAULT_OUT_DIR, predict_files
 
     failed = 0
     predictions = predict_files(
-        segmenter, sources, out_dir=out_dir, overlay=overlay, threshold=threshold
+        segmenter,
+        sources,
+        out_dir=out_dir,
+        overlay=overlay,
+        threshold=threshold,
+        extra=coco.describe if coco else None,
     )
     with show_progress("pictures") as advance:
         for number, prediction in enumerate(predictions, start=1):
+            if coco:
+                coco.add(sources[number - 1], prediction)
             if as_json:
                 click.echo(json.dumps(prediction.to_dict()))
             elif prediction.error is None:
@@ -96,6 +147,8 @@ def _predict(
                 failed += 1
                 click.echo(f"Error: {prediction.error}", err=True)
             advance(number, len(sources))
+    if coco:
+        coco.write()
     if not as_json:
         done = len(sources) - failed
         click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")

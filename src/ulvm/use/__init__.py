@@ -1,0 +1,1 @@
+"""The model inside other tools, one file a tool; each needs the extra of its name."""
