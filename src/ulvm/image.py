@@ -229,9 +229,13 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> No
     Raises:
         InputError: The folder cannot be written.
     """
+    write_atomically(path, encode_png(array))
+
+
+def encode_png(array: Uint8Array | BoolArray) -> bytes | memoryview:
+    """The content of a PNG file; the array as for ``write_png``."""
     if array.ndim == 2:
-        write_atomically(path, _encode_grey(array))
-        return
+        return _encode_grey(array)
     from PIL.PngImagePlugin import PngInfo
 
     signature = PngInfo()
@@ -242,7 +246,7 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray) -> No
     Image.fromarray(array).save(
         content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signature
     )
-    write_atomically(path, content.getbuffer())
+    return content.getbuffer()
 
 
 def _encode_grey(array: Uint8Array | BoolArray) -> bytes:

@@ -5,7 +5,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -60,9 +60,14 @@ SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
 
 
-def read_picture(source: ImageSource) -> Image.Image:
-    """As ``read_image``, but a Pillow image of mode RGB: of a large photo half the time."""
-    image, name = decode(source)
+def read_picture(source: ImageSource, before: Callable[[int], None] | None = None) -> Image.Image:
+    """As ``read_image``, but a Pillow image of mode RGB: of a large photo half the time.
+
+    Args:
+        source: As for ``read_image``.
+        before: Called with the number of pixels before they are decoded; it may refuse them.
+    """
+    image, name = decode(source, before)
     if image.mode == "F" or image.mode.startswith("I"):
         from ulvm.grey import scale_grey
 
@@ -90,7 +95,9 @@ def is_written_by_ulvm(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def decode(source: ImageSource) -> tuple[Image.Image, str]:
+def decode(
+    source: ImageSource, before: Callable[[int], None] | None = None
+) -> tuple[Image.Image, str]:
     """The first frame, turned upright, in the file's own mode, and what to call it in messages."""
     with _open(source) as (file, name):
         image = _read_header(file, name)
@@ -100,6 +107,8 @@ def decode(source: ImageSource) -> tuple[Image.Image, str]:
         _refuse_misread_tiff(image, name)
         # In one piece: between pieces other threads' Python would hold it up.
         image.decodermaxblock = LARGEST_PIECE
+        if before:
+            before(width * height)
         is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
         with _damage_reported(name):
             image.load()
