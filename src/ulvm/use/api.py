@@ -33,6 +33,7 @@ from ulvm.version import __version__
 LOCAL = ("127.0.0.1", "localhost")
 FORMATS = ("json", "png", "overlay")
 _PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+BACKLOG = 512  # connections that the system holds until they are accepted
 RETRY_S = 1  # what a client that is turned away is told to wait
 
 
@@ -256,6 +257,7 @@ def serve_api(
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host.strip("[]"), port))
+        listening.listen(BACKLOG)  # now, so that who reads the address can connect
     except (OSError, OverflowError) as error:
         listening.close()
         raise InputError(
@@ -270,6 +272,7 @@ def serve_api(
         log_level="warning",
         access_log=False,
         server_header=False,
+        backlog=BACKLOG,
         lifespan="off",
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
