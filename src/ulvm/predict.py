@@ -109,7 +109,7 @@ def find_images(sources: Sequence[str]) -> list[Source]:
             for match in sorted(Path(match) for match in glob.glob(argument, recursive=True)):  # noqa: PTH207 - pathlib has no glob of absolute patterns
                 if match.is_dir():
                     expanded += _search_folder(match)
-                elif _is_picture_name(match.name):
+                elif is_picture_name(match.name):
                     expanded.append(_file_source(match, match.parent))
         else:
             expanded = [_file_source(path, path.parent)] if argument else []
@@ -190,9 +190,7 @@ def predict_files(
             return Prediction(source.name, error=str(error))
         except MemoryError:
             return Prediction(source.name, error=f"{source.name} does not fit into memory.")
-        return Prediction(
-            source.name, segmentation.to_dict(), mask_path, overlay_path, extra=more
-        )
+        return Prediction(source.name, segmentation.to_dict(), mask_path, overlay_path, extra=more)
 
     def stream() -> Iterator[Prediction]:
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
@@ -223,7 +221,7 @@ def _search_folder(folder: Path) -> list[Source]:
     paths: list[Path] = []
     for parent, subfolders, names in os.walk(folder, onerror=failed.append):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths += [Path(parent, name) for name in names if _is_picture_name(name)]
+        paths += [Path(parent, name) for name in names if is_picture_name(name)]
     sources = [_file_source(path, folder) for path in sorted(paths)]
     for error in failed:
         message = InputError(
@@ -235,7 +233,8 @@ def _search_folder(folder: Path) -> list[Source]:
     return sources
 
 
-def _is_picture_name(name: str) -> bool:
+def is_picture_name(name: str) -> bool:
+    """Whether a folder search takes a file of this name: a picture, not hidden, not a result."""
     return (
         Path(name).suffix.lower() in SUFFIXES
         and not name.startswith(".")

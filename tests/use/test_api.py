@@ -20,12 +20,10 @@ from ulvm.cli import main
 from ulvm.image import read_mask
 from ulvm.synthetic import draw_lesion
 
-for package in ("starlette", "uvicorn", "python_multipart", "httpx"):
-    pytest.importorskip(package, reason=f"{package} is not installed")
-
-import httpx
-
-from ulvm.use.api import Api, Limits
+httpx: Any = pytest.importorskip("httpx", reason="httpx is not installed")
+pytest.importorskip("python_multipart", reason="the extra api is not installed")
+served: Any = pytest.importorskip("ulvm.use.api", reason="the extra api is not installed")
+Api, Limits = served.Api, served.Limits
 
 PICTURE = Path(ulvm.__file__).parent / "examples" / "light-skin.jpg"
 CONTENT = PICTURE.read_bytes()
@@ -112,9 +110,7 @@ def test_an_overlay_and_another_threshold(api: Api) -> None:
         ({"content": CONTENT, "headers": {"Host": "evil.example"}}, 400, ""),
     ],
 )
-def test_what_is_wrong_is_said(
-    api: Api, request_: dict[str, Any], status: int, words: str
-) -> None:
+def test_what_is_wrong_is_said(api: Api, request_: dict[str, Any], status: int, words: str) -> None:
     (answer,) = ask(api, request_)
     assert answer.status_code == status, answer.text
     if words:

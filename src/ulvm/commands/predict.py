@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="Run folder, .safetensors or .onnx file; else the bundled one.",
 )
 @engine_option
-@click.option("--out", "out_dir", type=FOLDER, help="Output folder; else ./ulvm-output.")
+@click.option("--out", help="Output folder; else ./ulvm-output.")
 @click.option("--overlay", is_flag=True, help="Write the picture with the outline as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
@@ -41,16 +41,24 @@ if TYPE_CHECKING:
     type=click.Choice(["rle", "polygon"]),
     help="rle, exact and the default, or polygon, to be edited by hand.",
 )
+@click.option(
+    "--ray",
+    "on_ray",
+    is_flag=True,
+    help="Over a Ray cluster, or this machine's cores; goes on where it stopped. PATH may be a "
+    "Parquet file of paths or the address of an object store, and so may --out.",
+)
 def predict(
     paths: tuple[str, ...],
     model: Path | None,
     engine: EngineName | None,
-    out_dir: Path | None,
+    out: str | None,
     overlay: bool,
     as_json: bool,
     threshold: float | None,
     coco_path: Path | None,
     coco_form: CocoForm | None,
+    on_ray: bool,
 ) -> None:
     """Segment pictures: files, folders, patterns, or - for standard input.
 
@@ -59,13 +67,57 @@ def predict(
     """
     if coco_form and not coco_path:
         raise click.UsageError("--coco-form needs --coco FILE.")
+    if on_ray:
+        if overlay or coco_path:
+            raise click.UsageError("--ray writes masks only: leave out --overlay and --coco.")
+        _predict_on_ray(paths, model, engine, out, as_json, threshold)
+        return
     from ulvm.predict import find_images
 
     sources = find_images(paths)
     with ThreadPoolExecutor(1) as opening:
         segmenter = opening.submit(_open, model, engine)
         coco = _Coco(coco_path, coco_form or "rle", segmenter) if coco_path else None
+        out_dir = None if out is None else Path(out)
         _predict(segmenter, sources, out_dir, overlay, as_json, threshold, coco)
+
+
+def _predict_on_ray(
+    paths: tuple[str, ...],
+    model: Path | None,
+    engine: EngineName | None,
+    out: str | None,
+    as_json: bool,
+    threshold: float | None,
+) -> None:
+    from ulvm.predict import DEFAULT_OUT_DIR
+    from ulvm.use.ray_data import find_addresses, predict_on_ray
+
+    out = out or DEFAULT_OUT_DIR
+    addresses = find_addresses(paths)
+    rows = predict_on_ray(
+        addresses,
+        out,
+        model=None if model is None else str(model),
+        engine=engine,
+        threshold=threshold,
+    )
+    new = failed = 0
+    with show_progress("pictures") as advance:
+        for new, row in enumerate(rows, start=1):
+            if as_json:
+                click.echo(json.dumps(row))
+            if row["error"] is not None:
+                failed += 1
+                click.echo(f"Error: {row['error']}", err=True)
+            advance(new, len(addresses))
+    if not as_json:
+        click.echo(
+            f"{len(addresses) - failed} of {len(addresses)} pictures done, {new} now, in {out}"
+        )
+        click.echo(NOTICE)
+    if failed:
+        sys.exit(1)
 
 
 class _Coco:

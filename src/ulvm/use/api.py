@@ -158,7 +158,9 @@ class Api:
             threshold = None if given is None else float(given)
             self.segmenter.check_threshold(threshold)
         except ValueError as error:  # an InputError is one
-            sentence = str(error) if isinstance(error, InputError) else f"{given!r} is no threshold."
+            sentence = (
+                str(error) if isinstance(error, InputError) else f"{given!r} is no threshold."
+            )
             raise HTTPException(400, sentence) from None
         return kind, threshold
 
@@ -217,7 +219,7 @@ async def _first_file(request: Request, body: bytes) -> bytes:
     async with copy.form(max_files=1, max_fields=8, max_part_size=len(body) + 1) as form:
         for value in form.values():
             if not isinstance(value, str):
-                return await value.read()
+                return bytes(await value.read())
     raise HTTPException(400, "The form holds no file. Send the picture as a field with a file.")
 
 

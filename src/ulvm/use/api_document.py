@@ -5,6 +5,7 @@ from typing import Any
 
 from ulvm.version import __version__
 
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _ERROR = {"$ref": "#/components/schemas/Error"}
 
 
@@ -20,9 +21,7 @@ def describe(*, bytes_at_most: int, pixels_at_most: int, seconds_at_most: float)
                 "schema": {
                     "type": "object",
                     "required": ["picture"],
-                    "properties": {
-                        "picture": {"type": "string", "contentMediaType": "application/octet-stream"}
-                    },
+                    "properties": {"picture": _FILE},
                 }
             },
         },
@@ -125,7 +124,7 @@ def write_page(document: dict[str, Any]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ulvm, the API</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'\"></head><body>"
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'"></head><body>'
         f"<h1>ulvm {html.escape(info['version'])}, the API</h1>{_paragraph(info['description'])}"
         "<pre>curl --data-binary @photo.jpg http://127.0.0.1:8765/segment\n"
         "curl --data-binary @photo.jpg http://127.0.0.1:8765/segment?format=png -o mask.png\n"
@@ -176,7 +175,7 @@ _SCHEMAS = {
             "maximum": 1,
         },
         bounding_box_xyxy={
-            "description": "Left, top, right and bottom, right and bottom exclusive; null if empty.",
+            "description": "Left, top, right, bottom; the last two exclusive. Null if empty.",
             "type": ["array", "null"],
             "items": {"type": "integer"},
         },
