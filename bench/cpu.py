@@ -31,10 +31,11 @@ import numpy as np
 import onnx
 import torch
 
-from gpu import RESULTS, ROOT, time_block, today, write_result
+from gpu import RESULTS, time_block, today, write_result
 from ulvm import segmenter
 from ulvm.engine import Engine
 from ulvm.errors import InputError
+from ulvm.models import find_weights
 from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.export import build_onnx
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
@@ -48,9 +49,8 @@ from ulvm.provenance import versions
 from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.spec import ModelSpec, RunSpec
 
-WEIGHTS = ROOT / "src" / "ulvm" / "weights"
-BUNDLED = WEIGHTS / segmenter.BUNDLED_ONNX
-BUNDLED_WEIGHTS = WEIGHTS / segmenter.BUNDLED_MODEL
+BUNDLED = find_weights("isic2017", onnx=True)
+BUNDLED_WEIGHTS = find_weights("isic2017")
 LEVELS = ("avx512", "avx2", "sse2", "neon")
 RESULT = RESULTS / "cpu.json"
 PRESETS_RESULT = RESULTS / "presets.json"
@@ -202,7 +202,7 @@ def build_peers(model: Path) -> list[Entry]:
     entries = [
         *engine_entries(
             "UltraLight VM-UNet",
-            segmenter.load().spec.model,
+            segmenter.load("isic2017").spec.model,
             BUNDLED_WEIGHTS.read_bytes(),
             graph.feed,
         ),

@@ -22,6 +22,7 @@ import gpu
 from ulvm import datasets, splits
 from ulvm.image import BoolArray, Uint8Array
 from ulvm.metrics import confusion, dice, pooled
+from ulvm.models import find_weights
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.graph import record
 from ulvm.nn.kernels.device import enable
@@ -33,7 +34,7 @@ from ulvm.nn.model import (
 )
 from ulvm.nn.validate import lesion_mask
 
-WEIGHTS = gpu.ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
+WEIGHTS = find_weights("isic2017")
 PRECISIONS = ("float32", "bfloat16", "float16")
 PLAIN = "float32, plain torch"
 SPLIT = "paper-permutation"

@@ -19,15 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu import RESULTS, ROOT, today, write_result
+from gpu import RESULTS, today, write_result
 from ulvm import segmenter
+from ulvm.models import find_weights
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export import export, probe_images
 from ulvm.nn.model import PictureToProbability
 from ulvm.nn.run_folder import machine
 from ulvm.nn.targets import TARGETS, compare, export_for
 
-WEIGHTS = ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
+WEIGHTS = find_weights("isic2017")
 RESULT = RESULTS / "targets.json"
 ONNX = "onnx"
 # Of each target: the ending of its file, and the package that ran it here.

@@ -15,9 +15,8 @@ from PIL import Image
 from ulvm import __version__, synthetic
 from ulvm.cli import main
 from ulvm.image import read_mask
-from ulvm.segmenter import BUNDLED_MODEL, BUNDLED_ONNX
+from ulvm.models import find_weights
 
-WEIGHTS = Path(synthetic.__file__).parent / "weights"
 COMMANDS = [
     "predict",
     "demo",
@@ -99,16 +98,16 @@ def test_predict_reads_standard_input_and_prints_json(tmp_path: Path) -> None:
 def test_predict_takes_weights_run_folders_and_onnx(tmp_path: Path) -> None:
     Image.fromarray(synthetic.draw_lesion(2, (90, 140)).image_rgb).save(tmp_path / "photo.png")
     (tmp_path / "run").mkdir()
-    shutil.copy(WEIGHTS / BUNDLED_MODEL, tmp_path / "run" / "weights.safetensors")
+    shutil.copy(find_weights("isic2017"), tmp_path / "run" / "weights.safetensors")
     masks = []
     for number, words in enumerate(
         [
-            (),
-            ("--engine", "c"),
-            ("--engine", "onnx"),
+            ("--model", "isic2017"),
+            ("--model", "isic2017", "--engine", "c"),
+            ("--model", "isic2017", "--engine", "onnx"),
             ("--model", tmp_path / "run"),
             ("--model", tmp_path / "run" / "weights.safetensors"),
-            ("--model", WEIGHTS / BUNDLED_ONNX),
+            ("--model", find_weights("isic2017", onnx=True)),
         ]
     ):
         out = tmp_path / str(number)
@@ -288,7 +287,7 @@ def test_eval_of_weights_needs_no_torch(drawn: Path, tmp_path: Path) -> None:
     where = ("--dataset", "folder", "--data", drawn)
     run("data", "split", *where, "--folds", 3, "--out", tmp_path / "splits")
     split = sorted((tmp_path / "splits").iterdir())[0]
-    words = ["eval", WEIGHTS / BUNDLED_MODEL, *where, "--split", split]
+    words = ["eval", find_weights(), *where, "--split", split]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *map(str, [*words, "--out", tmp_path / "scores"])],
         capture_output=True,

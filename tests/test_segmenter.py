@@ -20,6 +20,7 @@ from ulvm import synthetic
 from ulvm.engine import resize_probability
 from ulvm.errors import InputError
 from ulvm.image import resize
+from ulvm.models import find_weights
 from ulvm.segmenter import Segmentation, Segmenter, load
 from ulvm.spec import DataSpec, ModelSpec, RunSpec
 
@@ -268,12 +269,10 @@ def test_output_that_is_not_finite_is_refused(tmp_path: Path) -> None:
 
 # The bundled model
 
-WEIGHTS = Path(module.__file__).parent / "weights"
-
 
 def test_bundled_model_in_both_engines() -> None:
     image = drawn_picture()
-    ours, theirs = load(), load(engine="onnx")
+    ours, theirs = load("isic2017"), load("isic2017", engine="onnx")
     assert ours.spec == theirs.spec
     assert ours.provenance["split_hash"] == theirs.provenance["split_hash"]
     found, other = ours(image), theirs(image)
@@ -288,8 +287,8 @@ def drawn_picture() -> np.ndarray:
 
 
 def test_weights_run_folders_and_copies_give_the_same(tmp_path: Path) -> None:
-    shutil.copy(WEIGHTS / module.BUNDLED_MODEL, tmp_path / "weights.safetensors")
-    bundled = load()
+    shutil.copy(find_weights("isic2017"), tmp_path / "weights.safetensors")
+    bundled = load("isic2017")
     wanted = bundled(drawn_picture()).probability
     others = [
         load(tmp_path),  # a run folder
@@ -301,21 +300,8 @@ def test_weights_run_folders_and_copies_give_the_same(tmp_path: Path) -> None:
     for other in others:
         assert other.spec == bundled.spec
         np.testing.assert_array_equal(other(drawn_picture()).probability, wanted)
-    onnx_copy = pickle.loads(pickle.dumps(load(engine="onnx")))
+    onnx_copy = pickle.loads(pickle.dumps(load("isic2017", engine="onnx")))
     np.testing.assert_allclose(onnx_copy(drawn_picture()).probability, wanted, atol=1e-4)
-
-
-def test_missing_or_damaged_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "segmenter.py"))
-    for engine, name in (("c", module.BUNDLED_MODEL), ("onnx", module.BUNDLED_ONNX)):
-        with pytest.raises(InputError, match=rf"{name} is missing from this installation"):
-            load(engine=engine)  # type: ignore[arg-type]
-        (tmp_path / "weights").mkdir(exist_ok=True)
-        content = bytearray((WEIGHTS / name).read_bytes())
-        content[-100] ^= 1
-        (tmp_path / "weights" / name).write_bytes(content)
-        with pytest.raises(InputError, match=rf"{name} of this installation of ulvm is damaged"):
-            load(engine=engine)  # type: ignore[arg-type]
 
 
 def test_refused_weights(tmp_path: Path) -> None:
@@ -344,17 +330,17 @@ def test_refused_weights(tmp_path: Path) -> None:
     unknown = described(format=1, run={"modle": {}})
     refuse(written("unknown.safetensors", unknown), ": no field 'modle'")
     refuse(written("empty.safetensors", described(format=1, run=run)), "empty.safetensors: ")
-    whole = (WEIGHTS / module.BUNDLED_MODEL).read_bytes()
+    whole = find_weights().read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-4])
     refuse(tmp_path / "cut.safetensors", "cut.safetensors: ")
-    refuse(tmp_path / "cut.safetensors", "no file for the engine 'onnx'", engine="onnx")
-    refuse(write_model(tmp_path / "m.onnx"), "no file for the engine 'c'", engine="c")
+    refuse(tmp_path / "cut.safetensors", "is no .onnx file", engine="onnx")
+    refuse(write_model(tmp_path / "m.onnx"), "is no .safetensors file", engine="c")
 
 
 def test_without_onnx_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ulvm.onnx", None)
     with pytest.raises(InputError, match=r"pip install 'ultralight-vm-unet\[onnx\]'"):
-        load(engine="onnx")
+        load("isic2017", engine="onnx")
     assert load()(drawn_picture()).mask.any()
 
 

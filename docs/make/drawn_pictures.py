@@ -20,11 +20,12 @@ from ulvm.contact_sheet import PREDICTION_COLOUR, TRUTH_COLOUR
 from ulvm.files import write_atomically
 from ulvm.image import draw_overlay, resize
 from ulvm.metrics import confusion, dice
+from ulvm.models import find_weights
 from ulvm.nn.checkpoint import load_probability
 from ulvm.presets import PRESETS
 from ulvm.synthetic import SyntheticLesion, draw_lesion
 
-BUNDLED = ROOT / "src" / "ulvm" / "weights" / "ulvm-isic2017.safetensors"
+BUNDLED = find_weights()
 WEIGHTS = RESULTS / "weights"
 FIGURE = FIGURES / "drawn-pictures.png"
 

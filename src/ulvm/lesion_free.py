@@ -74,6 +74,17 @@ def draw_pictures(count: int, seed: int, size: int) -> Pixels:
     )
 
 
+def draw_lesions(count: int, seed: int, size: int) -> tuple[Pixels, Pixels]:
+    """As many drawn pictures with a lesion, of all tones: (count, size, size, 3), and their masks.
+
+    Masks are (count, size, size), 0 or 255.
+    """
+    seeds = np.random.SeedSequence([seed, 1]).generate_state(count)
+    drawn = [draw_lesion(int(each), (size, size)) for each in seeds]
+    masks = np.stack([one.mask for one in drawn]).astype(np.uint8) * 255
+    return np.stack([one.image_rgb for one in drawn]), masks
+
+
 def _skin(rng: np.random.Generator, size: int) -> Pixels:
     return draw_lesion(int(rng.integers(2**31)), (size, size), lesion=False).image_rgb
 

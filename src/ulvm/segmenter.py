@@ -5,7 +5,6 @@ Weights are a safetensors file that ``ulvm train`` wrote, run by the engine; an 
 JSON object ``{"format": 1, "run": <RunSpec>, …}``; what else it holds is the model's provenance.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -21,15 +20,8 @@ from PIL import Image
 from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
 from ulvm.errors import InputError
 from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
+from ulvm.models import find_weights
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
-
-BUNDLED_MODEL = "ulvm-isic2017.safetensors"
-BUNDLED_ONNX = "ulvm-isic2017.onnx"  # the same weights
-BUNDLED_SHA256 = {
-    BUNDLED_MODEL: "7fbd531c1581beaa3ca3db1558514fd6d47399556c0f051cb6d147c82c9f38af",
-    BUNDLED_ONNX: "53601cee4eeb04c9c5057d1b468f1074d8b8c562a7082c4fe3e8be507095530f",
-}
-RUN_WEIGHTS = "weights.safetensors"  # in a run folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +221,8 @@ def load(
     """Load a model.
 
     Args:
-        model: A safetensors file or a run folder of ``ulvm train``, or an ONNX file of
-            ``ulvm export``; by default the bundled model.
+        model: A name in ``ulvm.models.NAMES``, a safetensors file or a run folder of ``ulvm
+            train``, or an ONNX file of ``ulvm export``; by default the bundled model.
         threads: CPU threads of one inference, at least 1.
         engine: ``c`` is ulvm's own, for safetensors; ``onnx`` is ONNX Runtime, for ONNX files,
             and needs the extra of that name. By default what fits the file.
@@ -248,8 +240,8 @@ def load(
         )
     if engine is None:
         engine = "onnx" if model is not None and Path(model).suffix == ".onnx" else "c"
-    content, name = _read_model(model, engine)
-    return (_load_onnx if engine == "onnx" else _load_weights)(content, name, threads)
+    path = find_weights(model, onnx=engine == "onnx")
+    return (_load_onnx if engine == "onnx" else _load_weights)(_read_file(path), str(path), threads)
 
 
 def _load_weights(content: bytes, name: str, threads: int) -> Segmenter:
@@ -276,63 +268,15 @@ def _load_onnx(content: bytes, name: str, threads: int) -> Segmenter:
     return Segmenter(network, spec, provenance)
 
 
-def _read_model(model: str | os.PathLike[str] | None, engine: EngineName) -> tuple[bytes, str]:
-    """The file's content and what to call it in messages."""
-    accepted, ending = {
-        "c": ("it must be a .safetensors file or run folder of `ulvm train`", ".safetensors"),
-        "onnx": ("it must be an ONNX file that `ulvm export` wrote", ".onnx"),
-    }[engine]
-    if model is None:
-        return _read_bundled(BUNDLED_ONNX if engine == "onnx" else BUNDLED_MODEL)
-    path = Path(model)
-    if path.is_dir() and engine == "c":
-        if not (path / RUN_WEIGHTS).is_file():
-            raise InputError(
-                f"the model {path} is a folder without {RUN_WEIGHTS}",
-                accepted,
-                "check the path, or wait for the first epoch of training",
-            )
-        path /= RUN_WEIGHTS
-    if not path.is_file():
-        raise InputError(
-            (f"the model {path} is a folder" if path.is_dir() else f"model not found: {path}"),
-            accepted,
-            "check the path",
-        )
-    if path.suffix in {".safetensors", ".onnx"} - {ending}:
-        raise InputError(
-            f"the model {path} is no file for the engine {engine!r}",
-            accepted,
-            "leave the engine out",
-        )
+def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes(), str(path)
+        return path.read_bytes()
     except OSError as error:
         raise InputError(
             f"the model {path} cannot be read ({error.strerror})",
             "",
             "check its permissions",
         ) from error
-
-
-def _read_bundled(name: str) -> tuple[bytes, str]:
-    bundled = Path(__file__).with_name("weights") / name
-    if not bundled.is_file():
-        raise InputError(
-            f"the bundled model {name} is missing from this installation of ulvm",
-            "",
-            "name a file that `ulvm export` wrote. The bundled one is in a clone only"
-            if name == BUNDLED_ONNX
-            else "name a file that `ulvm train` wrote, or install ulvm again",
-        )
-    content = bundled.read_bytes()
-    if hashlib.sha256(content).hexdigest() != BUNDLED_SHA256[name]:
-        raise InputError(
-            f"the bundled model {name} of this installation of ulvm is damaged",
-            "",
-            "install ulvm again",
-        )
-    return content, name
 
 
 def _read_header(content: bytes) -> Any:

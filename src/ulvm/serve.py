@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ulvm.errors import InputError
-from ulvm.segmenter import BUNDLED_MODEL
+from ulvm.models import BUNDLED, DEFAULT
 
 HOST = "127.0.0.1"
 HEADERS = {
@@ -57,7 +57,7 @@ def page_files() -> dict[str, Traversable]:
         )
     files = {f"/{file.name}": file for file in page.iterdir() if file.is_file()}
     files["/"] = page / "index.html"
-    files["/model.safetensors"] = package / "weights" / BUNDLED_MODEL
+    files["/model.safetensors"] = package / "weights" / BUNDLED[DEFAULT].file
     files["/MODEL_CARD.md"] = package / "weights" / "MODEL_CARD.md"
     files["/example.jpg"] = package / "examples" / "light-skin.jpg"
     return files

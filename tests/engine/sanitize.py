@@ -24,12 +24,13 @@ from pathlib import Path
 import torch
 
 from ulvm.engine import build
+from ulvm.models import find_weights
 from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.networks import build_network
 from ulvm.spec import ModelSpec, RunSpec
 
 HERE = Path(__file__).parent
-BUNDLED = build.ENGINE.parent / "weights" / "ulvm-isic2017.safetensors"
+BUNDLED = find_weights("isic2017")
 ADDRESS, THREAD, FUZZER = "address,undefined", "thread", "fuzzer,address,undefined"
 FLAGS = ["-std=gnu11", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-w"]
 # Optimising network.c takes clang minutes with the address sanitizer, seconds with the other.

@@ -20,18 +20,18 @@ import pytest
 import torch
 from torch import nn
 
-import ulvm
 from ulvm import engine as module
 from ulvm import segmenter, synthetic
 from ulvm.engine import Engine, EngineError, build, resize_mask, resize_probability
 from ulvm.errors import InputError
+from ulvm.models import find_weights
 from ulvm.nn.checkpoint import load_weights, save_weights
 from ulvm.nn.export import probe_images
 from ulvm.nn.model import probability_of_logits
 from ulvm.nn.networks import build_network
 from ulvm.spec import ModelSpec, RunSpec
 
-WEIGHTS = Path(ulvm.__file__).parent / "weights" / segmenter.BUNDLED_MODEL
+WEIGHTS = find_weights("isic2017")
 TOLERANCE = 1e-4
 SIZES_HW = [(32, 32), (96, 160)]
 LARGE_SIZES_HW = [(256, 256), (288, 288)]  # of the first two
@@ -199,7 +199,7 @@ def test_no_mask_differs_from_onnx_runtimes(level: str, cases: Cases, tmp_path: 
     done = run_level(folder, tmp_path, level)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "bundled-1.npz")
-    other = segmenter.load(engine="onnx")
+    other = segmenter.load("isic2017", engine="onnx")
     pictures = np.load(folder / "bundled.npz")
     for name in pictures:
         theirs = other.probability(pictures[name])

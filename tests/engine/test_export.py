@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ulvm import cli, segmenter
+from ulvm import cli, models
 from ulvm.engine import EngineError, build, export
 from ulvm.errors import InputError
 from ulvm.nn.checkpoint import load_probability, save_weights
@@ -87,7 +87,7 @@ def test_what_is_written(bundled: Path) -> None:
     names = ["lesion.c", "lesion.h", "lesion_main.c", "lesion_test.h"]
     assert sorted(path.name for path in bundled.iterdir()) == names
     text = (bundled / "lesion.c").read_text()
-    assert segmenter.BUNDLED_SHA256[segmenter.BUNDLED_MODEL] in text
+    assert models.BUNDLED[models.DEFAULT].sha256 in text
     assert not re.search(r"\b(?:getenv|fopen|cpuid|ulvm_|ULVM_)", text)
     main = (bundled / "lesion_main.c").read_text()
     assert len(main[main.index("int main") :].splitlines()) < 25
@@ -215,7 +215,7 @@ def test_a_damaged_weight_fails_the_test_picture(
 ) -> None:
     """Meta-test: the program that comes with the file tells another network from this one."""
     shutil.copytree(bundled, tmp_path, dirs_exist_ok=True)
-    weights = export.find_weights(None).read_bytes()
+    weights = models.find_weights().read_bytes()
     length = int.from_bytes(weights[:8], "little")
     header = json.loads(weights[8 : 8 + length])
     at = (8 + length + header["head.bias"]["data_offsets"][0]) // 4

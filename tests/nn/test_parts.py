@@ -56,9 +56,12 @@ def test_data_sets_are_drawn_by_their_weights(folders: dict[str, Path]) -> None:
 def test_pictures_without_a_lesion_take_their_share(folders: dict[str, Path]) -> None:
     _, training, _ = load_parts(run_of(folders, lesion_free=0.5), folders, CPU)
     first = training.pools[2].first
-    assert training.drawn == 20
-    assert sum(pool.drawn for pool in training.pools[2:]) == 10
-    assert int(training.masks[first:].max()) == 0
+    assert training.drawn == 20 + training.pools[-1].drawn
+    *without, drawings = training.pools[2:]
+    assert sum(pool.drawn for pool in without) == 10
+    assert int(training.masks[first : drawings.first].max()) == 0
+    assert drawings.drawn == without[0].drawn and not drawings.bare
+    assert (training.masks[drawings.first :].amax((1, 2)) == 255).all()
 
 
 def test_a_teachers_masks_are_mixed_in(folders: dict[str, Path], tmp_path: Path) -> None:

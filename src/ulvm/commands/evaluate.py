@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ulvm.commands.shared import (
-    BUNDLED,
     FOLDER,
     GROUPS,
     NOTICE,
@@ -54,7 +53,7 @@ def evaluate(
     isic: bool,
     out_dir: Path,
 ) -> None:
-    """Score MODEL: a run folder, a .safetensors or .onnx file, or the word bundled."""
+    """Score MODEL: a run folder, a .safetensors or .onnx file, or a name such as bundled."""
     from ulvm import datasets, evaluate, splits
     from ulvm.datasets.read import read_masks
     from ulvm.groups import find_table, read_table
@@ -103,9 +102,9 @@ def _load_model(model: str, device: str, engine: EngineName | None) -> Any:
     from ulvm.engine import UNSUPPORTED, EngineError
     from ulvm.segmenter import load
 
-    if device == "cpu" or model == BUNDLED or model.endswith(".onnx"):
+    if device == "cpu" or model.endswith(".onnx"):
         try:
-            segmenter = load(None if model == BUNDLED else model, engine=engine)
+            segmenter = load(model, engine=engine)
         except EngineError as error:
             if engine is not None or error.code != UNSUPPORTED:
                 raise

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
-    help="Run folder, .safetensors or .onnx file; else the bundled one.",
+    help="Name, run folder, .safetensors or .onnx file; else the bundled one.",
 )
 @engine_option
 @click.option("--out", help="Output folder; else ./ulvm-output.")
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 )
 def predict(
     paths: tuple[str, ...],
-    model: Path | None,
+    model: str | None,
     engine: EngineName | None,
     out: str | None,
     overlay: bool,
@@ -159,7 +158,7 @@ def demo(out_dir: Path, engine: EngineName | None) -> None:
         _predict(load(engine=engine), sources, out_dir, overlay=True, as_json=False, threshold=None)
 
 
-def _open(model: Path | None, engine: EngineName | None) -> Any:
+def _open(model: str | None, engine: EngineName | None) -> Any:
     """A model; its imports too take place in the thread that opens it."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, for nothing
     from ulvm.segmenter import load

@@ -13,7 +13,6 @@ import click
 from ulvm.spec import DatasetName, EngineName
 
 NOTICE = "Not a medical device: for research and education, not for diagnosis."
-BUNDLED = "bundled"
 
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -21,6 +21,7 @@ from ulvm import segmenter
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.image import FloatArray, Uint8Array
+from ulvm.models import find_weights
 from ulvm.spec import RunSpec
 from ulvm.synthetic import draw_lesion, probe_images
 from ulvm.version import __version__
@@ -35,14 +36,6 @@ _CHOICE = "levels.c"
 _SOURCES = ("network.c", _CHOICE, "engine.c", "weights.c", "threads.c", "resample.c")
 
 
-def find_weights(model: str | Path | None) -> Path:
-    """The weights file of a run folder, of a file, or of the bundled model (None)."""
-    if model is None:
-        return Path(segmenter.__file__).with_name("weights") / segmenter.BUNDLED_MODEL
-    path = Path(model)
-    return path / segmenter.RUN_WEIGHTS if path.is_dir() else path
-
-
 def export(
     model: str | Path | None,
     out: str | Path,
@@ -51,7 +44,7 @@ def export(
     """Write ``NAME.c``, ``NAME.h``, ``NAME_test.h`` and ``NAME_main.c``, which runs a test picture.
 
     Args:
-        model: A run folder of ``ulvm train``, its weights file, or None for the bundled model.
+        model: As for ``ulvm.load``, no ONNX file.
         out: ``NAME.c``; functions are called ``NAME_open`` and so on.
         reference: What the compiled file has to agree with: uint8 (batch, height, width,
             channels) → float32 (batch, classes, height, width). By default ulvm's own engine.

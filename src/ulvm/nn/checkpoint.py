@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.models import RUN_WEIGHTS, find_weights
 from ulvm.nn.kernels import accelerate
 from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
 from ulvm.nn.networks import build_network
 from ulvm.spec import FORMAT, METADATA_KEY, ModelSpec, RunSpec
 
-WEIGHTS = "weights.safetensors"  # in a run folder: the best epoch's
+WEIGHTS = RUN_WEIGHTS
 _DEPTH = 6
 # The released code keeps losses as numpy floats beside the weights; numpy 2 renamed their module.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -49,12 +50,13 @@ def save_weights(path: Path, model: nn.Module, run: RunSpec, provenance: dict[st
 
 
 def load_weights(
-    path: str | Path, device: str = "cpu"
+    model: str | Path | None = None, device: str = "cpu"
 ) -> tuple[nn.Module, RunSpec, dict[str, Any]]:
     """Read what ``save_weights`` wrote.
 
     Args:
-        path: A weights file, or a run folder of ``ulvm train``.
+        model: A name in ``ulvm.models.NAMES``, a weights file or a run folder of ``ulvm train``;
+            by default the bundled model.
         device: Where the network goes.
 
     Returns:
@@ -64,15 +66,7 @@ def load_weights(
     Raises:
         InputError: The file is missing, no safetensors file or not written by ulvm.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= WEIGHTS
-    if not path.is_file():
-        raise InputError(
-            f"file not found: {path}",
-            "it must be a .safetensors file of ulvm train",
-            "check the path",
-        )
+    path = find_weights(model)
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -91,18 +85,18 @@ def load_weights(
         )
     stored = json.loads(metadata[METADATA_KEY])
     run = RunSpec.from_dict(stored.pop("run"))
-    model = build_network(run.model)
-    model.load_state_dict(state)
-    return accelerate(model.to(device)).eval(), run, stored
+    network = build_network(run.model)
+    network.load_state_dict(state)
+    return accelerate(network.to(device)).eval(), run, stored
 
 
 def load_probability(
-    path: str | Path, device: str = "cpu", *, double: bool = False
+    model: str | Path, device: str = "cpu", *, double: bool = False
 ) -> tuple[Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]], RunSpec]:
     """A weights file as a function of pictures, like ``Segmenter.probability``.
 
     Args:
-        path: A run folder of ``ulvm train``, or its weights file.
+        model: As for ``load_weights``.
         device: Where it runs.
         double: Computes in float64, for others to be compared with.
 
@@ -113,7 +107,7 @@ def load_probability(
     Raises:
         InputError: As ``load_weights``.
     """
-    network, run, _ = load_weights(path, device)
+    network, run, _ = load_weights(model, device)
     dtype = torch.float64 if double else torch.float32
     network.to(dtype)
 

@@ -42,7 +42,7 @@ def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE)
     ``probability``, float32 (batch, classes, size, size). The batch is free.
 
     Args:
-        source: A run folder of ``ulvm train``, or its weights file.
+        source: As for ``load_weights``.
         out: The ONNX file.
         tolerance: Largest difference of probability between ONNX Runtime and torch.
 

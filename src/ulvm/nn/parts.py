@@ -74,11 +74,14 @@ def load_parts(
     if run.train.lesion_free:
         without = draw_lesion_free(images, masks, run.data.image_size)
         total = round(sum(drawn) * run.train.lesion_free / (1 - run.train.lesion_free))
-        drawn += share_out([(1, 1.0)] * len(without), total)  # of each kind alike
-        bare += [False] + [True] * (len(without) - 1)
-        counts += map(len, without)
-        images += without
-        masks += [np.zeros(each.shape[:3], np.uint8) for each in without]
+        shares = share_out([(1, 1.0)] * len(without), total)  # of each kind alike
+        # Else the style of a drawing alone would say that there is no lesion.
+        drawings, outlines = lesion_free.draw_lesions(DRAWN_PICTURES, _SEED, run.data.image_size)
+        drawn += [*shares, shares[0]]
+        bare += [False] + [True] * (len(without) - 1) + [False]
+        counts += [*map(len, without), len(drawings)]
+        images += [*without, drawings]
+        masks += [*(np.zeros(each.shape[:3], np.uint8) for each in without), outlines]
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     mixed = len(counts) > 1
     marks = None

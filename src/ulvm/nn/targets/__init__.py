@@ -56,7 +56,7 @@ def export_for(target: str, source: str | Path, out: str | Path) -> dict[str, An
 
     Args:
         target: One of ``TARGETS``.
-        source: A run folder of ``ulvm train``, or its weights file.
+        source: As for ``load_weights``.
         out: The main file, with the target's ending; further files get the same stem.
 
     Returns:
