@@ -58,11 +58,7 @@ web-test: engine
 	.venv-test/bin/python -m pytest -s tests/web
 
 site: engine
-	rm -rf site
-	cp -r src/ulvm/web site
-	cp src/ulvm/weights/ulvm-isic2017.safetensors site/model.safetensors
-	cp src/ulvm/weights/MODEL_CARD.md site/
-	cp src/ulvm/examples/light-skin.jpg site/example.jpg
+	PYTHONPATH=src .venv-test/bin/python web/site.py site
 
 # Needs chromium, and playwright in the test environment.
 screenshots: engine

@@ -17,7 +17,7 @@ HOST = "127.0.0.1"
 HEADERS = {
     # The same as in index.html, and no other page may frame this one.
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; "
-    "worker-src 'self'; connect-src 'self'; img-src 'self'; style-src 'self'; "
+    "worker-src 'self'; connect-src 'self'; img-src 'self'; style-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     # Both together isolate the page, which browsers ask for before they allow threads.
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -35,6 +35,8 @@ _TYPES = {
     ".mjs": "text/javascript; charset=utf-8",
     ".wasm": "application/wasm",
     ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+    ".png": "image/png",
     ".jpg": "image/jpeg",
     ".safetensors": "application/octet-stream",
     ".md": "text/plain; charset=utf-8",
@@ -60,6 +62,9 @@ def page_files() -> dict[str, Traversable]:
     files["/model.safetensors"] = package / "weights" / BUNDLED[DEFAULT].file
     files["/MODEL_CARD.md"] = package / "weights" / "MODEL_CARD.md"
     files["/example.jpg"] = package / "examples" / "light-skin.jpg"
+    for picture in (package / "examples").iterdir():
+        if picture.is_file():
+            files[f"/gallery/{picture.name}"] = picture
     return files
 
 
