@@ -21,7 +21,13 @@ from documents import FIGURES, RESULTS, ROOT, RUNS, read, table
 from ulvm.reproduce.experiments import EXPERIMENTS, published_scores
 from ulvm.reproduce.report import render
 
-DOCUMENTS = ("README.md", "REPRODUCE.md", "src/ulvm/weights/MODEL_CARD.md")
+DOCUMENTS = (
+    "README.md",
+    "REPRODUCE.md",
+    "src/ulvm/weights/MODEL_CARD.md",
+    "docs/use/server.md",
+    "docs/use/ray.md",
+)
 BUNDLED_SCORES = RESULTS / "bundled"
 
 
@@ -92,6 +98,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "train-cpu": speed.train_cpu,
     "browser": speed.browser,
     "targets": speed.targets,
+    "api": speed.api,
+    "many-pictures": speed.many_pictures,
     "areas": areas.split_table,
     "quintiles": areas.quintile_table,
     **{

@@ -83,7 +83,7 @@ def predict(
 
 def _predict_on_ray(
     paths: tuple[str, ...],
-    model: Path | None,
+    model: str | None,
     engine: EngineName | None,
     out: str | None,
     as_json: bool,
@@ -97,7 +97,7 @@ def _predict_on_ray(
     rows = predict_on_ray(
         addresses,
         out,
-        model=None if model is None else str(model),
+        model=model,
         engine=engine,
         threshold=threshold,
     )
