@@ -193,3 +193,12 @@ def test_ray_writes_masks_only() -> None:
     done = CliRunner().invoke(main, ["predict", "photo.jpg", "--ray", "--overlay"])
     assert done.exit_code == 2
     assert "leave out --overlay" in done.output
+
+
+def test_rows_of_slow_pictures_are_written_before_a_part_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches = [{"row": np.array([json.dumps(number)])} for number in range(3)]
+    assert list(ray_data._in_parts(batches)) == [[0, 1, 2]]
+    monkeypatch.setattr(ray_data, "PART_S", 0.0)
+    assert list(ray_data._in_parts(batches)) == [[0], [1], [2]]

@@ -31,6 +31,8 @@ def serve(
     """
     given = {name: value for name, value in limits.items() if value is not None}
     if is_api:
+        if host not in (None, "127.0.0.1", "localhost", "::1"):
+            click.echo("Note: whoever reaches this machine can send pictures.", err=True)
         _serve_api(host or "127.0.0.1", port, model, given)
         return
     if host or model or given:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from ulvm.spec import EngineName
 
 ROWS = "rows"  # the folder of rows in the output folder
 BLOCK = 64  # pictures a worker is given at a time: what is done again when it is killed
-PART = 512  # rows in a file
+PART = 512  # rows in a file, unless they take longer than
+PART_S = 10.0
 READERS = 8  # pictures fetched at the same time from an object store, by each worker
 COLUMN = "path"  # of addresses in a Parquet file
 
@@ -272,13 +274,14 @@ def _choose_outputs(addresses: Sequence[Address], done: dict[str, str]) -> list[
 
 
 def _in_parts(batches: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of the workers' batches, about PART at a time."""
+    """The rows of the workers' batches, about PART at a time, or what came in PART_S seconds."""
     part: list[dict[str, Any]] = []
+    start = time.monotonic()
     for batch in batches:
         part += [json.loads(row) for row in batch["row"].tolist()]
-        if len(part) >= PART:
+        if len(part) >= PART or time.monotonic() - start >= PART_S:
             yield part
-            part = []
+            part, start = [], time.monotonic()
     if part:
         yield part
 
