@@ -96,9 +96,9 @@ def test_service_worker_keeps_all_files_of_the_page() -> None:
     served = {address.removeprefix("/") for address in page_files()}
     engines = {name for name in served if name.endswith(".wasm")}  # one of them, named elsewhere
     assert len(engines) == 2
-    gallery = {name for name in served if name.startswith("gallery/")}  # kept once asked for
-    assert len(gallery) == 6
-    passed_over = {"", "index.html", "service-worker.js", "example.jpg", *engines, *gallery}
+    asked = {name for name in served if name.startswith(("gallery/", "icon-"))}  # kept then
+    assert len(asked) == 6 + 3
+    passed_over = {"", "index.html", "service-worker.js", "example.jpg", *engines, *asked}
     assert kept - {"./"} == served - passed_over
 
 

@@ -437,7 +437,7 @@ def test_card_licence_and_source_are_there(page: Any, address: str) -> None:
 
 
 def test_all_that_it_loads_is_small() -> None:
-    on_request = ("/example.jpg", "/gallery/")
+    on_request = ("/example.jpg", "/gallery/", "/icon-")
     files = {
         name: file.read_bytes()
         for name, file in page_files().items()

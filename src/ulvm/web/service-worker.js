@@ -6,11 +6,11 @@ const ENGINE = new URL(self.location).searchParams.get("engine"); // the build t
 const FILES = [
   "./", "style.css", "icon.svg", "page.js", "model.js", "worker.js", "engine.js", "outline.js", "drawing.js",
   "camera.js", "ruler.js", "zip.js", ENGINE, "model.safetensors", "about.html", "about.js", "MODEL_CARD.md",
-  "manifest.webmanifest", "icon-192.png", "icon-512.png", "icon-maskable.png", "linked.js",
-  "gallery.html", "gallery.css", "gallery.js",
+  "manifest.webmanifest", "linked.js", "gallery.html", "gallery.css", "gallery.js",
 ];
-// Examples are kept once they were asked for.
-const URLS = new Set([...FILES, "example.jpg"].map((file) => new URL(file, FOLDER).href));
+// Examples and the icons for phones are kept once they were asked for.
+const ASKED = ["example.jpg", "icon-192.png", "icon-512.png", "icon-maskable.png"];
+const URLS = new Set([...FILES, ...ASKED].map((file) => new URL(file, FOLDER).href));
 const GALLERY = new URL("gallery/", FOLDER).href;
 const isOurs = (url) => URLS.has(url) || url.startsWith(GALLERY);
 
