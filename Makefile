@@ -6,6 +6,7 @@
 # make sanitize   run the engine under the address, undefined-behaviour and thread sanitizers (clang)
 # make fuzz   feed its reader of weights a million damaged files (clang)
 # make web-test   run the page in Chromium against the Python side
+# make tools  test other people's tools with ulvm in them (docs/use/); installs gigabytes of its own
 # make site   the page as a folder for any static host; `make screenshots` photographs it
 # make bench  time the model beside its peers on this CPU; the GPU's scripts are in bench/ too
 # make docs   draw the figures and regenerate the tables of the documents from result files; says what
@@ -20,7 +21,12 @@ CONSTRAINED = $(PIP) --constraint constraints.txt
 PLATFORMS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-musl \
 	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
 
-.PHONY: demo test check plain engine wheels sanitize fuzz web-test site screenshots bench docs clean
+# Extras that `make tools` installs, and what their tests need besides.
+TOOLS = api,cvat,eval,huggingface,label-studio,monai,napari,ray,smp
+TOOLS_TESTS = pytest nbclient nbformat ipykernel pytorch-ignite npe2 pycocotools label-studio-sdk \
+	httpx openapi-spec-validator
+
+.PHONY: demo test check plain engine wheels sanitize fuzz web-test tools site screenshots bench docs clean
 
 demo: .venv/ready
 	.venv/bin/ulvm demo
@@ -57,6 +63,11 @@ fuzz: .venv-test/ready
 web-test: engine
 	.venv-test/bin/python -m pytest -s tests/web
 
+# The tools' own plug-ins of pytest and their deprecations are theirs.
+tools: engine .venv-tools/ready
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-tools/bin/python -m pytest --override-ini addopts= \
+		--import-mode=importlib -rs -W default tests/use tests/nn/test_reuse.py
+
 site: engine
 	PYTHONPATH=src .venv-test/bin/python web/site.py site
 
@@ -84,6 +95,12 @@ docs: .venv-test/ready
 		isic-challenge-scoring hatchling ziglang 'triton; platform_system == "Linux"'
 	touch $@
 
+# Not constrained: torchvision, which some need, belongs to one torch.
+.venv-tools/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python $(PIP) --editable '.[$(TOOLS)]' $(TOOLS_TESTS)
+	touch $@
+
 .venv-build/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-build
 	.venv-build/bin/python $(PIP) build $$($(PYTHON) -c 'import tomllib; \
@@ -91,5 +108,5 @@ docs: .venv-test/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-build build dist demo-output site
+	rm -rf .venv .venv-test .venv-tools .venv-build build dist demo-output site
 	rm -f src/ulvm/engine/libulvm.* src/ulvm/web/*.wasm

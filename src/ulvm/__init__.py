@@ -3,7 +3,7 @@
 import ulvm
 
 segmenter = ulvm.load()
-segmentation = segmenter(ulvm.read_image("photo.jpg"))
+segmentation = segmenter("photo.jpg")  # or bytes, a file, a Pillow image, an array
 segmentation.mask  # bool, the size of the photo
 """
 

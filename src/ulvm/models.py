@@ -48,6 +48,9 @@ ELSEWHERE = {
     "skin": "skin-42.safetensors",
 }
 
+NOTICE = "Not a medical device: for research and education, not for diagnosis."
+"""The sentence that goes with every result."""
+
 NAMES = tuple(sorted({*BUNDLED, *ALIASES, *ELSEWHERE}))
 
 

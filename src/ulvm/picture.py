@@ -67,7 +67,30 @@ def read_picture(source: ImageSource, before: Callable[[int], None] | None = Non
         source: As for ``read_image``.
         before: Called with the number of pixels before they are decoded; it may refuse them.
     """
-    image, name = decode(source, before)
+    return _as_rgb(*decode(source, before))
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """A Pillow image as ``read_picture`` gives a file: turned as its EXIF says, of mode RGB.
+
+    What ``read_picture`` has turned isn't turned again. Pillow's own ``exif_transpose`` takes the
+    turn out of the EXIF, so an image that went through it stays as it is.
+
+    Raises:
+        InputError: Its file is damaged, which Pillow finds out late.
+    """
+    name = str(getattr(image, "filename", "") or "the picture")
+    with _damage_reported(name):
+        image.load()
+    orientation = 1 if TURNED in image.info else _orientation(image)
+    if orientation in UPRIGHT:
+        upright = image.transpose(UPRIGHT[orientation])
+        upright.info[TURNED] = orientation
+        image = upright
+    return _as_rgb(image, name)
+
+
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         from ulvm.grey import scale_grey
 
@@ -142,7 +165,21 @@ def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
         with file:
             yield file, str(path)
     else:  # A pipe cannot seek, which decoders need.
-        yield io.BytesIO(source.read()), str(getattr(source, "name", "the picture"))
+        name = _name_of(source)
+        yield io.BytesIO(source.read()), name
+
+
+def _name_of(file: Any) -> str:
+    """What to call a file object in messages: its path, if it has one.
+
+    Raises:
+        InputError: It gives text, not bytes.
+    """
+    path = getattr(file, "name", None)  # None or a number for temporary files
+    name = path if isinstance(path, str) else "the picture"
+    if isinstance(file, io.TextIOBase):
+        raise InputError(f"{name} was opened as text", "", "open it with mode 'rb'")
+    return name
 
 
 def _read_header(file: IO[bytes], name: str) -> ImageFile:

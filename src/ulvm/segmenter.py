@@ -19,8 +19,18 @@ from PIL import Image
 
 from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
 from ulvm.errors import InputError
-from ulvm.image import BoolArray, FloatArray, Uint8Array, bounding_box_xyxy, resize
+from ulvm.image import (
+    BoolArray,
+    FloatArray,
+    Uint8Array,
+    bounding_box_xyxy,
+    draw_overlay,
+    resize,
+    write_png,
+)
 from ulvm.models import find_weights
+from ulvm.outline import Polygon, find_polygons
+from ulvm.picture import ImageSource, is_written_by_ulvm, read_picture, turn_upright
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
 
@@ -35,6 +45,8 @@ class Segmentation:
         labels: uint8 (height, width), the most probable class; None for one class.
         threshold: Of the mask; None for several classes.
         latency_ms: Time of resizing to the network's size, inference and making the mask.
+        picture: What was segmented, upright, a Pillow image or uint8 (height, width, 3); it is
+            the caller's own where nothing had to be converted.
     """
 
     maps: FloatArray = field(repr=False)
@@ -42,6 +54,7 @@ class Segmentation:
     labels: Uint8Array | None = field(repr=False)
     threshold: float | None
     latency_ms: float
+    picture: Image.Image | Uint8Array | None = field(default=None, repr=False)
 
     @cached_property
     def probability(self) -> FloatArray:
@@ -94,6 +107,67 @@ class Segmentation:
         # Where rounding alone put a pixel into the mask, its probability is the highest one.
         return float(inside.mean(dtype=np.float64) if inside.size else lesion.max())
 
+    def polygons(self, *, tolerance: float = 0.0, label: int | None = None) -> list[Polygon]:
+        """The outlines of the mask, and of the holes in it, as points (x, y) in pixels.
+
+        Args:
+            tolerance: How far, in pixels, an outline may leave the mask's pixels to need fewer
+                points; 0 keeps every corner.
+            label: For several classes, the one wanted; by default all that are no background.
+
+        Returns:
+            The largest piece first, each with ``outline``, float64 (points, 2), clockwise, and
+            ``holes``, a tuple of such arrays.
+        """
+        labels = self.mask if self.labels is None else self.labels
+        mask = self.mask if label is None else np.equal(labels, label)
+        return find_polygons(mask, tolerance=tolerance)
+
+    def overlay(self, **style: Any) -> Image.Image:
+        """The picture with the mask tinted and outlined, as a Pillow image.
+
+        Args:
+            style: ``color_rgb``, ``opacity`` and ``line_width`` of ``ulvm.draw_overlay``.
+
+        Raises:
+            InputError: This segmentation was made without its picture.
+        """
+        if self.picture is None:
+            raise InputError(
+                "this segmentation does not hold its picture", "", "use ulvm.draw_overlay"
+            )
+        return Image.fromarray(draw_overlay(np.asarray(self.picture), self.mask, **style))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the mask as a PNG file: 0 and 255, or for several classes the labels.
+
+        Args:
+            path: Its ending is ``.png``. A mask that ulvm wrote is replaced; nothing else is.
+
+        Raises:
+            InputError: Another ending, a file of someone else's is there, or the folder cannot
+                be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise InputError(
+                f"{path} does not end in .png",
+                "masks are written as PNG, which keeps every pixel",
+                "for a picture of the outline use .overlay().save(…)",
+            )
+        if path.exists() and not is_written_by_ulvm(path):
+            raise InputError(
+                f"{path} is there already and was not written by ulvm", "", "choose another name"
+            )
+        write_png(path, self.mask if self.labels is None else self.labels)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the overlay, or the mask without its picture, and the finding."""
+        from ulvm.notebook import show
+
+        mask = Image.fromarray(self.mask.view(np.uint8) * np.uint8(255))
+        return show(mask if self.picture is None else self.overlay(), self.to_dict())
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain values for JSON."""
         return {
@@ -132,12 +206,14 @@ class Segmenter:
         return self.spec.data.image_size, self.spec.data.image_size
 
     def __call__(
-        self, image_rgb: Uint8Array | Image.Image, *, threshold: float | None = None
+        self, picture: ImageSource | Image.Image | Uint8Array, *, threshold: float | None = None
     ) -> Segmentation:
         """Segment one picture of any size and aspect.
 
         Args:
-            image_rgb: uint8 (height, width, 3), range 0..255, or a Pillow image of mode RGB.
+            picture: A path, the bytes of a file, a binary file object, a Pillow image, or uint8
+                (height, width, 3), range 0..255. All but the array are turned as their EXIF says
+                and put on white, as ``ulvm.read_image`` does.
             threshold: A pixel is lesion where the probability is at least this, between 0 and
                 1; by default the model's own. Only for models of one class.
 
@@ -145,13 +221,14 @@ class Segmenter:
             Probability and mask at the size of the picture.
 
         Raises:
-            InputError: It is no RGB picture, the threshold is out of range, or the network gave
-                a number that is no probability.
+            InputError: It is no picture, or a file that cannot be read; the threshold is out of
+                range; or the network gave a number that is no probability.
         """
-        height, width = _require_image(image_rgb)
+        upright = _read(picture)
+        height, width = _size_hw(upright)
         threshold = self.check_threshold(threshold)
         start = time.perf_counter()
-        maps = self.probability(resize(image_rgb, self.size_hw)[None])[0]  # (classes, size, size)
+        maps = self.probability(resize(upright, self.size_hw)[None])[0]  # (classes, size, size)
         labels = None
         if threshold is not None:
             mask, _ = resize_mask(maps[0], (height, width), threshold)
@@ -159,7 +236,7 @@ class Segmenter:
             labels = _most_probable(maps, (height, width))
             mask = labels != 0
         latency_ms = (time.perf_counter() - start) * 1e3
-        return Segmentation(maps, mask, labels, threshold, latency_ms)
+        return Segmentation(maps, mask, labels, threshold, latency_ms, upright)
 
     def probability(self, images_rgb: Uint8Array) -> FloatArray:
         """Probability of a batch that already has the network's size.
@@ -203,10 +280,10 @@ class Segmenter:
             return None
         if threshold is None:
             return self.spec.threshold
-        if not 0 < threshold < 1:
+        if not isinstance(threshold, int | float | np.number) or not 0 < threshold < 1:
             raise InputError(
-                f"threshold={threshold} is out of range",
-                "it must lie between 0 and 1",
+                f"threshold={threshold!r} is out of range",
+                "it must be a number between 0 and 1",
                 f"use {self.spec.threshold}, the model's own",
             )
         return threshold
@@ -319,29 +396,40 @@ def _most_probable(maps: FloatArray, size_hw: tuple[int, int]) -> Uint8Array:
     return labels
 
 
-def _require_image(image_rgb: Any) -> tuple[int, int]:
-    """Height and width of the picture."""
-    accepted = (
-        "it must be a numpy array, uint8 (height, width, 3), range 0..255, or a Pillow image "
-        "of mode RGB"
-    )
-    if isinstance(image_rgb, Image.Image):
-        if image_rgb.mode == "RGB" and image_rgb.width and image_rgb.height:
-            return image_rgb.height, image_rgb.width
-        raise InputError(
-            f"the picture is a Pillow image of mode {image_rgb.mode} and size {image_rgb.size}",
-            accepted,
-            "convert it with image.convert('RGB')",
-        )
+def _read(picture: Any) -> Image.Image | Uint8Array:
+    """The picture, upright and RGB."""
+    if isinstance(picture, Image.Image):
+        if not picture.width or not picture.height:
+            raise InputError(f"the picture is of size {picture.size}", "", "choose another one")
+        return turn_upright(picture)
+    if isinstance(picture, str | os.PathLike | bytes) or hasattr(picture, "read"):
+        return read_picture(picture)
+    if isinstance(picture, bytearray | memoryview):
+        return read_picture(bytes(picture))
+    _require_array(picture)
+    array: Uint8Array = picture
+    return array
+
+
+def _size_hw(picture: Image.Image | Uint8Array) -> tuple[int, int]:
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    height, width = picture.shape[:2]
+    return height, width
+
+
+def _require_array(image_rgb: Any) -> None:
+    accepted = "an array must be uint8 (height, width, 3), range 0..255"
     if not isinstance(image_rgb, np.ndarray):
         raise InputError(
             f"the picture is a {type(image_rgb).__name__}",
-            accepted,
-            "read files with ulvm.image.read_image",
+            "it must be a path, a file's bytes, a binary file object, a Pillow image or a numpy "
+            "array, uint8 (height, width, 3), range 0..255",
+            "give one picture at a time",
         )
     shape = image_rgb.shape
     if image_rgb.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image_rgb.size:
-        return shape[0], shape[1]
+        return
     if image_rgb.size == 0:
         remedy = "give a picture of at least one pixel"
     elif len(shape) == 2:
@@ -349,7 +437,7 @@ def _require_image(image_rgb: Any) -> tuple[int, int]:
     elif len(shape) == 4:
         remedy = "give one picture at a time"
     elif len(shape) != 3:
-        remedy = "read it with ulvm.image.read_image"
+        remedy = "read it with ulvm.read_image"
     elif shape[2] == 4:
         remedy = "drop the alpha channel with image[..., :3]"
     elif shape[2] == 1:

@@ -120,5 +120,5 @@ def test_other_networks_export_too(tmp_path: Path, model: dict[str, object]) -> 
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="File not found"):
+    with pytest.raises(InputError, match="is a folder without weights"):
         exporting.export(tmp_path, tmp_path / "model.onnx")

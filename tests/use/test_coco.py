@@ -72,7 +72,7 @@ def test_a_file_of_predictions_goes_round_through_pycocotools(
 
 
 def test_exact_polygons_give_the_exact_mask(tools: Any) -> None:
-    from ulvm.use.outline import flatten, polygons
+    from ulvm.outline import flatten, polygons
 
     mask = draw_lesion(1, (200, 333)).mask
     rles = tools.frPyObjects([flatten(each) for each in polygons(mask)], *mask.shape)

@@ -10,9 +10,8 @@ from typing import Any, get_args
 
 import click
 
+from ulvm.models import NOTICE as NOTICE
 from ulvm.spec import DatasetName, EngineName
-
-NOTICE = "Not a medical device: for research and education, not for diagnosis."
 
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)

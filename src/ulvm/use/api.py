@@ -23,11 +23,11 @@ from starlette.routing import Route
 from ulvm.commands.shared import NOTICE
 from ulvm.errors import InputError
 from ulvm.image import draw_overlay, encode_png
+from ulvm.outline import flatten, polygons
 from ulvm.picture import read_picture
 from ulvm.segmenter import Segmenter
 from ulvm.use.api_document import describe, write_page
 from ulvm.use.coco import TOLERANCE
-from ulvm.use.outline import flatten, polygons
 from ulvm.version import __version__
 
 LOCAL = ("127.0.0.1", "localhost")

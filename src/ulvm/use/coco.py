@@ -11,8 +11,8 @@ import numpy as np
 
 from ulvm.files import write_atomically
 from ulvm.image import BoolArray, bounding_box_xyxy
+from ulvm.outline import flatten, polygons
 from ulvm.segmenter import Segmentation
-from ulvm.use.outline import flatten, polygons
 from ulvm.version import __version__
 
 CocoForm = Literal["rle", "polygon"]

@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 
 from ulvm.errors import InputError
+from ulvm.outline import flatten, polygons
 from ulvm.segmenter import Segmenter, load
 from ulvm.use.coco import TOLERANCE
-from ulvm.use.outline import flatten, polygons
 
 
 class LesionFunction:

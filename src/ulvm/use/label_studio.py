@@ -13,10 +13,10 @@ import numpy as np
 
 from ulvm.errors import InputError
 from ulvm.image import BoolArray
+from ulvm.outline import polygons
 from ulvm.picture import ImageSource, read_picture
 from ulvm.segmenter import Segmentation, Segmenter, load
 from ulvm.use.coco import TOLERANCE
-from ulvm.use.outline import polygons
 from ulvm.version import __version__
 
 LARGEST_RUN = 2**16
