@@ -56,6 +56,10 @@ class Limits:
     queue: int = 32
 
 
+class PixelLimitError(InputError):
+    """A picture is larger than this server reads."""
+
+
 class Api:
     """The routes, and the queue behind them.
 
@@ -134,7 +138,8 @@ class Api:
                 "Try again later, or send a smaller picture.",
             ) from None
         except InputError as error:
-            raise HTTPException(400, str(error)) from None
+            status = 413 if isinstance(error, PixelLimitError) else 400
+            raise HTTPException(status, str(error)) from None
         finally:
             if working is None or working.done():
                 self._taken -= 1
@@ -202,10 +207,10 @@ class Api:
 
     def _refuse_large(self, pixels: int) -> None:
         if pixels > self.limits.pixels:
-            raise HTTPException(
-                413,
-                f"The picture has {pixels:,} pixels; up to {self.limits.pixels:,} are read. "
-                "Scale it down or cut out the lesion.",
+            raise PixelLimitError(
+                f"the picture has {pixels:,} pixels",
+                f"up to {self.limits.pixels:,} are read",
+                "scale it down or cut out the lesion",
             )
 
 
