@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -140,6 +140,10 @@ class Api:
         except InputError as error:
             status = 413 if isinstance(error, PixelLimitError) else 400
             raise HTTPException(status, str(error)) from None
+        except MemoryError:
+            raise HTTPException(413, "The picture does not fit into memory.") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "The picture did not arrive whole.") from None
         finally:
             if working is None or working.done():
                 self._taken -= 1
