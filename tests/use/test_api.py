@@ -181,32 +181,59 @@ def test_what_takes_too_long_is_answered_and_keeps_its_place_until_it_ends(
     assert [each.status_code for each in asyncio.run(run())] == [504, 503, 200]
 
 
+def send_by_hand(api: Any, receive: Any) -> list[Any]:
+    """What is answered to a request whose body comes from a function: httpx sends all at once."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/segment",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }
+    asyncio.run(api.app(scope, receive, send))
+    return sent
+
+
 def test_a_slow_upload_is_ended(segmenter: ulvm.Segmenter) -> None:
     api = Api(segmenter, Limits(workers=1, seconds=0.2))
 
-    async def run() -> list[Any]:
-        """httpx sends all of a body at once here, so the request is made by hand."""
-        sent: list[Any] = []
+    async def receive() -> Any:
+        await asyncio.sleep(0.15)
+        return {"type": "http.request", "body": b"x", "more_body": True}
 
-        async def receive() -> Any:
-            await asyncio.sleep(0.15)
-            return {"type": "http.request", "body": b"x", "more_body": True}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/segment",
-            "query_string": b"",
-            "headers": [(b"host", b"localhost")],
-        }
-        await api.app(scope, receive, send)
-        return sent
-
-    assert asyncio.run(run())[0]["status"] == 408
+    assert send_by_hand(api, receive)[0]["status"] == 408
     assert api._taken == 0
+
+
+def test_an_upload_that_breaks_off_is_no_error_of_the_server(api: Any) -> None:
+    pieces = iter(
+        [
+            {"type": "http.request", "body": CONTENT[:100], "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+
+    async def receive() -> Any:
+        return next(pieces)
+
+    assert send_by_hand(api, receive)[0]["status"] == 400
+    assert api._taken == 0
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_refused(
+    segmenter: ulvm.Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(served, "read_picture", fail)
+    (answer,) = ask(Api(segmenter, Limits(workers=1)), {"content": CONTENT})
+    assert answer.status_code == 413
 
 
 def test_the_document_is_openapi_and_names_what_is_answered(api: Api) -> None:

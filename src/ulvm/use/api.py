@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -54,6 +54,10 @@ class Limits:
     seconds: float = 30.0
     workers: int = os.cpu_count() or 1
     queue: int = 32
+
+
+class PixelLimitError(InputError):
+    """A picture is larger than this server reads."""
 
 
 class Api:
@@ -134,7 +138,12 @@ class Api:
                 "Try again later, or send a smaller picture.",
             ) from None
         except InputError as error:
-            raise HTTPException(400, str(error)) from None
+            status = 413 if isinstance(error, PixelLimitError) else 400
+            raise HTTPException(status, str(error)) from None
+        except MemoryError:
+            raise HTTPException(413, "The picture does not fit into memory.") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "The picture did not arrive whole.") from None
         finally:
             if working is None or working.done():
                 self._taken -= 1
@@ -202,10 +211,10 @@ class Api:
 
     def _refuse_large(self, pixels: int) -> None:
         if pixels > self.limits.pixels:
-            raise HTTPException(
-                413,
-                f"The picture has {pixels:,} pixels; up to {self.limits.pixels:,} are read. "
-                "Scale it down or cut out the lesion.",
+            raise PixelLimitError(
+                f"the picture has {pixels:,} pixels",
+                f"up to {self.limits.pixels:,} are read",
+                "scale it down or cut out the lesion",
             )
 
 
