@@ -49,8 +49,8 @@ from ulvm.provenance import versions
 from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.spec import ModelSpec, RunSpec
 
-BUNDLED = find_weights("isic2017", onnx=True)
-BUNDLED_WEIGHTS = find_weights("isic2017")
+BUNDLED = find_weights(onnx=True)
+BUNDLED_WEIGHTS = find_weights()
 LEVELS = ("avx512", "avx2", "sse2", "neon")
 RESULT = RESULTS / "cpu.json"
 PRESETS_RESULT = RESULTS / "presets.json"

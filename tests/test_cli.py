@@ -98,7 +98,7 @@ def test_predict_reads_standard_input_and_prints_json(tmp_path: Path) -> None:
 def test_predict_takes_weights_run_folders_and_onnx(tmp_path: Path) -> None:
     Image.fromarray(synthetic.draw_lesion(2, (90, 140)).image_rgb).save(tmp_path / "photo.png")
     (tmp_path / "run").mkdir()
-    shutil.copy(find_weights("isic2017"), tmp_path / "run" / "weights.safetensors")
+    shutil.copy(find_weights("skin"), tmp_path / "run" / "weights.safetensors")
     masks = []
     for number, words in enumerate(
         [
@@ -107,7 +107,7 @@ def test_predict_takes_weights_run_folders_and_onnx(tmp_path: Path) -> None:
             ("--model", "isic2017", "--engine", "onnx"),
             ("--model", tmp_path / "run"),
             ("--model", tmp_path / "run" / "weights.safetensors"),
-            ("--model", find_weights("isic2017", onnx=True)),
+            ("--model", find_weights("skin", onnx=True)),
         ]
     ):
         out = tmp_path / str(number)

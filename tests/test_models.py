@@ -66,9 +66,9 @@ def test_a_name_is_a_word_and_a_path_is_a_path(
 
 
 def test_without_the_onnx_file_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = BUNDLED["isic2017"]._replace(onnx_sha256=None)
-    monkeypatch.setitem(BUNDLED, "isic2017", plain)
-    for name in ("isic2017", "paper"):
+    plain = BUNDLED["skin"]._replace(onnx_sha256=None)
+    monkeypatch.setitem(BUNDLED, "skin", plain)
+    for name in ("isic2017", "skin"):
         with pytest.raises(InputError, match=f"`ulvm export {name} --out {name}.onnx`"):
             ulvm.load(name, engine="onnx")
 
@@ -77,15 +77,15 @@ def test_without_the_onnx_file_the_way_to_it_is_told(monkeypatch: pytest.MonkeyP
 def test_missing_or_damaged_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onnx: bool
 ) -> None:
-    whole = find_weights("isic2017", onnx=onnx)
+    whole = find_weights("skin", onnx=onnx)
     monkeypatch.setattr(models, "FOLDER", tmp_path)
     with pytest.raises(InputError, match=rf"{whole.name} is missing from this installation"):
-        find_weights("isic2017", onnx=onnx)
+        find_weights("skin", onnx=onnx)
     content = bytearray(whole.read_bytes())
     content[-100] ^= 1
     (tmp_path / whole.name).write_bytes(content)
     with pytest.raises(InputError, match=rf"{whole.name} of this installation of ulvm is damaged"):
-        find_weights("isic2017", onnx=onnx)
+        find_weights("skin", onnx=onnx)
 
 
 def test_commands_and_torch_take_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ PREDICT = """
 import time
 import numpy as np
 import ulvm
-segmenter = ulvm.load("isic2017", engine="onnx")
+segmenter = ulvm.load("skin", engine="onnx")
 end = time.monotonic() + 12
 while time.monotonic() < end:
     segmenter(np.zeros((256, 256, 3), np.uint8))

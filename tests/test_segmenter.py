@@ -271,7 +271,7 @@ def test_output_that_is_not_finite_is_refused(tmp_path: Path) -> None:
 
 def test_bundled_model_in_both_engines() -> None:
     image = drawn_picture()
-    ours, theirs = load("isic2017"), load("isic2017", engine="onnx")
+    ours, theirs = load("skin"), load("skin", engine="onnx")
     assert ours.spec == theirs.spec
     assert ours.provenance["split_hash"] == theirs.provenance["split_hash"]
     found, other = ours(image), theirs(image)
@@ -286,8 +286,8 @@ def drawn_picture() -> np.ndarray:
 
 
 def test_weights_run_folders_and_copies_give_the_same(tmp_path: Path) -> None:
-    shutil.copy(find_weights("isic2017"), tmp_path / "weights.safetensors")
-    bundled = load("isic2017")
+    shutil.copy(find_weights("skin"), tmp_path / "weights.safetensors")
+    bundled = load("skin")
     wanted = bundled(drawn_picture()).probability
     others = [
         load(tmp_path),  # a run folder
@@ -299,7 +299,7 @@ def test_weights_run_folders_and_copies_give_the_same(tmp_path: Path) -> None:
     for other in others:
         assert other.spec == bundled.spec
         np.testing.assert_array_equal(other(drawn_picture()).probability, wanted)
-    onnx_copy = pickle.loads(pickle.dumps(load("isic2017", engine="onnx")))
+    onnx_copy = pickle.loads(pickle.dumps(load("skin", engine="onnx")))
     np.testing.assert_allclose(onnx_copy(drawn_picture()).probability, wanted, atol=1e-4)
 
 
@@ -339,7 +339,7 @@ def test_refused_weights(tmp_path: Path) -> None:
 def test_without_onnx_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ulvm.onnx", None)
     with pytest.raises(InputError, match=r"pip install 'ultralight-vm-unet\[onnx\]'"):
-        load("isic2017", engine="onnx")
+        load("skin", engine="onnx")
     assert load()(drawn_picture()).mask.any()
 
 

@@ -1,6 +1,6 @@
 """Draws what each network with weights outlines on drawn pictures, beside the true outline.
 
-Networks are the bundled model and ``results/weights/<preset>.safetensors``. Writes
+Networks are the bundled models and ``results/weights/<preset>.safetensors``. Writes
 ``docs/figures/drawn-pictures.png``, with a description inside for ``tables.py``. Nobody's
 picture is in it, and it says little about photographs: no network has seen a drawn picture.
 """
@@ -48,7 +48,7 @@ INK, PAPER = (24, 24, 27), (255, 255, 255)
 
 def find_networks(weights_dir: Path) -> dict[str, Path]:
     """Name → weights: the bundled model first, then presets in their order."""
-    found = {"bundled model": BUNDLED}
+    found = {"skin, the default": BUNDLED}
     for preset in PRESETS:
         path = weights_dir / f"{preset}.safetensors"
         if path.exists():

@@ -32,20 +32,23 @@ class Bundled(NamedTuple):
 
 
 BUNDLED = {
+    "skin": Bundled(
+        "skin.safetensors",
+        "ef0b51e63d4ba595ca285dd7ad13a72c0812f9515dd3a532fb030e9de0c6efbd",
+        "0822b98fbf5f44e53ef5d73ea645a11b8d3ff0334f16feff6d4597a872778a05",
+    ),
     "isic2017": Bundled(
-        "ulvm-isic2017.safetensors",
-        "7fbd531c1581beaa3ca3db1558514fd6d47399556c0f051cb6d147c82c9f38af",
-        "53601cee4eeb04c9c5057d1b468f1074d8b8c562a7082c4fe3e8be507095530f",
+        "isic2017.safetensors",
+        "c7edca50955377f426ba599b1acefeb686474ac7c10d5cfffd70fac076d62eae",
     ),
 }
-DEFAULT = "isic2017"
+DEFAULT = "skin"
 ALIASES = {"bundled": DEFAULT}
 
 # In `results/weights/` of a clone, for the package stays small; each is also a preset of its name.
 ELSEWHERE = {
     "paper": "paper.safetensors",
     "research": "research-42.safetensors",
-    "skin": "skin-42.safetensors",
 }
 
 NOTICE = "Not a medical device: for research and education, not for diagnosis."

@@ -33,21 +33,10 @@ BEST_TRAIN = TrainSpec(
     augmentation="strong",
     average_decay=0.998,
 )
-# What made the weights that the package ships: an hour and a half on one thread of a CPU.
-BUNDLED_TRAIN = TrainSpec(
-    epochs=50,
-    batch_size=8,
-    learning_rate=2e-3,
-    schedule="one-cycle",
-    warmup_epochs=2,
-    augmentation="strong",
-    average_decay=0.998,
-)
-
 # What learns from several kinds of pictures.
 PLUS_TRAIN = dataclasses.replace(BEST_TRAIN, epochs=384, augmentation="stronger", teacher_share=0.5)
 SKIN_TRAIN = dataclasses.replace(
-    PLUS_TRAIN, epochs=111, augmentation="strong", lesion_free=0.2, pasted=0.3
+    PLUS_TRAIN, epochs=116, augmentation="strong", lesion_free=0.2, pasted=0.3, teacher_share=0.0
 )
 # The permutation's training and validation parts and the official validation part of ISIC 2017.
 _PHOTOS = SourceSpec(dataset="pad-ufes", split="skin", weight=3.0)
@@ -60,7 +49,7 @@ RESEARCH_DATA = DataSpec(
     ),
 )
 RESEARCH_TRAIN = dataclasses.replace(
-    SKIN_TRAIN, epochs=61, lesion_free=0.1, pasted=0.0, teacher_share=0.0
+    SKIN_TRAIN, epochs=61, lesion_free=0.1, pasted=0.0
 )
 TEACHER_TRAIN = dataclasses.replace(
     SKIN_TRAIN,
@@ -71,7 +60,6 @@ TEACHER_TRAIN = dataclasses.replace(
     warmup_epochs=2,
     average_decay=0.995,
     precision="bfloat16",
-    teacher_share=0.0,
 )
 # PVM layers where tokens are few; convolutions, which are faster, above; no bridge.
 PLUS_MODEL = ModelSpec(
@@ -121,7 +109,6 @@ PRESETS: dict[str, Preset] = {
         train=TEACHER_TRAIN,
         data=SKIN_DATA,
     ),
-    "bundled": _row("the shipped weights", ModelSpec(init="mamba"), 49_457, train=BUNDLED_TRAIN),
     "branches-1": _row("one Mamba over all channels", ModelSpec(branches=1), 136_269),
     "branches-2": _row("two branches", ModelSpec(branches=2), 69_589),
     "branches-8": _row("eight branches", ModelSpec(branches=8), 42_737),

@@ -60,7 +60,7 @@ def page_files() -> dict[str, Traversable]:
     files = {f"/{file.name}": file for file in page.iterdir() if file.is_file()}
     files["/"] = page / "index.html"
     files["/model.safetensors"] = package / "weights" / BUNDLED[DEFAULT].file
-    files["/MODEL_CARD.md"] = package / "weights" / "MODEL_CARD.md"
+    files["/MODEL_CARD.md"] = package / "weights" / "skin.md"
     files["/example.jpg"] = package / "examples" / "light-skin.jpg"
     for picture in (package / "examples").iterdir():
         if picture.is_file():

@@ -30,7 +30,7 @@ from ulvm.nn.networks import build_network
 from ulvm.spec import ModelSpec, RunSpec
 
 HERE = Path(__file__).parent
-BUNDLED = find_weights("isic2017")
+BUNDLED = find_weights()
 ADDRESS, THREAD, FUZZER = "address,undefined", "thread", "fuzzer,address,undefined"
 FLAGS = ["-std=gnu11", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-w"]
 # Optimising network.c takes clang minutes with the address sanitizer, seconds with the other.

@@ -194,7 +194,7 @@ def test_wheel_holds_what_runs_and_is_the_same_twice(name: str, tmp_path: Path) 
     assert {
         "ulvm/engine/ulvm.h",
         "ulvm/engine/network.c",
-        "ulvm/weights/ulvm-isic2017.safetensors",
+        "ulvm/weights/skin.safetensors",
         "ulvm/web/index.html",
         "ulvm/web/engine.wasm",
         "ulvm/web/engine-relaxed.wasm",

@@ -60,7 +60,8 @@ def test_pictures_without_a_lesion_take_their_share(folders: dict[str, Path]) ->
     *without, drawings = training.pools[2:]
     assert sum(pool.drawn for pool in without) == 10
     assert int(training.masks[first : drawings.first].max()) == 0
-    assert drawings.drawn == without[0].drawn and not drawings.bare
+    assert drawings.drawn == without[0].drawn
+    assert not drawings.bare
     assert (training.masks[drawings.first :].amax((1, 2)) == 255).all()
 
 

@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def small_run(data_dir: Path, *assignments: str) -> RunSpec:
-    return find_preset("bundled").run.override(
+    return find_preset("best").run.override(
         [
             "data.dataset=folder",
             f"data.split={data_dir / 'split.json'}",
