@@ -22,7 +22,11 @@ def main() -> None:
     overlap = 2 * (segmentation.mask & drawn.mask).sum()
     dice = overlap / (segmentation.mask.sum() + drawn.mask.sum())
     with tempfile.TemporaryDirectory() as folder:
-        ulvm.write_png(Path(folder) / "mask.png", segmentation.mask)
+        ulvm.write_png(Path(folder) / "photo.png", drawn.image_rgb)
+        again = segmenter(Path(folder) / "photo.png")
+        again.save(Path(folder) / "mask.png")
+    if not again.polygons() or "medical device" not in again._repr_html_():
+        sys.exit("a segmentation has no outline, or doesn't show itself")
     pages = serve.page_files()
     modules = (cli, datasets, evaluate, metrics, predict, presets, serve, splits)
     print(

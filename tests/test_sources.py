@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import io
 import pickle
 import re
@@ -16,8 +17,8 @@ from PIL import Image, ImageOps
 import ulvm
 from ulvm import synthetic
 from ulvm.engine import Engine
-from ulvm.models import NOTICE
 from ulvm.segmenter import Segmentation, Segmenter
+from ulvm.use import NOTICE
 
 UPRIGHT = synthetic.draw_lesion(3, (100, 150)).image_rgb
 
@@ -59,7 +60,7 @@ def test_every_kind_of_source_gives_the_upright_mask(segmenter: Segmenter, photo
         found = segmenter(source)
         assert found.size_hw == (100, 150), source
         np.testing.assert_array_equal(found.mask, wanted)
-        np.testing.assert_array_equal(np.asarray(found.picture), UPRIGHT)
+        np.testing.assert_array_equal(np.asarray(found.image), UPRIGHT)
     with tempfile.TemporaryFile() as unnamed:
         unnamed.write(content)
         unnamed.seek(0)
@@ -81,7 +82,7 @@ def test_pillow_images_of_all_modes_are_read_like_files(
         image.save(tmp_path / f"image.{ending}")
         expected = segmenter(tmp_path / f"image.{ending}")
         found = segmenter(image)
-        np.testing.assert_array_equal(np.asarray(found.picture), np.asarray(expected.picture))
+        np.testing.assert_array_equal(np.asarray(found.image), np.asarray(expected.image))
 
 
 def test_what_was_turned_by_ulvm_is_not_turned_again(segmenter: Segmenter, photo: Path) -> None:
@@ -136,11 +137,12 @@ def test_a_notebook_shows_the_overlay_the_finding_and_the_notice(segmenter: Segm
 
 
 def make(mask: np.ndarray, **more: Any) -> Segmentation:
-    return Segmentation(np.zeros((1, 32, 32), np.float32), mask, None, 0.5, 1.0, **more)
+    """A segmentation with this mask, or with these labels."""
+    return dataclasses.replace(ulvm.load()(UPRIGHT), mask=mask, **{"image": None, **more})
 
 
 def test_an_empty_mask_and_a_mask_without_its_picture_are_shown() -> None:
-    nothing = make(np.zeros((20, 30), bool), picture=UPRIGHT[:20, :30])
+    nothing = make(np.zeros((20, 30), bool), image=UPRIGHT[:20, :30])
     assert "No lesion found" in nothing._repr_html_()
     assert NOTICE in nothing._repr_html_()
     assert nothing.polygons() == []
@@ -175,7 +177,7 @@ def test_save_writes_the_mask_and_overwrites_only_its_own(
     with pytest.raises(ulvm.InputError, match=r"mask\.jpg does not end in \.png"):
         found.save("mask.jpg")
     labels = np.arange(600, dtype=np.uint8).reshape(20, 30) % 3
-    several = Segmentation(np.zeros((3, 32, 32), np.float32), labels != 0, labels, None, 1.0)
+    several = make(labels != 0, labels=labels, threshold=None)
     several.save(tmp_path / "labels.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
 
@@ -185,7 +187,7 @@ def test_polygons_are_the_outlines_of_the_mask_or_of_one_class() -> None:
     labels[2:12, 3:13] = 1
     labels[5:8, 5:8] = 0
     labels[12:15, 3:6] = 2
-    several = Segmentation(np.zeros((3, 32, 32), np.float32), labels != 0, labels, None, 1.0)
+    several = make(labels != 0, labels=labels, threshold=None)
     ((outline, holes),) = several.polygons()
     assert outline.min(axis=0).tolist() == [3, 2]
     assert outline.max(axis=0).tolist() == [13, 15]

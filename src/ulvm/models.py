@@ -51,9 +51,6 @@ ELSEWHERE = {
     "research": "research-42.safetensors",
 }
 
-NOTICE = "Not a medical device: for research and education, not for diagnosis."
-"""The sentence that goes with every result."""
-
 NAMES = tuple(sorted({*BUNDLED, *ALIASES, *ELSEWHERE}))
 
 

@@ -5,27 +5,35 @@ import html
 import io
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from ulvm.models import NOTICE
+from ulvm.image import BoolArray, Uint8Array, draw_overlay
+from ulvm.use import NOTICE
 
 LONGEST_SIDE = 512  # pixels
 
 
-def show(picture: Image.Image, summary: dict[str, Any]) -> str:
-    """A picture above what was found in it.
+def show(picture: Image.Image | Uint8Array | None, mask: BoolArray, summary: dict[str, Any]) -> str:
+    """A picture with the outline, above what was found in it.
 
     Args:
-        picture: The overlay, or another; shrunk to at most ``LONGEST_SIDE`` pixels on a side.
+        picture: Of mode RGB, or uint8 (height, width, 3); None shows the mask alone.
+        mask: bool (height, width).
         summary: Of the segmentation: its ``to_dict()``.
 
     Returns:
-        HTML with the picture inside.
+        HTML with the picture inside, shrunk to at most ``LONGEST_SIDE`` pixels on a side.
     """
-    shrunk = picture.copy()
-    shrunk.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    small_mask = Image.fromarray(mask)
+    small_mask.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.NEAREST)
+    shown = small_mask
+    if picture is not None:
+        small = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        small = small.resize(small_mask.size, Image.Resampling.BILINEAR, reducing_gap=2)
+        shown = Image.fromarray(draw_overlay(np.asarray(small), np.asarray(small_mask)))
     file = io.BytesIO()
-    shrunk.save(file, "PNG")
+    shown.save(file, "PNG")
     encoded = base64.b64encode(file.getvalue()).decode()
     found = html.escape(_describe(summary))
     return (

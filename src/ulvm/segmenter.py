@@ -45,8 +45,8 @@ class Segmentation:
         labels: uint8 (height, width), the most probable class; None for one class.
         threshold: Of the mask; None for several classes.
         latency_ms: Time of resizing to the network's size, inference and making the mask.
-        picture: What was segmented, upright, a Pillow image or uint8 (height, width, 3); it is
-            the caller's own where nothing had to be converted.
+        image: What was segmented, upright, a Pillow image or uint8 (height, width, 3); it is the
+            caller's own where nothing had to be converted.
     """
 
     maps: FloatArray = field(repr=False)
@@ -54,7 +54,7 @@ class Segmentation:
     labels: Uint8Array | None = field(repr=False)
     threshold: float | None
     latency_ms: float
-    picture: Image.Image | Uint8Array | None = field(default=None, repr=False)
+    image: Image.Image | Uint8Array | None = field(default=None, repr=False)
 
     @cached_property
     def probability(self) -> FloatArray:
@@ -132,11 +132,11 @@ class Segmentation:
         Raises:
             InputError: This segmentation was made without its picture.
         """
-        if self.picture is None:
+        if self.image is None:
             raise InputError(
                 "this segmentation does not hold its picture", "", "use ulvm.draw_overlay"
             )
-        return Image.fromarray(draw_overlay(np.asarray(self.picture), self.mask, **style))
+        return Image.fromarray(draw_overlay(np.asarray(self.image), self.mask, **style))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask as a PNG file: 0 and 255, or for several classes the labels.
@@ -165,8 +165,7 @@ class Segmentation:
         """What a notebook shows: the overlay, or the mask without its picture, and the finding."""
         from ulvm.notebook import show
 
-        mask = Image.fromarray(self.mask.view(np.uint8) * np.uint8(255))
-        return show(mask if self.picture is None else self.overlay(), self.to_dict())
+        return show(self.image, self.mask, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain values for JSON."""
@@ -236,7 +235,7 @@ class Segmenter:
             labels = _most_probable(maps, (height, width))
             mask = labels != 0
         latency_ms = (time.perf_counter() - start) * 1e3
-        return Segmentation(maps, mask, labels, threshold, latency_ms, upright)
+        return Segmentation(maps, mask, labels, threshold, latency_ms, image=upright)
 
     def probability(self, images_rgb: Uint8Array) -> FloatArray:
         """Probability of a batch that already has the network's size.

@@ -9,8 +9,8 @@ import torch
 
 import ulvm
 from ulvm import synthetic
-from ulvm.models import NOTICE
 from ulvm.spec import DataSpec, ModelSpec, RunSpec
+from ulvm.use import NOTICE
 
 pytest.importorskip("torch")
 hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is of the extra [huggingface]")
@@ -83,3 +83,8 @@ def test_the_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
     assert NOTICE in card.text
     assert "49,457 parameters" in card.text
     assert "isic2017 (paper-permutation)" in card.text
+
+
+def test_the_licence_is_left_open_where_the_data_bind(tmp_path: Path) -> None:
+    HubNetwork(RunSpec(data=DataSpec(dataset="isic2018"))).save_pretrained(tmp_path)
+    assert hub.ModelCard.load(tmp_path / "README.md").data.license == "other"

@@ -12,7 +12,8 @@ import pytest
 import ulvm
 from ulvm import synthetic
 from ulvm.errors import InputError
-from ulvm.models import BUNDLED, NOTICE
+from ulvm.models import BUNDLED
+from ulvm.use import NOTICE
 from ulvm.use.napari import segment, to_rgb
 
 npe2 = pytest.importorskip("npe2", reason="npe2 is of the extra [napari]")
@@ -73,6 +74,8 @@ def test_a_layer_of_a_viewer_becomes_labels_in_the_same_place() -> None:
     np.testing.assert_array_equal(labels.translate, layer.translate)
     assert labels.name == "mole: lesion"
     assert labels.metadata["notice"] == NOTICE
+    own = segment(layer)[1]["metadata"]["threshold"]
+    assert own == ulvm.load().spec.threshold
     assert [each.name for each in viewer.layers] == ["mole", "mole: lesion"]
 
 

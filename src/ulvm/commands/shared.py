@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import click
 
-from ulvm.models import NOTICE as NOTICE
 from ulvm.spec import DatasetName, EngineName
+from ulvm.use import NOTICE as NOTICE
 
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)

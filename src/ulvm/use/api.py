@@ -20,12 +20,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ulvm.commands.shared import NOTICE
 from ulvm.errors import InputError
 from ulvm.image import draw_overlay, encode_png
 from ulvm.outline import flatten, polygons
 from ulvm.picture import read_picture
 from ulvm.segmenter import Segmenter
+from ulvm.use import NOTICE
 from ulvm.use.api_document import describe, write_page
 from ulvm.use.coco import TOLERANCE
 from ulvm.version import __version__

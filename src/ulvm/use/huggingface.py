@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from ulvm.errors import InputError
-from ulvm.models import NOTICE
 from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.reuse import SelfNormalising, load_pretrained
 from ulvm.spec import METADATA_KEY, RunSpec
+from ulvm.use import NOTICE
 
 try:
-    from huggingface_hub import ModelCard, PyTorchModelHubMixin
+    from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 except ModuleNotFoundError as problem:
     raise InputError(
         "huggingface_hub is not installed", "", "run pip install 'ultralight-vm-unet[huggingface]'"
     ) from problem
 
 WEIGHTS = "model.safetensors"
+_PUBLIC_DOMAIN = ("isic2017",)  # other data sets may bind weights that were made with them
 
 
 class HubNetwork(
@@ -79,7 +80,10 @@ class HubNetwork(
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """What ``save_pretrained`` writes as README.md."""
-        data = self._hub_mixin_info.model_card_data.to_yaml()
+        info = self._hub_mixin_info.model_card_data.to_dict()
+        if any(source.dataset not in _PUBLIC_DOMAIN for source in self.run.data.sources):
+            info["license"] = "other"
+        data = ModelCardData(**info).to_yaml()
         return ModelCard(f"---\n{data}\n---\n\n{self._describe()}")
 
     def _describe(self) -> str:
@@ -108,7 +112,7 @@ Outlines skin lesions in dermoscopic pictures. {parameters:,} parameters; arXiv 
 |---|---|
 | input | (batch, 3, height, width), RGB of any range, trained at {size}×{size} |
 | output | logits (batch, {classes}, height, width); threshold {threshold} after the sigmoid |
-| data and split | {sources} |
+| data and split | {sources}; each data set has its own licence |
 | run, scores, versions | in `config.json` and in the metadata of `{weights}` |
 
 ```python

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from ulvm.errors import InputError
 from ulvm.image import Uint8Array
-from ulvm.models import BUNDLED, DEFAULT, NOTICE
+from ulvm.models import BUNDLED, DEFAULT
 from ulvm.segmenter import load
+from ulvm.use import NOTICE
 
 if TYPE_CHECKING:
     import napari.layers
@@ -23,7 +24,7 @@ _PLACES = ("scale", "translate", "rotate", "shear", "affine", "units")  # where 
 def segment(
     image: "napari.layers.Image",
     model: Annotated[str, {"choices": list(BUNDLED)}] = DEFAULT,
-    threshold: Annotated[float, {"min": 0.01, "max": 0.99, "step": 0.05}] = 0.5,
+    threshold: Annotated[float, {"min": 0.0, "max": 0.95, "step": 0.05}] = 0.0,
 ) -> "napari.types.LayerDataTuple":
     """The lesion of a picture, or of each picture of a stack, as labels in the same place.
 
@@ -31,7 +32,7 @@ def segment(
         image: Colour or grey, (…, height, width[, 3 or 4]): 8 bits, or any other range, of which
             the layer's contrast limits are taken; colours as floats are 0..1, as in napari.
         model: A model that comes with ulvm.
-        threshold: A pixel is lesion where the probability is at least this.
+        threshold: A pixel is lesion where the probability is at least this; 0: the model's own.
 
     Returns:
         napari's tuple of labels, uint8 (…, height, width), 1 in the lesion; options; "labels".
@@ -42,13 +43,14 @@ def segment(
     pixels = image.data[0] if image.multiscale else image.data
     pictures = to_rgb(np.asarray(pixels), rgb=image.rgb, limits=image.contrast_limits)
     segmenter = load(model)
+    used = segmenter.check_threshold(threshold or None)
     labels = np.zeros(pictures.shape[:-1], np.uint8)
     for index in np.ndindex(pictures.shape[:-3]):
-        labels[index] = segmenter(pictures[index], threshold=threshold).mask
+        labels[index] = segmenter(pictures[index], threshold=used).mask
     options: dict[str, Any] = {
         "name": f"{image.name}: lesion",
         "opacity": 0.4,
-        "metadata": {"model": model, "threshold": threshold, "notice": NOTICE},
+        "metadata": {"model": model, "threshold": used, "notice": NOTICE},
     }
     options |= {name: getattr(image, name) for name in _PLACES if hasattr(image, name)}
     return labels, options, "labels"
