@@ -22,7 +22,14 @@ from documents import FIGURES, RESULTS, ROOT, RUNS, read, table
 from ulvm.reproduce.experiments import EXPERIMENTS, published_scores
 from ulvm.reproduce.report import render
 
-DOCUMENTS = ("README.md", "REPRODUCE.md", "docs/quality.md", "src/ulvm/weights/MODEL_CARD.md")
+DOCUMENTS = (
+    "README.md",
+    "REPRODUCE.md",
+    "docs/quality.md",
+    "docs/use/server.md",
+    "docs/use/ray.md",
+    "src/ulvm/weights/skin.md",
+)
 BUNDLED_SCORES = RESULTS / "bundled"
 
 
@@ -96,6 +103,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "trust": trust.lesions,
     "trust-free": trust.free,
     "trust-figure": lambda: figure("risk-coverage").replace("(docs/", "("),
+    "api": speed.api,
+    "many-pictures": speed.many_pictures,
     "areas": areas.split_table,
     "quintiles": areas.quintile_table,
     **{

@@ -270,11 +270,15 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Imag
     Raises:
         InputError: The folder cannot be written.
     """
+    write_atomically(path, encode_png(array))
+
+
+def encode_png(array: Uint8Array | BoolArray | Image.Image) -> bytes | memoryview:
+    """The content of a PNG file; the picture as for ``write_png``."""
     if isinstance(array, Image.Image):
         image = array
     elif array.ndim == 2:
-        write_atomically(path, _encode_grey(array))
-        return
+        return _encode_grey(array)
     else:
         image = Image.fromarray(array)
     from PIL.PngImagePlugin import PngInfo
@@ -286,7 +290,7 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Imag
     # default level, which would take longer than decoding and inference together.
     image.info = {}  # profiles and text
     image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signature)
-    write_atomically(path, content.getbuffer())
+    return content.getbuffer()
 
 
 def _encode_grey(array: Uint8Array | BoolArray) -> bytes:

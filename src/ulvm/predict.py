@@ -24,7 +24,7 @@ from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
 from ulvm.use.formats import OPTIONAL_SUFFIXES
 
 if TYPE_CHECKING:
-    from ulvm.segmenter import Segmenter
+    from ulvm.segmenter import Segmentation, Segmenter
 
 DEFAULT_OUT_DIR = "ulvm-output"
 STANDARD_INPUT = "-"
@@ -60,6 +60,7 @@ class Prediction:
         overlay_path: The overlay written, if one was asked for.
         error: What went wrong, in one sentence; None when all went well.
         dicom_paths: DICOM results written, if they were asked for.
+        extra: What the function given for it made of the result.
     """
 
     source: str
@@ -68,6 +69,7 @@ class Prediction:
     overlay_path: Path | None = None
     error: str | None = None
     dicom_paths: tuple[Path, ...] = ()
+    extra: Any = field(default=None, repr=False)
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -122,7 +124,7 @@ def find_images(sources: Sequence[str]) -> list[Source]:
             for match in sorted(Path(match) for match in glob.glob(argument, recursive=True)):  # noqa: PTH207 - pathlib has no glob of absolute patterns
                 if match.is_dir():
                     expanded += _search_folder(match)
-                elif _is_picture_name(match.name):
+                elif is_picture_name(match.name):
                     expanded.append(_file_source(match, match.parent))
         else:
             expanded = [_file_source(path, path.parent)] if argument else []
@@ -143,6 +145,7 @@ def predict_files(
     threshold: float | None = None,
     dicom_seg: bool = False,
     raw: bool = False,
+    extra: Callable[[Segmentation], Any] | None = None,
 ) -> Iterator[Prediction]:
     """Segment pictures and write ``<stem>_mask.png`` and ``<stem>_overlay.png`` for each.
 
@@ -158,6 +161,7 @@ def predict_files(
         threshold: As for ``Segmenter``.
         dicom_seg: Whether to write DICOM results too; the sources are DICOM files then.
         raw: As for ``Segmenter``.
+        extra: Called with each result while its arrays are there, in the thread that made it.
 
     Returns:
         One result for each source, in order, as each is ready. A source that fails gives a
@@ -213,6 +217,7 @@ def predict_files(
                         folder / output,
                         lambda path: _require_replaceable(path, originals),
                     )
+                more = extra(segmentation) if extra else None
         except InputError as error:
             return Prediction(source.name, error=str(error))
         except MemoryError:
@@ -227,6 +232,7 @@ def predict_files(
             mask_path,
             overlay_path,
             dicom_paths=tuple(dicom_paths),
+            extra=more,
         )
 
     def stream() -> Iterator[Prediction]:
@@ -291,7 +297,7 @@ def _search_folder(folder: Path) -> list[Source]:
     paths: list[Path] = []
     for parent, subfolders, names in os.walk(folder, onerror=failed.append):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths += [Path(parent, name) for name in names if _is_picture_name(name)]
+        paths += [Path(parent, name) for name in names if is_picture_name(name)]
     sources = [_file_source(path, folder) for path in sorted(paths)]
     for error in failed:
         message = InputError(
@@ -303,7 +309,8 @@ def _search_folder(folder: Path) -> list[Source]:
     return sources
 
 
-def _is_picture_name(name: str) -> bool:
+def is_picture_name(name: str) -> bool:
+    """Whether a folder search takes a file of this name: a picture, not hidden, not a result."""
     return (
         Path(name).suffix.lower() in SUFFIXES | OPTIONAL_SUFFIXES | {".avif"}
         and not name.startswith(".")
