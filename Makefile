@@ -29,9 +29,10 @@ PLATFORMS = x86_64-linux-gnu aarch64-linux-gnu x86_64-linux-musl aarch64-linux-m
 	x86_64-macos aarch64-macos x86_64-windows aarch64-windows
 
 # Extras that `make tools` installs, and what their tests need besides.
-TOOLS = bioimageio,dicom,eval,heic,huggingface,monai,napari,smp
+TOOLS = api,bioimageio,cvat,dicom,eval,heic,huggingface,label-studio,monai,napari,ray,smp
 # bioimageio.spec 0.5.12 fails with pydantic 2.14.
-TOOLS_TESTS = pytest nbclient nbformat ipykernel pytorch-ignite npe2 jsonschema pillow-heif 'pydantic<2.14'
+TOOLS_TESTS = pytest nbclient nbformat ipykernel pytorch-ignite npe2 pycocotools label-studio-sdk \
+	httpx openapi-spec-validator jsonschema pillow-heif 'pydantic<2.14'
 
 .PHONY: demo test check plain engine wheels sanitize fuzz chaos web-test tools site screenshots bench docs lock clean
 
@@ -89,11 +90,7 @@ tools: engine .venv-tools/ready
 		--import-mode=importlib -rs -W default tests/use tests/nn/test_reuse.py
 
 site: engine
-	rm -rf site
-	cp -r src/ulvm/web site
-	cp src/ulvm/weights/skin.safetensors site/model.safetensors
-	cp src/ulvm/weights/skin.md site/MODEL_CARD.md
-	cp src/ulvm/examples/light-skin.jpg site/example.jpg
+	PYTHONPATH=src .venv-test/bin/python web/site.py site
 
 # Needs chromium, and playwright in the test environment.
 screenshots: engine
@@ -114,6 +111,7 @@ lock: .venv-lock/bin/uv
 
 docs: .venv-test/ready
 	.venv-test/bin/python docs/make/figures.py
+	.venv-test/bin/python docs/make/trust.py
 	.venv-test/bin/python docs/make/drawn_pictures.py
 	.venv-test/bin/python docs/make/tables.py
 

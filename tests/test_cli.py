@@ -400,7 +400,7 @@ def test_eval_scores_the_masks_of_predict_as_the_isic_challenge_does(tmp_path: P
     found = json.loads((tmp_path / "scores" / "scores.json").read_text())["challenge"]
     assert f"threshold_jaccard  {found['threshold_jaccard']:.4f}" in result.output
 
-    run("predict", tmp_path / "drawn" / "images", "--out", tmp_path / "out")
+    run("predict", "--raw", tmp_path / "drawn" / "images", "--out", tmp_path / "out")
     overlaps = []
     for case in json.loads((tmp_path / "scores" / "cases.json").read_text()):
         mask = read_mask(tmp_path / "out" / f"{case['id']}_mask.png") > 0

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ulvm import predict as module
 from ulvm.errors import InputError
-from ulvm.image import draw_overlay, write_png
-from ulvm.predict import Prediction, Source, find_images, predict_files
+from ulvm.image import draw_overlay, paint_caption, write_png
+from ulvm.predict import Prediction, Source, caption, find_images, predict_files
 from ulvm.segmenter import Segmenter
 from ulvm.spec import DataSpec, ModelSpec, RunSpec
 
@@ -133,7 +133,7 @@ def test_masks_overlays_and_summary(folder: Path, segmenter: Segmenter) -> None:
     pictures = {
         name: draw(name, seed) for seed, name in enumerate(("a.png", "p/b.tif", "p/q/c.png"))
     }
-    predictions = list(predict_files(segmenter, find_images(["a.png", "p"])))
+    predictions = list(predict_files(segmenter, find_images(["a.png", "p"]), raw=True))
     out = Path("ulvm-output")
     assert [prediction.mask_path for prediction in predictions] == [
         out / "a_mask.png",
@@ -146,7 +146,10 @@ def test_masks_overlays_and_summary(folder: Path, segmenter: Segmenter) -> None:
         assert prediction.size_hw == (SIZE, SIZE)
         mask = lesion(picture)
         np.testing.assert_array_equal(stored(prediction.mask_path), np.where(mask, 255, 0))
-        np.testing.assert_array_equal(stored(prediction.overlay_path), draw_overlay(picture, mask))
+        words = caption(prediction.summary)
+        drawn = Image.fromarray(draw_overlay(picture, mask))
+        paint_caption(drawn, words)
+        np.testing.assert_array_equal(stored(prediction.overlay_path), np.asarray(drawn))
         assert prediction.summary["area_pixels"] == mask.sum()
         plain = json.loads(json.dumps(prediction.to_dict()))
         assert plain["mask_path"] == str(prediction.mask_path)
@@ -157,7 +160,7 @@ def test_options(folder: Path, segmenter: Segmenter) -> None:
     picture = draw("a.png")
     sources = find_images(["a.png"])
     (prediction,) = predict_files(
-        segmenter, sources, out_dir=folder / "x" / "y", overlay=False, threshold=0.7
+        segmenter, sources, out_dir=folder / "x" / "y", overlay=False, threshold=0.7, raw=True
     )
     assert prediction.overlay_path is None
     assert [path.name for path in (folder / "x" / "y").iterdir()] == ["a_mask.png"]
@@ -229,7 +232,7 @@ def test_standard_input(
         buffer = io.BytesIO(Path("a.png").read_bytes())
 
     monkeypatch.setattr(sys, "stdin", Input)
-    (prediction,) = predict_files(segmenter, find_images(["-"]))
+    (prediction,) = predict_files(segmenter, find_images(["-"]), raw=True)
     assert prediction.source == "-"
     assert prediction.mask_path == Path("ulvm-output/stdin_mask.png")
     np.testing.assert_array_equal(stored(prediction.mask_path) > 0, lesion(picture))
@@ -238,7 +241,7 @@ def test_standard_input(
 def test_equal_names_do_not_overwrite_each_other(folder: Path, segmenter: Segmenter) -> None:
     files = ["p/a.png", "q/a.png", "p/a.bmp", "q/a-2.png", "r/A.png", "r/a.b.png", "r/a.c.png"]
     pictures = [draw(name, seed) for seed, name in enumerate(files)]
-    predictions = list(predict_files(segmenter, find_images(files)))
+    predictions = list(predict_files(segmenter, find_images(files), raw=True))
     stems = [str(prediction.mask_path)[len("ulvm-output/") :] for prediction in predictions]
     assert stems == [
         "a_mask.png",
@@ -251,7 +254,7 @@ def test_equal_names_do_not_overwrite_each_other(folder: Path, segmenter: Segmen
     ]
     for picture, prediction in zip(pictures, predictions, strict=True):
         np.testing.assert_array_equal(stored(prediction.mask_path) > 0, lesion(picture))
-    again = list(predict_files(segmenter, find_images(files)))
+    again = list(predict_files(segmenter, find_images(files), raw=True))
     assert [each.mask_path for each in again] == [each.mask_path for each in predictions]
     assert not any(each.error for each in again)
 

@@ -98,7 +98,7 @@ def test_load_reads_spec_and_provenance(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size_hw", [(64, 64), (90, 130), (20, 33), (1, 1), (1, 5000), (5000, 3)])
 def test_one_class_at_any_size(segmenter: Segmenter, size_hw: tuple[int, int]) -> None:
     image = RANDOM.integers(0, 256, (*size_hw, 3), dtype=np.uint8)
-    segmentation = segmenter(image, threshold=0.5)
+    segmentation = segmenter(image, threshold=0.5, raw=True)
     expected = enlarge(resize(image, (SIZE, SIZE)).mean(axis=2) / 255, size_hw)
     assert segmentation.probability.dtype == np.float32
     np.testing.assert_allclose(segmentation.probability, expected, atol=1e-4)
@@ -131,16 +131,39 @@ def test_summary_of_a_square_worked_by_hand(segmenter: Segmenter) -> None:
         "area_mm2": None,
         "bounding_box_xyxy": [40, 10, 60, 30],
         "mean_probability_inside": segmentation.mean_probability_inside,
+        "quality": segmentation.quality,
+        "warnings": [doubt.to_dict() for doubt in segmentation.warnings],
         "latency_ms": segmentation.latency_ms,
     }
 
 
 def test_threshold_is_inclusive(segmenter: Segmenter) -> None:
     image = np.full((SIZE, SIZE, 3), 51, np.uint8)
-    at = float(segmenter(image).probability[0, 0])
+    at = float(segmenter(image, raw=True).probability[0, 0])
     assert at == pytest.approx(0.2)
-    assert segmenter(image, threshold=at).mask.all()
-    assert not segmenter(image, threshold=at + 1e-4).mask.any()
+    assert segmenter(image, threshold=at, raw=True).mask.all()
+    assert not segmenter(image, threshold=at + 1e-4, raw=True).mask.any()
+
+
+def test_specks_and_holes_go_unless_the_raw_mask_is_asked_for(segmenter: Segmenter) -> None:
+    image = square_picture()
+    image[18:22, 48:52] = 0
+    image[50:55, 5:10] = 204
+    raw, found = segmenter(image, raw=True), segmenter(image)
+    assert raw.area_pixels == 400 - 16 + 25
+    assert found.area_pixels == 400
+    assert found.bounding_box_xyxy == (40, 10, 60, 30)
+    np.testing.assert_array_equal(found.probability, raw.probability)
+    np.testing.assert_array_equal(found.mask, segmenter(square_picture()).mask)
+
+
+def test_one_colour_gives_an_empty_mask_and_a_warning(segmenter: Segmenter) -> None:
+    image = np.full((90, 70, 3), 204, np.uint8)
+    found = segmenter(image)
+    assert not found.mask.any()
+    assert found.quality == 0
+    assert [doubt.code for doubt in found.warnings] == ["one-colour"]
+    assert segmenter(image, raw=True).mask.all()
 
 
 def test_empty_mask(segmenter: Segmenter) -> None:

@@ -198,7 +198,9 @@ def test_service_worker_keeps_all_files_of_the_page() -> None:
     served = {address.removeprefix("/") for address in page_files()}
     engines = {name for name in served if name.endswith(".wasm")}  # one of them, named elsewhere
     assert len(engines) == 2
-    passed_over = {"", "index.html", "service-worker.js", "example.jpg", *engines}
+    asked = {name for name in served if name.startswith(("gallery/", "icon-"))}  # kept then
+    assert len(asked) == 6 + 3
+    passed_over = {"", "index.html", "service-worker.js", "example.jpg", *engines, *asked}
     assert kept - {"./"} == served - passed_over
 
 

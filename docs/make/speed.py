@@ -22,9 +22,9 @@ AGREEING = 0.999  # pooled Dice between the masks of a lower precision and those
 MEMORY_GOAL_GIB = 2
 
 
-def link(name: str) -> str:
-    """A result file for readers of a document."""
-    return f"[{name}.json](results/speed/{name}.json)"
+def link(name: str, root: str = "") -> str:
+    """A result file for readers of a document that lies elsewhere than in the root."""
+    return f"[{name}.json]({root}results/speed/{name}.json)"
 
 
 def cpu(folder: Path = SPEED) -> str:
@@ -106,6 +106,41 @@ def browser(folder: Path = SPEED) -> str:
     )
 
 
+def api(folder: Path = SPEED) -> str:
+    """How long the server for programs took under load."""
+    result = read(folder / "api.json")
+    where = result["machine"]
+    lost = sum(result["lost_or_wrong"].values())
+    return (
+        f"{result['requests']} requests with pictures of {megapixels(result)} megapixel, "
+        f"{result['clients']} at the same time: {lost or 'none'} lost or wrong, median "
+        f"{result['median_ms'] / 1e3:.2f} s, p99 {result['p99_ms'] / 1e3:.2f} s, "
+        f"{result['per_second']:.0f} a second, {result['server_cpu_ms_a_request']:.0f} ms of a "
+        f"processor each ({where['cores']} cores of an {where['processor']}{busy(where)}; "
+        f"{link('api', '../../')}, {result['date']})."
+    )
+
+
+def many_pictures(folder: Path = SPEED) -> str:
+    """How fast pictures went over a Ray cluster, and that none was lost."""
+    result = read(folder / "many_pictures.json")
+    where, on_ray = result["machine"], result["ray"]
+    return (
+        f"{result['pictures']:,} drawn pictures on a local cluster of two processes, one of them "
+        f"killed meanwhile: each picture has one row and one mask. "
+        f"{on_ray['per_cpu_second']:.0f} pictures for a processor's second, "
+        f"{100 * result['rate_beside_alone']:.0f} % of what one process without Ray does "
+        f"({where['cores']} cores of an {where['processor']}{busy(where)}; "
+        f"{link('many_pictures', '../../')}, {result['date']})."
+    )
+
+
+def busy(where: dict[str, Any]) -> str:
+    """That other programs ran too, where they did."""
+    load = where["load_average_before"]
+    return f", busy with other work: load {load:.0f}" if load > 0.5 else ""
+
+
 def targets(folder: Path = SPEED) -> str:
     """How far each runtime is from torch."""
     measured = read(folder / "targets.json")["targets"]
@@ -121,7 +156,10 @@ def targets(folder: Path = SPEED) -> str:
         for name, row in measured.items()
     ]
     dates = " and ".join(sorted({row["date"] for row in measured.values()}))
-    caption = f"On 13 probe pictures, with the weights that shipped on that day; {link('targets')}, {dates}."
+    caption = (
+        "On 13 probe pictures, with the weights that shipped on that day; "
+        f"{link('targets')}, {dates}."
+    )
     return table(head.split(", "), rows, caption)
 
 

@@ -17,11 +17,20 @@ import areas
 import claims
 import scores
 import speed
+import trust
 from documents import FIGURES, ROOT, RUNS
 from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.reproduce.report import render
 
-DOCUMENTS = ("README.md", "BENCHMARKS.md", "REPRODUCE.md", "src/ulvm/weights/skin.md")
+DOCUMENTS = (
+    "README.md",
+    "BENCHMARKS.md",
+    "REPRODUCE.md",
+    "docs/quality.md",
+    "docs/use/server.md",
+    "docs/use/ray.md",
+    "src/ulvm/weights/skin.md",
+)
 FIGURE_NAMES = ("dice-parameters", "dice-milliseconds", "areas", "drawn-pictures", "outlines")
 
 
@@ -56,6 +65,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "train-cpu": speed.train_cpu,
     "browser": speed.browser,
     "targets": speed.targets,
+    "trust": trust.lesions,
+    "trust-free": trust.free,
+    "trust-figure": lambda: figure("risk-coverage").replace("(docs/", "("),
+    "api": speed.api,
+    "many-pictures": speed.many_pictures,
     "areas": areas.split_table,
     "quintiles": areas.quintile_table,
     **{f"figure:{name}": partial(figure, name) for name in FIGURE_NAMES},

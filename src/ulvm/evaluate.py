@@ -342,7 +342,7 @@ def evaluate(
         batch_size: Pictures per call of `probability_of`.
         boundary: Whether to score boundaries, which needs scipy.
         full_truth: Id → true mask of any size, bool (height, width). With it the predicted masks
-            are also made at these sizes, as `Segmenter` makes them, and scored as the ISIC
+            are also made at these sizes, as `Segmenter` makes raw ones, and scored as the ISIC
             challenge scores them; for models of one class.
         model: What is evaluated, for tables and files.
         split: Name of the split, for tables and files.

@@ -229,6 +229,36 @@ def paint_overlay(
     image.paste(color_rgb, mask=Image.fromarray(cover))
 
 
+def paint_caption(image: Image.Image, text: str) -> None:
+    """Write words on a dark strip along the lower edge of an RGB image, in place.
+
+    Args:
+        image: Mode RGB.
+        text: One line; it is broken where it is longer than the picture is wide. Without words
+            the picture stays as it is.
+    """
+    if not text:
+        return
+    from PIL import ImageDraw, ImageFont
+
+    draw = ImageDraw.Draw(image)
+    height = max(9, round(min(image.height / 14, image.width / 24)))
+    font = ImageFont.load_default(height)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font) > image.width - height:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    pitch = round(1.3 * height)
+    top = image.height - pitch * len(lines) - height // 2
+    draw.rectangle((0, top, image.width, image.height), fill=(20, 20, 20))
+    for number, line in enumerate(lines):
+        place = (height // 2, top + height // 4 + number * pitch)
+        draw.text(place, line, fill=(255, 255, 255), font=font)
+
+
 def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Image.Image) -> None:
     """Write a PNG file, whole or not at all, and make its folder.
 
@@ -240,11 +270,15 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Imag
     Raises:
         InputError: The folder cannot be written.
     """
+    write_atomically(path, encode_png(array))
+
+
+def encode_png(array: Uint8Array | BoolArray | Image.Image) -> bytes | memoryview:
+    """The content of a PNG file; the picture as for ``write_png``."""
     if isinstance(array, Image.Image):
         image = array
     elif array.ndim == 2:
-        write_atomically(path, _encode_grey(array))
-        return
+        return _encode_grey(array)
     else:
         image = Image.fromarray(array)
     from PIL.PngImagePlugin import PngInfo
@@ -256,7 +290,7 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Imag
     # default level, which would take longer than decoding and inference together.
     image.info = {}  # profiles and text
     image.save(content, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=signature)
-    write_atomically(path, content.getbuffer())
+    return content.getbuffer()
 
 
 def _encode_grey(array: Uint8Array | BoolArray) -> bytes:

@@ -69,7 +69,8 @@ def read_picture(source: ImageSource, before: Callable[[int], None] | None = Non
 
     Args:
         source: As for ``read_image``.
-        before: Called with the number of pixels before they are decoded; it may wait for memory.
+        before: Called with the number of pixels before they are decoded; it may wait for memory, or
+            refuse them.
     """
     with decode(source, before) as (image, name):
         return _as_rgb(image, name)

@@ -24,7 +24,7 @@ from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
 from ulvm.use.formats import OPTIONAL_SUFFIXES
 
 if TYPE_CHECKING:
-    from ulvm.segmenter import Segmenter
+    from ulvm.segmenter import Segmentation, Segmenter
 
 DEFAULT_OUT_DIR = "ulvm-output"
 STANDARD_INPUT = "-"
@@ -60,6 +60,7 @@ class Prediction:
         overlay_path: The overlay written, if one was asked for.
         error: What went wrong, in one sentence; None when all went well.
         dicom_paths: DICOM results written, if they were asked for.
+        extra: What the function given for it made of the result.
     """
 
     source: str
@@ -68,6 +69,7 @@ class Prediction:
     overlay_path: Path | None = None
     error: str | None = None
     dicom_paths: tuple[Path, ...] = ()
+    extra: Any = field(default=None, repr=False)
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -87,6 +89,12 @@ class Prediction:
             "dicom_paths": [str(path) for path in self.dicom_paths],
             "error": self.error,
         }
+
+
+def caption(summary: dict[str, Any]) -> str:
+    """A summary's warnings in one line, such as ``unsure: the spot is small``; "" without any."""
+    texts = [doubt["text"] for doubt in summary["warnings"]]
+    return "unsure: " + "; ".join(texts) if texts else ""
 
 
 def find_images(sources: Sequence[str]) -> list[Source]:
@@ -116,7 +124,7 @@ def find_images(sources: Sequence[str]) -> list[Source]:
             for match in sorted(Path(match) for match in glob.glob(argument, recursive=True)):  # noqa: PTH207 - pathlib has no glob of absolute patterns
                 if match.is_dir():
                     expanded += _search_folder(match)
-                elif _is_picture_name(match.name):
+                elif is_picture_name(match.name):
                     expanded.append(_file_source(match, match.parent))
         else:
             expanded = [_file_source(path, path.parent)] if argument else []
@@ -136,6 +144,8 @@ def predict_files(
     overlay: bool = True,
     threshold: float | None = None,
     dicom_seg: bool = False,
+    raw: bool = False,
+    extra: Callable[[Segmentation], Any] | None = None,
 ) -> Iterator[Prediction]:
     """Segment pictures and write ``<stem>_mask.png`` and ``<stem>_overlay.png`` for each.
 
@@ -150,6 +160,8 @@ def predict_files(
         overlay: Whether to write overlays.
         threshold: As for ``Segmenter``.
         dicom_seg: Whether to write DICOM results too; the sources are DICOM files then.
+        raw: As for ``Segmenter``.
+        extra: Called with each result while its arrays are there, in the thread that made it.
 
     Returns:
         One result for each source, in order, as each is ready. A source that fails gives a
@@ -183,14 +195,15 @@ def predict_files(
             file = sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
             with room.share() as take:
                 picture = read_picture(file, take)
-                segmentation = model()(picture, threshold=threshold)
+                segmentation = model()(picture, threshold=threshold, raw=raw)
 
-                from ulvm.image import paint_overlay, write_png
+                from ulvm.image import paint_caption, paint_overlay, write_png
 
                 labels = segmentation.labels
                 write_png(mask_path, segmentation.mask if labels is None else labels)
                 if overlay_path:
                     paint_overlay(picture, segmentation.mask)
+                    paint_caption(picture, caption(segmentation.to_dict()))
                     write_png(overlay_path, picture)
                 del picture
                 dicom_paths: list[Path] = []
@@ -200,10 +213,11 @@ def predict_files(
                     dicom_paths = write_results(
                         source.name,
                         segmentation,
-                        lambda frame: model()(frame, threshold=threshold),
+                        lambda frame: model()(frame, threshold=threshold, raw=raw),
                         folder / output,
                         lambda path: _require_replaceable(path, originals),
                     )
+                more = extra(segmentation) if extra else None
         except InputError as error:
             return Prediction(source.name, error=str(error))
         except MemoryError:
@@ -218,6 +232,7 @@ def predict_files(
             mask_path,
             overlay_path,
             dicom_paths=tuple(dicom_paths),
+            extra=more,
         )
 
     def stream() -> Iterator[Prediction]:
@@ -282,7 +297,7 @@ def _search_folder(folder: Path) -> list[Source]:
     paths: list[Path] = []
     for parent, subfolders, names in os.walk(folder, onerror=failed.append):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths += [Path(parent, name) for name in names if _is_picture_name(name)]
+        paths += [Path(parent, name) for name in names if is_picture_name(name)]
     sources = [_file_source(path, folder) for path in sorted(paths)]
     for error in failed:
         message = InputError(
@@ -294,7 +309,8 @@ def _search_folder(folder: Path) -> list[Source]:
     return sources
 
 
-def _is_picture_name(name: str) -> bool:
+def is_picture_name(name: str) -> bool:
+    """Whether a folder search takes a file of this name: a picture, not hidden, not a result."""
     return (
         Path(name).suffix.lower() in SUFFIXES | OPTIONAL_SUFFIXES | {".avif"}
         and not name.startswith(".")

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ulvm.engine import Engine, EngineError, resize_mask, resize_probability
+from ulvm.engine import (
+    Engine,
+    EngineError,
+    clean_probability,
+    resize_mask,
+    resize_probability,
+)
 from ulvm.errors import InputError, install_extra
 from ulvm.image import (
     BoolArray,
@@ -38,6 +44,7 @@ from ulvm.picture import (
     read_picture,
     turn_upright,
 )
+from ulvm.quality import Assessment, Doubt, assess, is_one_colour
 from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
 
 
@@ -48,10 +55,13 @@ class Segmentation:
     Args:
         maps: float32 (classes, size, size), range 0..1: probability at the network's own size.
         mask: bool (height, width): where the probability is at least the threshold; for several
-            classes, where the label is not 0.
+            classes, where the label is not 0. For one class it has no specks, no holes, and is
+            empty for a picture of one colour, unless the raw mask was asked for.
         labels: uint8 (height, width), the most probable class; None for one class.
         threshold: Of the mask; None for several classes.
         latency_ms: Time of resizing to the network's size, inference and making the mask.
+        spot: bool (size, size), the mask at the network's own size.
+        seen: uint8 (size, size, 3), what the network saw.
         image: What was segmented, upright, a Pillow image or uint8 (height, width, 3); it is the
             caller's own where nothing had to be converted.
         spacing_mm: Distance of the picture's rows and of its columns; None where it is not known.
@@ -62,6 +72,8 @@ class Segmentation:
     labels: Uint8Array | None = field(repr=False)
     threshold: float | None
     latency_ms: float
+    spot: BoolArray = field(repr=False)
+    seen: Uint8Array = field(repr=False)
     image: Image.Image | Uint8Array | None = field(default=None, repr=False)
     spacing_mm: tuple[float, float] | None = None
 
@@ -115,13 +127,30 @@ class Segmentation:
         """
         if not self.area_pixels:
             return None
-        lesion = self.maps[0] if self.labels is None else 1 - self.maps[0]
-        if self.threshold is None:
-            inside = lesion[self.maps.argmax(axis=0) != 0]
-        else:
-            inside = lesion[lesion >= np.float32(self.threshold)]
+        inside = self._lesion[self.spot]
         # Where rounding alone put a pixel into the mask, its probability is the highest one.
-        return float(inside.mean(dtype=np.float64) if inside.size else lesion.max())
+        return float(inside.mean(dtype=np.float64) if inside.size else self._lesion.max())
+
+    @property
+    def _lesion(self) -> FloatArray:
+        """Probability of not being background, (size, size)."""
+        lesion: FloatArray = self.maps[0] if self.labels is None else 1 - self.maps[0]
+        return lesion
+
+    @property
+    def quality(self) -> float:
+        """An estimate of the mask's Dice, 0..1; 0 for an empty mask. See ``ulvm.quality``."""
+        return self._assessment.quality
+
+    @property
+    def warnings(self) -> tuple[Doubt, ...]:
+        """Reasons not to trust the mask, the weightiest first; each has a code and words."""
+        return self._assessment.warnings
+
+    @cached_property
+    def _assessment(self) -> Assessment:
+        threshold = 0.5 if self.threshold is None else self.threshold
+        return assess(self.seen, self._lesion, self.spot, threshold)
 
     def polygons(self, *, tolerance: float = 0.0, label: int | None = None) -> list[Polygon]:
         """The outlines of the mask, and of the holes in it, as points (x, y) in pixels.
@@ -193,6 +222,8 @@ class Segmentation:
             "area_mm2": self.area_mm2,
             "bounding_box_xyxy": self.bounding_box_xyxy and list(self.bounding_box_xyxy),
             "mean_probability_inside": self.mean_probability_inside,
+            "quality": self.quality,
+            "warnings": [doubt.to_dict() for doubt in self.warnings],
             "latency_ms": self.latency_ms,
         }
 
@@ -222,7 +253,11 @@ class Segmenter:
         return self.spec.data.image_size, self.spec.data.image_size
 
     def __call__(
-        self, picture: ImageSource | Image.Image | Uint8Array, *, threshold: float | None = None
+        self,
+        picture: ImageSource | Image.Image | Uint8Array,
+        *,
+        threshold: float | None = None,
+        raw: bool = False,
     ) -> Segmentation:
         """Segment one picture of any size and aspect.
 
@@ -232,6 +267,9 @@ class Segmenter:
                 and put on white, as ``ulvm.read_image`` does.
             threshold: A pixel is lesion where the probability is at least this, between 0 and
                 1; by default the model's own. Only for models of one class.
+            raw: Leave specks and holes in the mask, and what was found in one colour. Otherwise
+                parts below a quarter of the largest go and holes are filled. Masks of several
+                classes are raw always.
 
         Returns:
             Probability and mask at the size of the picture.
@@ -244,16 +282,20 @@ class Segmenter:
         height, width = _size_hw(upright)
         threshold = self.check_threshold(threshold)
         start = time.perf_counter()
-        maps = self.probability(resize(upright, self.size_hw)[None])[0]  # (classes, size, size)
+        seen = resize(upright, self.size_hw)
+        maps = self.probability(seen[None])[0]  # (classes, size, size)
         labels = None
         if threshold is not None:
-            mask, _ = resize_mask(maps[0], (height, width), threshold)
+            map_of_mask = maps[0] if raw else clean(seen, maps[0], threshold)
+            spot = map_of_mask >= np.float32(threshold)
+            mask, _ = resize_mask(map_of_mask, (height, width), threshold)
         else:
+            spot = maps.argmax(axis=0) != 0
             labels = _most_probable(maps, (height, width))
             mask = labels != 0
         latency_ms = (time.perf_counter() - start) * 1e3
         spacing = upright.info.get(SPACING_MM) if isinstance(upright, Image.Image) else None
-        return Segmentation(maps, mask, labels, threshold, latency_ms, upright, spacing)
+        return Segmentation(maps, mask, labels, threshold, latency_ms, spot, seen, upright, spacing)
 
     def probability(self, images_rgb: Uint8Array) -> FloatArray:
         """Probability of a batch that already has the network's size.
@@ -398,6 +440,22 @@ def read_run(metadata: Any, name: str) -> tuple[RunSpec, dict[str, Any]]:
         return RunSpec.from_dict(metadata.pop("run")), metadata
     except InputError as error:
         raise InputError(f"in {name}: {error.given}", error.accepted, error.remedy) from error
+
+
+def clean(picture: Uint8Array, probability: FloatArray, threshold: float) -> FloatArray:
+    """The probability that a mask is made of: without specks and holes; 0 for one colour.
+
+    Args:
+        picture: uint8 (size, size, 3), what the network saw.
+        probability: float32 (size, size), range 0..1.
+        threshold: Of the mask.
+
+    Returns:
+        float32 (size, size), a new array.
+    """
+    if is_one_colour(picture):
+        return np.zeros_like(probability)
+    return clean_probability(probability, threshold)
 
 
 def _most_probable(maps: FloatArray, size_hw: tuple[int, int]) -> Uint8Array:

@@ -26,7 +26,7 @@ MOST_SECONDS = 15.0  # for one request and its answer, and between two requests
 HEADERS = {
     # The same as in index.html, and no other page may frame this one.
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; "
-    "worker-src 'self'; connect-src 'self'; img-src 'self'; style-src 'self'; "
+    "worker-src 'self'; connect-src 'self'; img-src 'self'; style-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     # Both together isolate the page, which browsers ask for before they allow threads.
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -41,9 +41,12 @@ _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
     ".mjs": "text/javascript; charset=utf-8",
     ".wasm": "application/wasm",
     ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+    ".png": "image/png",
     ".jpg": "image/jpeg",
     ".safetensors": "application/octet-stream",
     ".md": "text/plain; charset=utf-8",
@@ -70,8 +73,12 @@ def page_files() -> dict[str, Traversable]:
     files = {f"/{file.name}": file for file in page.iterdir() if file.is_file()}
     files["/"] = page / "index.html"
     files["/model.safetensors"] = package / "weights" / BUNDLED[DEFAULT].file
+    files["/quality.json"] = package / "weights" / "quality.json"
     files["/MODEL_CARD.md"] = package / "weights" / "skin.md"
     files["/example.jpg"] = package / "examples" / "light-skin.jpg"
+    for picture in (package / "examples").iterdir():
+        if picture.is_file():
+            files[f"/gallery/{picture.name}"] = picture
     return files
 
 

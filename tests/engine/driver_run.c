@@ -111,6 +111,9 @@ static void resize(int height, int width) {
               !ulvm_resize_probability(probability, SIDE, SIDE, height, width, 0.5f, resized, mask,
                                        &area, &error),
           error.sentence);
+  require(!ulvm_clean_probability(probability, SIDE, SIDE, 0.5f, probability, &error) &&
+              !ulvm_clean_probability(resized, height, width, 0.5f, resized, &error),
+          error.sentence);
   void *all[] = {photo, narrow, image, mask, probability, resized};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }

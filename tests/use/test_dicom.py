@@ -397,7 +397,15 @@ def test_several_classes_become_segments(tmp_path: Path) -> None:
 
     labels = np.zeros(SIZE, np.uint8)
     labels[10:50, 20:60], labels[60:90, 100:200] = 3, 1  # of class 2 there is nothing
-    found = Segmentation(np.zeros((4, 8, 8), np.float32), labels != 0, labels, None, 1.0)
+    found = Segmentation(
+        np.zeros((4, 8, 8), np.float32),
+        labels != 0,
+        labels,
+        None,
+        1.0,
+        spot=labels != 0,
+        seen=np.zeros((8, 8, 3), np.uint8),
+    )
     made = photograph()
     path = save(made, tmp_path / "a.dcm")
     written = write_results(path, found, lambda _: found, tmp_path / "b", lambda _: None)

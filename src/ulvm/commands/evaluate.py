@@ -56,7 +56,10 @@ def evaluate(
     isic: bool,
     out_dir: Path,
 ) -> None:
-    """Score MODEL: a run folder, a .safetensors or .onnx file, or a name such as bundled."""
+    """Score MODEL: a run folder, a .safetensors or .onnx file, or a name such as bundled.
+
+    Masks are scored raw, with specks and holes, as papers score them.
+    """
     from ulvm import datasets, evaluate, splits
     from ulvm.datasets.read import read_masks
     from ulvm.groups import find_table, read_table

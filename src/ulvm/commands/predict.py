@@ -9,13 +9,16 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ulvm.commands.shared import FOLDER, NOTICE, engine_option, show_progress
 from ulvm.errors import InputError, printable
 from ulvm.spec import EngineName
+
+if TYPE_CHECKING:
+    from ulvm.use.coco import CocoForm
 
 
 @click.command()
@@ -25,7 +28,7 @@ from ulvm.spec import EngineName
     help="Name, run folder, .safetensors or .onnx file; else the bundled one.",
 )
 @engine_option
-@click.option("--out", "out_dir", type=FOLDER, help="Output folder; else ./ulvm-output.")
+@click.option("--out", help="Output folder; else ./ulvm-output.")
 @click.option("--overlay", is_flag=True, help="Write the picture with the outline as well.")
 @click.option(
     "--dicom-seg",
@@ -34,15 +37,38 @@ from ulvm.spec import EngineName
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a picture.")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
+@click.option("--raw", is_flag=True, help="Keep specks and holes in the mask.")
+@click.option(
+    "--coco",
+    "coco_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all outlines into this COCO file as well.",
+)
+@click.option(
+    "--coco-form",
+    type=click.Choice(["rle", "polygon"]),
+    help="rle, exact and the default, or polygon, to be edited by hand.",
+)
+@click.option(
+    "--ray",
+    "on_ray",
+    is_flag=True,
+    help="Over a Ray cluster, or this machine's cores; goes on where it stopped. PATH may be a "
+    "Parquet file of paths or the address of an object store, and so may --out.",
+)
 def predict(
     paths: tuple[str, ...],
     model: str | None,
     engine: EngineName | None,
-    out_dir: Path | None,
+    out: str | None,
     overlay: bool,
     dicom_seg: bool,
     as_json: bool,
     threshold: float | None,
+    raw: bool,
+    coco_path: Path | None,
+    coco_form: CocoForm | None,
+    on_ray: bool,
 ) -> None:
     """Segment pictures: files, folders, patterns, or - for standard input.
 
@@ -50,6 +76,17 @@ def predict(
     be read is reported and skipped; the exit code is then 1.
     """
     from ulvm.picture import SUFFIXES
+
+    if coco_form and not coco_path:
+        raise click.UsageError("--coco-form needs --coco FILE.")
+    if on_ray:
+        if overlay or coco_path or dicom_seg or raw:
+            raise click.UsageError(
+                "--ray writes masks only: leave out --overlay, --coco, --dicom-seg and --raw."
+            )
+        _predict_on_ray(paths, model, engine, out, as_json, threshold)
+        return
+    out_dir = None if out is None else Path(out)
     from ulvm.predict import find_images
 
     if out_dir and out_dir.suffix.lower() in SUFFIXES and not out_dir.exists():
@@ -60,7 +97,71 @@ def predict(
     _set_environment()
     with ThreadPoolExecutor(1) as opening:
         segmenter = opening.submit(_open, model, engine)
-        _predict(segmenter, sources, out_dir, overlay, as_json, threshold, dicom_seg)
+        coco = _Coco(coco_path, coco_form or "rle", segmenter) if coco_path else None
+        options = {"overlay": overlay, "threshold": threshold, "dicom_seg": dicom_seg, "raw": raw}
+        _predict(segmenter, sources, out_dir, as_json, coco, **options)
+
+
+def _predict_on_ray(
+    paths: tuple[str, ...],
+    model: str | None,
+    engine: EngineName | None,
+    out: str | None,
+    as_json: bool,
+    threshold: float | None,
+) -> None:
+    from ulvm.predict import DEFAULT_OUT_DIR
+    from ulvm.use.ray_data import find_addresses, predict_on_ray
+
+    out = out or DEFAULT_OUT_DIR
+    addresses = find_addresses(paths)
+    rows = predict_on_ray(
+        addresses,
+        out,
+        model=model,
+        engine=engine,
+        threshold=threshold,
+    )
+    new = failed = 0
+    with show_progress("pictures") as progress:
+        for new, row in enumerate(rows, start=1):
+            if as_json:
+                progress.say(json.dumps(row))
+            if row["error"] is not None:
+                failed += 1
+                progress.say(f"Error: {row['error']}", err=True)
+            progress(new, len(addresses))
+    if not as_json:
+        click.echo(
+            f"{len(addresses) - failed} of {len(addresses)} pictures done, {new} now, in {out}"
+        )
+        click.echo(NOTICE)
+    if failed:
+        sys.exit(1)
+
+
+class _Coco:
+    """Collects the annotations of each picture for one file."""
+
+    def __init__(self, path: Path, form: CocoForm, segmenter: Any) -> None:
+        self.path, self.form, self.segmenter = path, form, segmenter
+        self.pictures: list[Any] = []
+
+    def describe(self, segmentation: Any) -> Any:
+        from ulvm.use.coco import describe
+
+        return describe(segmentation, self.form)
+
+    def add(self, source: Any, prediction: Any) -> None:
+        if prediction.error is None:
+            name = source.output.with_name(Path(source.name).name)
+            self.pictures.append((name, prediction.size_hw, prediction.extra))
+
+    def write(self) -> None:
+        from ulvm.use.coco import category_names, write_coco
+
+        classes = self.segmenter.result().spec.model.classes
+        write_coco(self.path, self.pictures, category_names(classes))
 
 
 @click.command()
@@ -75,7 +176,7 @@ def demo(out_dir: Path, engine: EngineName | None) -> None:
 
     with importlib.resources.as_file(importlib.resources.files("ulvm") / "examples") as examples:
         sources = find_images([str(examples / "*.*")])
-        _predict(load(engine=engine), sources, out_dir, overlay=True, as_json=False, threshold=None)
+        _predict(load(engine=engine), sources, out_dir, as_json=False, overlay=True)
     click.echo(f"Next, with a picture of yours: {_own_name()} predict photo.jpg --overlay")
 
 
@@ -109,24 +210,21 @@ def _predict(
     segmenter: Any,
     sources: Any,
     out_dir: Path | None,
-    overlay: bool,
     as_json: bool,
-    threshold: float | None,
-    dicom_seg: bool = False,
+    coco: _Coco | None = None,
+    **options: Any,
 ) -> None:
+    """Segment, write, and say what came of it; the options are those of ``predict_files``."""
     from ulvm.predict import DEFAULT_OUT_DIR, predict_files
 
-    failed = 0
+    failed = doubtful = 0
     predictions = predict_files(
-        segmenter,
-        sources,
-        out_dir=out_dir,
-        overlay=overlay,
-        threshold=threshold,
-        dicom_seg=dicom_seg,
+        segmenter, sources, out_dir=out_dir, extra=coco.describe if coco else None, **options
     )
     with show_progress("pictures") as progress:
         for number, prediction in enumerate(predictions, start=1):
+            if coco:
+                coco.add(sources[number - 1], prediction)
             if as_json:
                 progress.say(json.dumps(prediction.to_dict()))
             elif prediction.error is None:
@@ -134,16 +232,23 @@ def _predict(
             if prediction.error is not None:
                 failed += 1
                 progress.say(f"Error: {prediction.error}", err=True)
+            doubtful += bool(prediction.summary.get("warnings"))
             progress(number, len(sources))
+    if coco:
+        coco.write()
     if not as_json:
         done = len(sources) - failed
         click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")
+        if doubtful:
+            click.echo(f"{doubtful} of them unsure: look at these masks before you use them")
         click.echo(NOTICE)
     if failed:
         sys.exit(1)
 
 
 def _describe(prediction: Any) -> str:
+    from ulvm.predict import caption
+
     summary = prediction.summary
     if summary["bounding_box_xyxy"] is None:
         found = "no lesion found"
@@ -155,9 +260,10 @@ def _describe(prediction: Any) -> str:
             f"box x {left}–{right} y {top}–{bottom}, "
             f"mean probability inside {summary['mean_probability_inside']:.2f}"
         )
+    doubts = caption(summary)
     more = [*filter(None, [prediction.overlay_path]), *prediction.dicom_paths]
     written = "".join(f" and {path.name}" for path in more)
     return printable(
-        f"{prediction.source}: {found}, {summary['latency_ms']:.0f} ms"
+        f"{prediction.source}: {found}, {doubts and doubts + ', '}{summary['latency_ms']:.0f} ms"
         f" → {prediction.mask_path}{written}"
     )

@@ -184,6 +184,35 @@ def resize_mask(
     return mask, area.value
 
 
+def clean_probability(
+    probability: npt.NDArray[np.float32], threshold: float
+) -> npt.NDArray[np.float32]:
+    """A probability map whose mask has no specks and no holes.
+
+    Parts of the mask below a quarter of its largest part become 0, holes 1; all else stays.
+    Pixels that share a corner are one part. A hole is background that is not joined to the edge
+    of the frame through pixels that share a side.
+
+    Args:
+        probability: float32 (height, width), range 0..1.
+        threshold: Of the mask; compared in float32.
+
+    Returns:
+        float32 (height, width), a new array.
+
+    Raises:
+        MemoryError: There is too little memory.
+    """
+    cleaned = np.array(probability, np.float32, order="C")
+    error = _Error()
+    code = _library().ulvm_clean_probability(
+        cleaned.ctypes.data, *cleaned.shape, threshold, cleaned.ctypes.data, ctypes.byref(error)
+    )
+    if code:
+        raise error.exception()
+    return cleaned
+
+
 def _resize(
     probability: npt.NDArray[np.float32],
     size_hw: tuple[int, int],
@@ -247,6 +276,10 @@ def _library() -> ctypes.CDLL:
         "ulvm_in_channels": (number, [pointer]),
         "ulvm_classes": (number, [pointer]),
         "ulvm_level": (ctypes.c_char_p, [pointer]),
+        "ulvm_clean_probability": (
+            number,
+            [pointer, number, number, ctypes.c_float, pointer, error_pointer],
+        ),
         "ulvm_resize_probability": (
             number,
             [pointer, *[number] * 4, ctypes.c_float, *[pointer] * 3, error_pointer],

@@ -33,7 +33,7 @@ _ENGINE = Path(__file__).parent
 _FLAGS = ("-std=c11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-sanitize=all")
 # levels.c chooses an instruction set at run time; here the compiler's flags do.
 _CHOICE = "levels.c"
-_SOURCES = ("network.c", _CHOICE, "engine.c", "weights.c", "threads.c", "resample.c")
+_SOURCES = ("network.c", _CHOICE, "engine.c", "weights.c", "threads.c", "resample.c", "mask.c")
 
 
 def export(

@@ -77,6 +77,13 @@ ULVM_API int ulvm_resize_probability(const float *probability, int height, int w
                                      float *resized, uint8_t *mask, int64_t *area,
                                      ulvm_error *error);
 
+// The probability without specks and holes, for a mask by this threshold: 0 in parts of the mask
+// that are smaller than a quarter of its largest part, 1 in holes; all else as it was. Pixels that
+// share a corner are one part; a hole is what no path of pixels that share a side joins to the edge
+// of the frame. `cleaned` may be `probability`. Both are float32 (height, width).
+ULVM_API int ulvm_clean_probability(const float *probability, int height, int width,
+                                    float threshold, float *cleaned, ulvm_error *error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -111,6 +111,17 @@ export function infer() {
   return new Float32Array(wasm.memory.buffer, probability, SIZE * SIZE).slice();
 }
 
+/** @returns {Uint8Array} The picture taken in, as the network sees it: (SIZE, SIZE, 3). */
+export const pictureTaken = () => bytesAt(image, SIZE * SIZE * 3).slice();
+
+/** @returns {Float32Array} A probability (SIZE, SIZE) whose mask by this threshold has no specks and holes. */
+export function clean(values, threshold) {
+  const map = () => new Float32Array(wasm.memory.buffer, probability, SIZE * SIZE);
+  map().set(values);
+  check(wasm.ulvm_clean_probability(probability, SIZE, SIZE, threshold, probability, failure));
+  return map().slice();
+}
+
 /**
  * The mask at the picture's size: where the resized probability reaches the threshold.
  *

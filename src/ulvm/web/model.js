@@ -3,6 +3,9 @@
 /** The bundled model's own threshold. */
 export const THRESHOLD = 0.5;
 
+/** What the worker needs of a result. */
+const mapOf = ({ probability, height, width }) => ({ probability, height, width });
+
 class Model {
   #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   #waiting = new Map();
@@ -29,10 +32,21 @@ class Model {
    * @param {Blob} file A picture.
    * @param {(preview: {bitmap: ImageBitmap, height: number, width: number}) => void} show Called
    *   first, with the picture at the screen's size and its own size.
-   * @returns {Promise<{probability: Float32Array, height: number, width: number, ms: number}>}
+   * @returns {Promise<{probability: Float32Array, picture: Uint8Array, height: number, width: number, ms: number}>}
    */
   outline(file, show) {
     return this.#ask("outline", { file }, [], show);
+  }
+
+  /**
+   * What a threshold makes of a result, kept there: `probability` becomes that without specks and
+   * holes, `raw` is the network's own; `quality` and `warnings` as of quality.js.
+   */
+  async review(result, threshold) {
+    result.raw ??= result.probability;
+    const { picture, raw: probability } = result;
+    const { cleaned, ...rest } = await this.#ask("review", { picture, probability, threshold });
+    Object.assign(result, { probability: cleaned, ...rest });
   }
 
   /**
@@ -45,17 +59,17 @@ class Model {
 
   /** @returns {Promise<number>} The mask's share of the picture, 0..1, at the picture's size. */
   measure(result, threshold) {
-    return this.#ask("measure", { result, threshold });
+    return this.#ask("measure", { result: mapOf(result), threshold });
   }
 
   /** @returns {Promise<Blob>} A PNG at the picture's size: 0 and 255. */
   maskFile(result, threshold) {
-    return this.#ask("maskFile", { result, threshold });
+    return this.#ask("maskFile", { result: mapOf(result), threshold });
   }
 
   /** @returns {Promise<Blob>} A PNG at the picture's size, outlined and tinted. */
   overlayFile(file, result, { threshold, opacity }) {
-    return this.#ask("overlayFile", { file, result, threshold, opacity });
+    return this.#ask("overlayFile", { file, result: mapOf(result), threshold, opacity });
   }
 
   #ask(kind, request = {}, transfer = [], show = null) {

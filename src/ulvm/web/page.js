@@ -6,6 +6,7 @@ import { drawLesion } from "./drawing.js";
 import { SIZE, engineFile } from "./engine.js";
 import { THRESHOLD, model } from "./model.js";
 import { traceOutline } from "./outline.js";
+import { inWords } from "./quality.js";
 import { Ruler } from "./ruler.js";
 import { zip } from "./zip.js";
 
@@ -113,6 +114,7 @@ function show(item) {
   at("width-mm").value = item?.widthMm ?? "";
   for (const id of OF_A_RESULT) at(id).disabled = true;
   showArea(null);
+  sayDoubts([]);
   updateList();
 }
 
@@ -204,6 +206,7 @@ const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 async function measure(item) {
   if (!isCounted(item)) {
     const [{ threshold }, { version }] = [look(), item];
+    if (!item.earlier?.length) await model.review(item.result, threshold); // not what a hand has corrected
     item.counted = { threshold, version, fraction: await model.measure(item.result, threshold) };
   }
   return item.counted.fraction;
@@ -254,18 +257,28 @@ let counting = false;
 async function showFigures() {
   if (counting) return;
   counting = true;
+  let reviewed = false;
   try {
-    while (shown?.result && !isCounted(shown)) await measure(shown);
+    while (shown?.result && !isCounted(shown)) {
+      await measure(shown);
+      reviewed = true;
+    }
   } catch (error) {
     return showErrors(`The area could not be counted: ${error.message}.`);
   } finally {
     counting = false;
   }
   if (!shown?.counted || camera.isOn) return;
+  if (reviewed) return draw(); // the outline too is by this threshold
+  sayDoubts(shown.earlier?.length ? [] : shown.result.warnings);
   const { fraction } = shown.counted;
   showArea(fraction, squareMillimetres(shown, fraction));
   const corrected = shown.earlier.length ? ", corrected by hand," : "";
   context.canvas.ariaLabel = `${shown.name}: the outlined lesion${corrected} covers ${percent(fraction)} of the picture`;
+}
+
+function sayDoubts(codes) {
+  at("doubts").textContent = inWords(codes);
 }
 
 function showArea(fraction, mm2 = null) {

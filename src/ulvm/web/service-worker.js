@@ -1,13 +1,18 @@
 // Keeps the page's own files, so that it works without a network. It answers for nothing else.
 
-const CACHE = "ulvm";
+const FOLDER = new URL("./", self.location);
+const CACHE = `ulvm ${FOLDER.pathname}`; // a host's other copies of the page keep their own
 const ENGINE = new URL(self.location).searchParams.get("engine"); // the build that this browser takes
 const FILES = [
   "./", "style.css", "icon.svg", "page.js", "model.js", "worker.js", "engine.js", "outline.js", "drawing.js",
-  "camera.js", "ruler.js", "brush.js", "png16.js", "zip.js", ENGINE, "model.safetensors", "about.html", "about.js", "MODEL_CARD.md",
+  "camera.js", "ruler.js", "brush.js", "png16.js", "zip.js", "quality.js", "quality.json", ENGINE, "model.safetensors", "about.html",
+  "about.js", "MODEL_CARD.md", "manifest.webmanifest", "linked.js", "gallery.html", "gallery.css", "gallery.js",
 ];
-// The example is kept once it was asked for.
-const URLS = new Set([...FILES, "example.jpg"].map((file) => new URL(file, self.location).href));
+// Examples and the icons for phones are kept once they were asked for.
+const ASKED = ["example.jpg", "icon-192.png", "icon-512.png", "icon-maskable.png"];
+const URLS = new Set([...FILES, ...ASKED].map((file) => new URL(file, FOLDER).href));
+const GALLERY = new URL("gallery/", FOLDER).href;
+const isOurs = (url) => URLS.has(url) || url.startsWith(GALLERY);
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)));
@@ -18,12 +23,13 @@ self.addEventListener("activate", (event) => event.waitUntil(tidy().then(() => s
 
 /** Drops files of earlier versions. */
 async function tidy() {
+  await caches.delete("ulvm"); // their cache
   const cache = await caches.open(CACHE);
-  for (const { url } of await cache.keys()) if (!URLS.has(url)) await cache.delete(url);
+  for (const { url } of await cache.keys()) if (!isOurs(url)) await cache.delete(url);
 }
 
 self.addEventListener("fetch", (event) => {
-  if (event.request.method === "GET" && URLS.has(event.request.url)) {
+  if (event.request.method === "GET" && isOurs(event.request.url)) {
     event.respondWith(answer(event.request));
   }
 });

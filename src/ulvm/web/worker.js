@@ -2,14 +2,15 @@
 // becomes files. One request after the other.
 
 import { drawLesion } from "./drawing.js";
-import { SIZE, infer, load, resizeToMask, takePicture } from "./engine.js";
+import { SIZE, clean, infer, load as loadEngine, pictureTaken, resizeToMask, takePicture } from "./engine.js";
 import { traceOutline } from "./outline.js";
 import { readDeepPng } from "./png16.js";
+import { assess, isOneColour, loadConstants } from "./quality.js";
 
 const SHOWN_PIXELS = 1600; // most for the longer side of the picture on the screen
 const MASK_ROWS = 256; // of a mask, written at once
 
-const requests = { load, outline, outlineFrame, measure, maskFile, overlayFile };
+const requests = { load, outline, outlineFrame, review, measure, maskFile, overlayFile };
 let last = Promise.resolve();
 
 self.addEventListener("message", ({ data }) => (last = last.then(() => answer(data))));
@@ -23,15 +24,34 @@ async function answer({ id, kind, ...rest }) {
   }
 }
 
-/** @returns {{probability: Float32Array, height: number, width: number, ms: number}} */
+async function load() {
+  await Promise.all([loadEngine(), loadConstants()]);
+}
+
+/** @returns {{probability: Float32Array, picture: Uint8Array, height: number, width: number, ms: number}} */
 async function outline({ file }, show) {
   const bitmap = await decode(file);
   const { height, width } = bitmap;
   show({ bitmap: shrink(bitmap), height, width });
   await takePicture(height, width, rowReader(bitmap));
   bitmap.close();
-  return { height, width, ...timed(infer) };
+  return { height, width, picture: pictureTaken(), ...timed(infer) };
 }
+
+/**
+ * What a threshold makes of a result.
+ *
+ * @param {{picture: Uint8Array, probability: Float32Array, threshold: number}} request Of outline.
+ * @returns {{cleaned: Float32Array, quality: number, warnings: string[]}} The probability without
+ *   specks and holes; an estimate of Dice, 0..1; codes of quality.js.
+ */
+function review({ picture, probability, threshold }) {
+  const cleaned = cleanOf(picture, probability, threshold);
+  return { cleaned, ...assess(picture, probability, cleaned, threshold) };
+}
+
+const cleanOf = (picture, probability, threshold) =>
+  isOneColour(picture) ? new Float32Array(probability.length) : clean(probability, threshold);
 
 /** The picture at the screen's size. By a canvas: a bitmap of a bitmap may be turned once more. */
 function shrink(bitmap) {
@@ -60,7 +80,8 @@ async function outlineFrame({ frame, threshold }) {
     await takePicture(height, width, rowReader(frame));
   }
   frame.close();
-  const { probability, ms } = timed(infer);
+  const { probability: raw, ms } = timed(infer);
+  const probability = cleanOf(pictureTaken(), raw, threshold);
   const limit = Math.fround(threshold);
   let inside = 0;
   for (let i = 0; i < probability.length; i++) inside += probability[i] >= limit;
