@@ -1,5 +1,6 @@
 """What the documents show runs, and their tables are those of the result files."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -16,7 +17,9 @@ from ulvm.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("src/ulvm/weights/*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("src/ulvm/weights/*.md"), *ROOT.glob("docs/**/*.md")]
+)
 WORDS = 900  # of README.md, without tables, figures and code
 
 
@@ -30,7 +33,13 @@ def console_lines(text: str) -> list[str]:
     return [line[2:].split("  #")[0].strip() for line in lines if line.startswith("$ ")]
 
 
-COMMANDS = [(page, line) for page in PAGES for line in console_lines(page.read_text())]
+COMMANDS = [
+    (page, command)
+    for page in PAGES
+    for line in console_lines(page.read_text())
+    for command in line.split(" && ")
+]
+FOREIGN = ("curl", "cvat-cli", "napari", "nvidia-cuda-mps-control")  # programs of others
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def test_the_readme_has_commands_to_run() -> None:
 
 def check_command(line: str) -> None:
     """That a command which needs data, a network or an hour exists as it is written."""
-    name, *words = shlex.split(line.replace("SEED", "42"))
+    name, *words = shlex.split(re.sub(r"^([A-Z_]+=\S+ )+", "", line.replace("SEED", "42")))
     if name == "ulvm":
         command: click.Command = main
         context = click.Context(main, info_name="ulvm")
@@ -84,16 +93,16 @@ def check_command(line: str) -> None:
         command.make_context(command.name, words, parent=context).close()
     elif name == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), flags=re.M)
-    elif name == "python":
+    elif name.startswith("python") and words[0] == "-m":
+        assert importlib.util.find_spec(words[1])
+    elif name.startswith("python"):
         script, *options = words
         assert all(option in (ROOT / script).read_text() for option in options)
     elif name == "pip":
-        (package,) = words[1:]
-        extra = re.fullmatch(r"(?:\.|ultralight-vm-unet)(?:\[([\w-]+)\])?", package)
-        assert extra, package
-        assert not extra[1] or f"\n{extra[1]} = " in (ROOT / "pyproject.toml").read_text()
+        for extra in re.findall(r"(?:\.|ultralight-vm-unet)\[([\w-]+)\]", line):
+            assert f"\n{extra} = " in (ROOT / "pyproject.toml").read_text(), extra
     else:
-        assert name == "nvidia-cuda-mps-control", f"nothing checks {name}"
+        assert name in FOREIGN, f"nothing checks {name}"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,7 @@ def test_commands_of_the_documents_exist(
 @pytest.mark.parametrize(
     "line",
     [
-        *("ulvm predikt photo.jpg", "ulvm train paper --datum DIR", "make nothing"),
+        *("ulvm predikt photo.jpg", "ulvm train paper --datum DIR", "make nothing", "python -m no"),
         *("python bench/cpu.py --nothing", "pip install '.[nothing]'", "rm photo"),
     ],
 )
