@@ -76,7 +76,10 @@ def test_characters_that_a_terminal_lacks_end_no_command(
 
 
 @pytest.mark.parametrize("address", ["https://example.org/a.jpg", "s3://bucket/a.png"])
-def test_addresses_are_told_from_paths(address: str, photo: Path) -> None:
+def test_addresses_are_told_from_paths(
+    address: str, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     said = f"{address} is an address. Only files are read. Download it first."
     assert said in run("predict", address).output
     assert said.lower() in run("predict", photo, "--model", address).output.lower()
