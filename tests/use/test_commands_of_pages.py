@@ -17,7 +17,7 @@ def test_extras_exist() -> None:
     named = {
         extra
         for path in PAGES
-        for extras in re.findall(r"ultralight-vm-unet\[([\w,-]+)\]", path.read_text())
+        for extras in re.findall(r"'\.\[([\w,-]+)\]'", path.read_text())
         for extra in extras.split(",")
     }
     assert named <= set(project["optional-dependencies"])
