@@ -319,4 +319,4 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "ulvm.use.api", None)
     done = CliRunner().invoke(main, ["serve", "--api"])
     assert done.exit_code == 1
-    assert "ultralight-vm-unet[api]" in done.output
+    assert "'.[api]'" in done.output

@@ -174,6 +174,10 @@ _SCHEMAS = {
             "minimum": 0,
             "maximum": 1,
         },
+        area_mm2={
+            "description": "Area in mm², where the file says how large its pixels are; else null.",
+            "type": ["number", "null"],
+        },
         bounding_box_xyxy={
             "description": "Left, top, right, bottom; the last two exclusive. Null if empty.",
             "type": ["array", "null"],
@@ -182,6 +186,21 @@ _SCHEMAS = {
         mean_probability_inside={
             "description": "Mean probability within the mask; null if empty.",
             "type": ["number", "null"],
+        },
+        quality={
+            "description": "An estimate of the mask's Dice; 0 for an empty mask.",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+        },
+        warnings={
+            "description": "Reasons not to trust the mask, the weightiest first.",
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"code": {"type": "string"}, "text": {"type": "string"}},
+                "required": ["code", "text"],
+            },
         },
         latency_ms={"description": "Time of resizing and inference.", "type": "number"},
         polygons={
