@@ -73,7 +73,7 @@ def train_here(data: Path, out: Path, *changes: str) -> None:
         "train.warmup_epochs=1",
         "train.average_decay=0.9",
     ]
-    run = find_preset("bundled").run.override([*assignments, *changes])
+    run = find_preset("best").run.override([*assignments, *changes])
     training.train(run, data, out, device="cpu", resume=has_checkpoint(out), progress=False)
 
 

@@ -79,16 +79,20 @@ def test_exact_polygons_give_the_exact_mask(tools: Any) -> None:
     assert (tools.decode(tools.merge(rles)).astype(bool) == mask).all()
 
 
+# The mask at the network's size, and the picture: COCO needs neither.
+UNSEEN = np.zeros((8, 8), bool), np.zeros((8, 8, 3), np.uint8)
+
+
 def test_a_picture_without_a_lesion_is_listed_without_annotations() -> None:
     nothing = np.zeros((4, 5), bool)
     maps = np.zeros((1, 8, 8), np.float32)
-    assert describe(Segmentation(maps, nothing, None, 0.5, 1.0)) == []
+    assert describe(Segmentation(maps, nothing, None, 0.5, 1.0, *UNSEEN)) == []
 
 
 def test_several_classes_are_several_categories() -> None:
     labels = np.array([[0, 1, 1], [0, 2, 2]], np.uint8)
     maps = np.full((3, 8, 8), 1 / 3, np.float32)
-    found = describe(Segmentation(maps, labels != 0, labels, None, 1.0))
+    found = describe(Segmentation(maps, labels != 0, labels, None, 1.0, *UNSEEN))
     assert [(each["category_id"], each["area"]) for each in found] == [(1, 2), (2, 2)]
     assert found[1]["bbox"] == [1, 1, 2, 1]
 

@@ -43,7 +43,7 @@ def serve(
 
 
 def _serve_api(host: str, port: int, model: str | None, given: dict[str, float]) -> None:
-    from ulvm.errors import InputError
+    from ulvm.errors import InputError, install_extra
     from ulvm.segmenter import load
 
     try:
@@ -52,7 +52,7 @@ def _serve_api(host: str, port: int, model: str | None, given: dict[str, float])
         raise InputError(
             f"--api needs the package {error.name}, which is not installed",
             "",
-            "run pip install 'ultralight-vm-unet[api]'",
+            install_extra("api"),
         ) from error
     scales = {"megabytes": ("bytes", 1_000_000), "megapixels": ("pixels", 1_000_000)}
     named = {}

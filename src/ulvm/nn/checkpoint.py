@@ -27,6 +27,7 @@ from ulvm.spec import FORMAT, METADATA_KEY, ModelSpec, RunSpec
 from ulvm.splits import name_some
 
 WEIGHTS = RUN_WEIGHTS
+COUNTER = "num_batches_tracked"
 _DEPTH = 6
 # The released code keeps losses as numpy floats beside the weights; numpy 2 renamed their module.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -104,7 +105,8 @@ def _require_tensors(state: Mapping[Any, Any], shapes: Mapping[str, torch.Size],
         given = f"has unknown tensors {name_some(unknown, 3)}"
     for key, shape in {} if given else shapes.items():
         value = state[key]
-        if type(value) not in (Tensor, nn.Parameter) or not value.is_floating_point():
+        counts = key.endswith(COUNTER)  # of batch norms, whole numbers
+        if type(value) not in (Tensor, nn.Parameter) or value.is_floating_point() is counts:
             given = f"has {key} of type {getattr(value, 'dtype', type(value).__name__)}"
         elif value.layout != torch.strided or value.is_quantized or value.is_meta:
             given = f"has {key} in an unusual layout"

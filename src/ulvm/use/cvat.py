@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.outline import flatten, polygons
 from ulvm.segmenter import Segmenter, load
 from ulvm.use.coco import TOLERANCE
@@ -25,9 +25,7 @@ class LesionFunction:
         try:
             import cvat_sdk.auto_annotation as sdk
         except ModuleNotFoundError as error:
-            raise InputError(
-                "CVAT's SDK is not installed", "", "run pip install 'ultralight-vm-unet[cvat]'"
-            ) from error
+            raise InputError("CVAT's SDK is not installed", "", install_extra("cvat")) from error
         if segmenter.spec.model.classes > 1:
             raise InputError(
                 f"the model finds {segmenter.spec.model.classes} classes",

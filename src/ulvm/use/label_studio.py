@@ -196,7 +196,7 @@ def main(model: str | None, host: str, port: int) -> None:
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"This needs the package {error.name}, which is not installed. "
-            "Run pip install 'ultralight-vm-unet[label-studio]' in an environment of its own."
+            "Run pip install '.[label-studio]' in the clone of ulvm, in an environment of its own."
         ) from None
     app.run(host=host, port=port)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, install_extra
 from ulvm.files import write_atomically
 from ulvm.image import encode_png
 from ulvm.picture import is_written_by_ulvm, read_picture
@@ -103,9 +103,7 @@ def predict_on_ray(
         import ray
         from ray.data import ActorPoolStrategy, DataContext
     except ModuleNotFoundError as error:
-        raise InputError(
-            "Ray Data is not installed", "", "run pip install 'ultralight-vm-unet[ray]'"
-        ) from error
+        raise InputError("Ray Data is not installed", "", install_extra("ray")) from error
     load(model, engine=engine).check_threshold(threshold)  # refused here, not on every worker
     rows = _Rows(out)
     waiting = _choose_outputs(addresses, rows.done)

@@ -122,7 +122,7 @@ def test_another_network_is_refused(
 
 def test_the_command_offers_every_target() -> None:
     (option,) = (each for each in cli.main.commands["export"].params if each.name == "target")
-    assert tuple(option.type.choices) == ("c", *targets.TARGETS)  # type: ignore[attr-defined]
+    assert {"c", *targets.TARGETS} < {*option.type.choices}  # type: ignore[attr-defined]
 
 
 def test_the_command_passes_the_target_on(source: Path) -> None:
