@@ -156,6 +156,7 @@ def _train(
                 allow_mask_resize=allow_mask_resize,
             )
         state = _State(run, device, processes, seen, parent)
+        state.classes = training.classes
         if start_from:
             state.learner.start_from(torch.load(start_from, map_location=device, weights_only=True))
         if resume:
@@ -274,6 +275,7 @@ class _State:
         self.best = copy.deepcopy(self.learner.averaged)
         self.generator = torch.Generator().manual_seed(run.train.seed)
         self.epoch = 0
+        self.classes: tuple[str, ...] = ()  # names, of masks that have several
         self.last_is_whole = True  # the checkpoint on disk
         self.history: list[dict[str, Any]] = []
 
@@ -317,6 +319,8 @@ class _State:
             "validation": self.best_row,
             "versions": versions(),
         }
+        if self.classes:
+            provenance["classes"] = list(self.classes)
         if self.parent is not None:
             provenance["parent"] = self.parent
         save_weights(out_dir / WEIGHTS, self.best, self.run, provenance)
