@@ -426,6 +426,20 @@ def require_divisible(size_hw: tuple[int, int], where: str = "input size") -> No
     )
 
 
+def require_rgb(model: ModelSpec) -> None:
+    """Check that a network takes what files are read as.
+
+    Raises:
+        InputError: It takes another number of channels than three.
+    """
+    if model.in_channels != 3:
+        raise InputError(
+            f"model.in_channels={model.in_channels} with pictures of three channels",
+            "files are read as RGB; other networks are for programs that call them themselves",
+            "choose a model of 3 channels, or ulvm.nn.load_weights for the bare network",
+        )
+
+
 def _require_range(spec: Any, name: str, least: float, most: float) -> None:
     value = getattr(spec, name)
     if not (least <= value <= most and math.isfinite(value)):  # false for NaN as well

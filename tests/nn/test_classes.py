@@ -11,7 +11,10 @@ from PIL import Image
 
 from ulvm.cli import main
 from ulvm.nn.augment import Part, augment, draw
+from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.loss import targets_of
+from ulvm.nn.model import UltraLightVMUNet
+from ulvm.spec import RunSpec
 
 SIZE = 64
 NAMES = ("skin", "naevus", "crust")
@@ -100,6 +103,23 @@ def test_a_model_of_one_class_is_scored_by_the_foreground(tmp_path: Path) -> Non
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert "classes" not in scores
     assert scores["images"] == 20
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_than_rgb_are_refused_in_words(tmp_path: Path, channels: int) -> None:
+    spec = RunSpec().override([f"model.in_channels={channels}", f"data.image_size={SIZE}"])
+    save_weights(tmp_path / "odd.safetensors", UltraLightVMUNet(spec.model), spec, {})
+    draw_folder(tmp_path / "mine")
+    where = ("--dataset", "folder", "--data", tmp_path / "mine", "--out", tmp_path / "out")
+    odd = tmp_path / "odd.safetensors"
+    for words in (
+        ("train", "paper", "--from", odd, *where),
+        ("eval", odd, *where),
+        ("predict", tmp_path / "mine" / "test" / "images", "--model", odd, *where[-2:]),
+    ):
+        done = run(*words)
+        assert done.exit_code == 1, done.output
+        assert f"model.in_channels={channels} with pictures of three channels" in done.output
 
 
 def test_classes_without_a_table_are_refused(tmp_path: Path) -> None:

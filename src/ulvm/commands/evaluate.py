@@ -17,7 +17,7 @@ from ulvm.commands.shared import (
     show_progress,
     threshold_option,
 )
-from ulvm.spec import EngineName
+from ulvm.spec import EngineName, require_rgb
 
 
 @click.command("eval")
@@ -67,6 +67,7 @@ def evaluate(
     from ulvm.provenance import choose_unseen, find_own_split, read_seen
 
     probability_of, run, provenance = _load_model(model, device, engine)
+    require_rgb(run.model)
     seen = read_seen(run, provenance)
     decoded = datasets.decode(
         dataset,

@@ -14,7 +14,7 @@ from ulvm import datasets, lesion_free, splits
 from ulvm.errors import InputError
 from ulvm.nn.augment import Part, Pool
 from ulvm.provenance import Seen
-from ulvm.spec import RunSpec, SourceSpec
+from ulvm.spec import RunSpec, SourceSpec, require_rgb
 
 DRAWN_PICTURES = 200
 MARKS = 200
@@ -51,12 +51,7 @@ def load_parts(
     Raises:
         InputError: Data, split, teacher and network do not fit.
     """
-    if run.model.in_channels != 3:
-        raise InputError(
-            f"model.in_channels={run.model.in_channels} with pictures of three channels",
-            "data sets are read as RGB",
-            "leave it at 3",
-        )
+    require_rgb(run.model)
     folders = folder_of_each(run.data.sources, data_dir)
     used, masks, pools = [], [], []
     images: list[Pixels] = []
