@@ -1,6 +1,6 @@
 """Fit the constants of ``ulvm.quality`` to pictures that the networks had not seen, and score them.
 
-    python bench/quality.py --folds '/tmp/q/l-strongpaste-{}' --data isic2017=DIR \\
+    python bench/quality.py --folds 'FOLDER/m-drawn-{}' --data isic2017=DIR \\
         --data pad-ufes=DIR --data ham10000=DIR --things DIR --other-things DIR --work DIR
 
 ``FOLDS`` with 1 to 5 in place of the braces is a network, ``….safetensors``, and its splits,
@@ -393,6 +393,7 @@ def main() -> None:
     if given.test:
         score_test(given)
         return
+    given.work.mkdir(parents=True, exist_ok=True)
     kept = given.work / "found.npy"
     if kept.exists():
         found = np.load(kept, allow_pickle=True).item()

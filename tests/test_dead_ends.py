@@ -76,9 +76,12 @@ def test_characters_that_a_terminal_lacks_end_no_command(
 
 
 @pytest.mark.parametrize("address", ["https://example.org/a.jpg", "s3://bucket/a.png"])
-def test_addresses_are_told_from_paths(address: str, photo: Path) -> None:
-    said = f"{address} is an address. Ulvm reads files. Download it first."
-    assert said.replace("Ulvm", "ulvm").lower() in run("predict", address).output.lower()
+def test_addresses_are_told_from_paths(
+    address: str, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = f"{address} is an address. Only files are read. Download it first."
+    assert said in run("predict", address).output
     assert said.lower() in run("predict", photo, "--model", address).output.lower()
     with pytest.raises(InputError, match="Download it first"):
         ulvm.read_image(address)

@@ -18,7 +18,7 @@ import claims
 import scores
 import speed
 import trust
-from documents import FIGURES, ROOT, RUNS
+from documents import FIGURES, RESULTS, ROOT, RUNS
 from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.reproduce.report import render
 
@@ -35,9 +35,9 @@ DOCUMENTS = (
 FIGURE_NAMES = ("dice-parameters", "dice-milliseconds", "areas", "drawn-pictures", "outlines")
 
 
-def experiment(name: str) -> str:
+def experiment(name: str, folder: Path = RUNS) -> str:
     """A table of ``ulvm reproduce`` with its verdict; the rest unfolds on a click."""
-    verdict, rows, *said = render(name, RUNS).split("\n\n")
+    verdict, rows, *said = render(name, folder).split("\n\n")
     details = "\n\n".join(said)
     return (
         f"{verdict}\n\n{rows}\n\n<details><summary>Runs, intervals, sentences</summary>\n\n"
@@ -72,6 +72,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "api": speed.api,
     "finetune": speed.finetune,
     "many-pictures": speed.many_pictures,
+    "peers-best": partial(experiment, "peers", RESULTS / "runs-best"),
     "areas": areas.split_table,
     "quintiles": areas.quintile_table,
     **{f"figure:{name}": partial(figure, name) for name in FIGURE_NAMES},

@@ -72,7 +72,7 @@ def not_found(path: object, accepted: str = "", *, what: str = "file") -> InputE
     """
     address = re.sub(r"^(https?|ftp|s3|gs):/+", r"\1://", str(path))  # Path joins slashes
     if "://" in address:
-        return InputError(f"{address} is an address", "ulvm reads files", "download it first")
+        return InputError(f"{address} is an address", "only files are read", "download it first")
     return InputError(f"{what} not found: {path}", accepted, "check the path")
 
 
