@@ -288,7 +288,7 @@ class DataSpec(_Spec):
         known: dict[str, SourceSpec] = {source.dataset: source for source in self.sources}
         chosen = []
         for name in names:
-            if name == "folder":
+            if name == "folder" and name not in known:
                 splits = {name: FOLDER_SPLIT, **splits}
             if name not in splits and name not in known:
                 raise InputError(
