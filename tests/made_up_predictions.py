@@ -16,6 +16,7 @@ class DrawnDataset:
     ids: list[str]
     images: np.ndarray
     masks: np.ndarray
+    classes: tuple[str, ...] = ()
 
     def indices(self, ids: Iterable[str]) -> np.ndarray:
         return np.array([self.ids.index(id_) for id_ in ids])

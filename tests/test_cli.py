@@ -230,6 +230,64 @@ def test_what_training_proposes_next_is_a_whole_command(tmp_path: Path) -> None:
     assert (out / "test-folder" / "scores.json").exists()
 
 
+def sort_into_parts(folder: Path) -> dict[str, set[str]]:
+    """Nine drawn pictures in train/, val/ and test/."""
+    synthetic.write_dataset(folder / "flat", 9, seed=5, size_hw=(64, 64))
+    parts: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
+    for index, path in enumerate(sorted((folder / "flat" / "images").iterdir())):
+        part = ("train", "train", "val", "test")[index % 4]
+        parts[part].add(path.stem)
+        for side in ("images", "masks"):
+            (folder / part / side).mkdir(parents=True, exist_ok=True)
+            (folder / "flat" / side / path.name).rename(folder / part / side / path.name)
+    shutil.rmtree(folder / "flat")
+    return parts
+
+
+def test_a_sorted_folder_is_its_own_split(tmp_path: Path) -> None:
+    """From skin's weights; what is trained with is never scored, and skin needs no split."""
+    pytest.importorskip("torch")
+    mine, out = tmp_path / "mine", tmp_path / "run"
+    parts = sort_into_parts(mine)
+    where = ("--dataset", "folder", "--data", mine)
+    small = ("--set", "data.image_size=256", "--set", "train.epochs=3", "--set", "train.patience=1")
+    still = ("--set", "train.learning_rate=0", "--set", "train.min_learning_rate=0")
+    done = run("train", "paper", "--from", "skin", *where, *small, *still, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "The network is that of skin, not of the preset paper." in done.output
+    assert "ended after epoch 2 of 3" in done.output
+    (following,) = [line for line in done.output.splitlines() if line.startswith("next: ")]
+    assert run(*shlex.split(following)[2:]).exit_code == 0
+
+    def cases(*words: object) -> set[str]:
+        done = run("eval", *words, *where, "--out", tmp_path / "out")
+        assert done.exit_code == 0, done.output
+        return {each["id"] for each in json.loads((tmp_path / "out" / "cases.json").read_text())}
+
+    assert cases(out) == parts["test"]
+    assert cases(out, "--split", "all") == parts["test"]
+    assert cases("skin") == set().union(*parts.values())
+    assert cases("skin", "--split", "folders") == parts["test"]
+
+
+def test_a_flat_folder_needs_a_split(drawn: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    done = run("train", "paper", "--dataset", "folder", "--data", drawn, "--out", tmp_path / "run")
+    assert done.exit_code == 1
+    assert "No pictures in train/." in done.output
+    assert "ulvm data split" in done.output
+
+
+def test_a_parent_that_is_not_there_is_named(drawn: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    words = ("--dataset", "folder", "--data", drawn, "--out", tmp_path / "run")
+    done = run("train", "paper", *words, "--from", "gone.safetensors")
+    assert "File not found: gone.safetensors" in done.output or "gone.safetensors" in done.output
+    assert done.exit_code == 1
+    done = run("train", "paper", *words, "--from", "skin", "--set", "model.widths=8,8,8,8,8,8")
+    assert "the network is that of skin" in done.output.lower()
+
+
 @pytest.fixture
 def trained(drawn: Path, tmp_path: Path) -> Path:
     """A run of a split file of one's own, and that file's folder beside it."""

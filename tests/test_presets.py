@@ -57,7 +57,7 @@ OWN_COUNTS = {
     PLUS_MODEL: 46_644,
     SMALL_MODEL: 10_913,
 }
-TRAINED_ANOTHER_WAY = {"best", "plus", "skin", "research", "small", "lite-unet"}
+TRAINED_ANOTHER_WAY = {"best", "plus", "skin", "tune", "research", "small", "lite-unet"}
 
 
 def test_every_counted_network_has_a_row_with_its_count() -> None:

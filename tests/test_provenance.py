@@ -139,6 +139,31 @@ def test_an_older_model_goes_by_its_split_file_while_that_is_the_same(tmp_path: 
         read_seen(run, {"split_hash": split.hash})
 
 
+def test_what_the_parents_saw_is_seen_too() -> None:
+    run = RunSpec().override(["data.dataset=folder", "data.split=gone.json"])
+    ours = seen_of("folder", {id_: f"{id_} ours" for id_ in "abc"})
+    theirs = seen_of("folder", {id_: f"{id_} other" for id_ in "abc"})
+    said = {"seen": [ours.to_dict()], "parent": {"model": "skin", "seen": [theirs.to_dict()]}}
+    seen = read_seen(run, said)
+    assert seen == [ours, theirs]
+    looks = {"a": "a ours", "b": "b other", "c": "new", "d": "d"}
+    scored = Looks("folder", looks)
+    everything = Split("all", "folder", {"test": tuple(looks)})
+    words: dict[str, Any] = {"part": "test", "drop": True}
+    assert choose_unseen([*looks], seen, scored, everything, **words) == ["c", "d"]
+    assert choose_unseen([*looks], seen[:1], scored, everything, **words) == ["b", "c", "d"]
+    for damaged in ({}, {"seen": None}, {"seen": [{}]}, "skin"):
+        with pytest.raises(InputError, match="damaged"):
+            read_seen(run, said | {"parent": damaged})
+
+
+def test_a_parents_folder_is_known_too() -> None:
+    ours = seen_of("folder", {id_: f"{id_} ours" for id_ in "abc"})
+    looks = {id_: f"{id_} other" for id_ in "abcd"}
+    theirs = dataclasses.replace(seen_of("folder", looks), masks="theirs")
+    assert find_own_split([ours, theirs], Looks("folder", looks)) is theirs.split
+
+
 def test_what_changed_between_two_starts_is_named() -> None:
     then = seen_of("folder", {id_: id_ for id_ in "abc"})
     assert then.changes(then) == ""

@@ -45,6 +45,7 @@ OTHER_TRAIN = TrainSpec(
     pasted=0.5,
     teacher_share=0.5,
     average_decay=0.9,
+    patience=4,
     precision="bfloat16",
     seed=1,
 )

@@ -165,6 +165,7 @@ class Drawn:
     """Two pictures that a model of one square scores differently."""
 
     name = "drawn"
+    classes = ()
     masks = np.stack([square(30), square(4)]).astype(np.uint8) * 255
     images = np.stack([paint((200, 160, 140), (90, 60, 40), mask >= 128) for mask in masks])
 

@@ -121,6 +121,22 @@ def api(folder: Path = SPEED) -> str:
     )
 
 
+def finetune(folder: Path = SPEED) -> str:
+    """What forty drawn pictures of another look taught the bundled model, and how fast."""
+    result = read(folder / "finetune.json")
+    counts, before, after = result["pictures"], result["before"], result["after"]
+    load = f", busy with other work: load {result['load']:.0f}" if result["load"] > 2 else ""
+    return (
+        f"`skin` on {counts['train'] + counts['val']} drawn pictures in negative and violet, "
+        f"{counts['val']} of them for validation: Dice on {counts['test']} others "
+        f"{before['per_image']:.3f} before, {after['per_image']:.3f} after "
+        f"[{after['interval']['low']:.3f}, {after['interval']['high']:.3f}], "
+        f"{result['epochs']} epochs in {result['seconds'] / 60:.0f} minutes "
+        f"({result['threads']} threads of an {result['processor']}{load}; "
+        f"{link('finetune', '../../')}, {result['date']}). Drawn pictures are not photographs."
+    )
+
+
 def many_pictures(folder: Path = SPEED) -> str:
     """How fast pictures went over a Ray cluster, and that none was lost."""
     result = read(folder / "many_pictures.json")

@@ -25,6 +25,7 @@ from ulvm.boundary import (
     require_scipy,
     summarise,
 )
+from ulvm.class_scores import ClassScores
 from ulvm.contact_sheet import draw_contact_sheet
 from ulvm.engine import resize_mask
 from ulvm.errors import InputError
@@ -65,7 +66,11 @@ class Dataset(Protocol):
 
     @property
     def masks(self) -> ByteArray:
-        """Masks, uint8 (pairs, size, size), 0..255, soft at the edges."""
+        """Masks, uint8 (pairs, size, size), 0..255, soft at the edges; or numbers of classes."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, background first; none of masks of lesion or not."""
 
     def indices(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
         """The row of each id, in the order given."""
@@ -160,6 +165,7 @@ class Evaluation:
         challenge: Scores as the ISIC challenge counts them; None if they were not asked for.
         examples: The images of lowest and highest Dice, from worst to best.
         strata: Scores of each kind of picture, a table for each property that was asked for.
+        classes: Pooled Dice of each class by its name, of masks and a model of the same several.
     """
 
     dataset: str
@@ -178,6 +184,7 @@ class Evaluation:
     challenge: dict[str, float] | None
     examples: tuple[Example, ...] = field(repr=False)
     strata: tuple[StrataTable, ...] = ()
+    classes: Mapping[str, float] = field(default_factory=dict)
 
     def table(self) -> str:
         """The scores as text that also says what was scored, where and how."""
@@ -209,6 +216,10 @@ class Evaluation:
             f"[low, high]: {LEVEL:.0%} bootstrap intervals over images, {RESAMPLES} resamples,"
             f" seed {BOOTSTRAP_SEED}",
         ]
+        if self.classes:
+            lines += ["", "DSC of each class, pooled over all pixels:"]
+            width = max(map(len, self.classes))
+            lines += [f"{name:{width}}  {value:.4f}" for name, value in self.classes.items()]
         if self.challenge is not None:
             lines += ["", "As the ISIC challenge counts, per image at its own size:"]
             width = max(map(len, self.challenge))
@@ -255,6 +266,8 @@ class Evaluation:
                 "frequency": self.calibration.frequency.tolist(),
             },
         }
+        if self.classes:
+            result["classes"] = dict(self.classes)
         if self.strata:
             result["strata"] = [table.to_dict() for table in self.strata]
         return _without_nan(result)  # type: ignore[no-any-return]
@@ -331,7 +344,8 @@ def evaluate(
 
     Pictures pass in batches; only counts and the few pictures of the contact sheet are kept.
     With several classes the lesion is every class above 0 by argmax, its probability is one minus
-    that of class 0, and `threshold` plays no part; the truth is always the foreground mask.
+    that of class 0, and `threshold` plays no part; the truth is always the foreground mask. Where
+    masks and model have the same several classes, each is scored as well.
 
     Args:
         probability_of: Pictures uint8 (batch, size, size, 3) → probability float32
@@ -388,13 +402,18 @@ def evaluate(
     bins = np.zeros((3, CALIBRATION_BINS))  # pixels, sum of probability, lesion pixels
     examples: list[Example] = []
     several_classes = False
+    least = 1 if dataset.classes else TRUTH_THRESHOLD
+    class_scores = ClassScores(dataset.classes)
     for start in range(0, len(ids), batch_size):
         batch = rows[start : start + batch_size]
         batch_ids = ids[start : start + batch_size]
-        images, truths = dataset.images[batch], dataset.masks[batch] >= TRUTH_THRESHOLD
+        images, truths = dataset.images[batch], dataset.masks[batch] >= least
         probability = probability_of(images)  # (batch, classes, height, width)
         _check_probability(probability, (len(batch), height, width), batch_ids)
         several_classes = probability.shape[1] > 1
+        each_class = several_classes and probability.shape[1] == len(dataset.classes)
+        if each_class:
+            class_scores.add(probability.argmax(axis=1), dataset.masks[batch])
         if several_classes:
             foreground, masks = 1 - probability[:, 0], probability.argmax(axis=1) > 0
         else:
@@ -458,6 +477,7 @@ def evaluate(
             )
             for name in by
         ),
+        classes=class_scores.dice() if each_class else {},
     )
 
 

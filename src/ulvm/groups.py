@@ -25,22 +25,7 @@ def read_table(path: str | os.PathLike[str], needed: Sequence[str] = ("id",)) ->
     Raises:
         InputError: The file cannot be read, lacks a column that is needed, or has an id twice.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror})", _FORM, "check the path"
-        ) from error
-    lines = _decode(content).splitlines()
-    head = lines[0] if lines else ""
-    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
-    columns = [name.strip().lower() for name in next(reader, [])]
-    if not set(needed) <= set(columns):
-        names = " and ".join(f"'{name}'" for name in needed)
-        raise InputError(
-            f"{path} has no column{'s' * (len(needed) > 1)} {names}", _FORM, "rename its columns"
-        )
-    rows = [dict(zip(columns, map(str.strip, row), strict=False)) for row in reader if any(row)]
+    rows = read_rows(path, needed, _FORM)
     counts = Counter(normal_id(row["id"]) for row in rows)
     if twice := [id_ for id_, count in counts.items() if count > 1]:
         raise InputError(
@@ -49,6 +34,37 @@ def read_table(path: str | os.PathLike[str], needed: Sequence[str] = ("id",)) ->
             "take the others out",
         )
     return {normal_id(row["id"]): row for row in rows}
+
+
+def read_rows(
+    path: str | os.PathLike[str], needed: Sequence[str], form: str
+) -> list[dict[str, str]]:
+    """The rows of a CSV file by its columns' names, in small letters.
+
+    Args:
+        path: The file; see `read_table` for what is accepted.
+        needed: Columns that it must have.
+        form: What it must be, for messages.
+
+    Raises:
+        InputError: The file cannot be read or lacks a column that is needed.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror})", form, "check the path"
+        ) from error
+    lines = _decode(content).splitlines()
+    head = lines[0] if lines else ""
+    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
+    columns = [name.strip().lower() for name in next(reader, [])]
+    if not set(needed) <= set(columns):
+        names = " and ".join(f"'{name}'" for name in needed)
+        raise InputError(
+            f"{path} has no column{'s' * (len(needed) > 1)} {names}", form, "rename its columns"
+        )
+    return [dict(zip(columns, map(str.strip, row), strict=False)) for row in reader if any(row)]
 
 
 def _decode(content: bytes) -> str:

@@ -68,7 +68,7 @@ def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
         InputError: As ``read_image``; or the file holds other values, colours or transparency.
     """
     with decode(source) as (image, name):
-        values = _mask_values(image, name)
+        values = mask_values(image, name)
     low, high = values.min(), values.max()
     all_lesion = low == high and high in (1, 255, 65535)
     if all_lesion or (low == 0 and ((values == 0) | (values == high)).all()):
@@ -324,8 +324,12 @@ def _encode_grey(array: Uint8Array | BoolArray) -> bytes:
     )
 
 
-def _mask_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
-    """The samples (height, width) that tell background from lesion."""
+def mask_values(image: Image.Image, name: str) -> npt.NDArray[Any]:
+    """The samples (height, width) of an opened mask that tell background from lesion.
+
+    Raises:
+        InputError: It has transparent pixels, or colours beyond those of a palette.
+    """
     if image.has_transparency_data and not image.mode.startswith("I"):
         lowest_alpha, _ = image.convert("RGBA").getchannel("A").getextrema()
         if cast(float, lowest_alpha) < 255:

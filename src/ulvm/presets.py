@@ -59,6 +59,16 @@ TEACHER_TRAIN = dataclasses.replace(
     average_decay=0.995,
     precision="bfloat16",
 )
+# A few of one's own pictures, from the weights of --from.
+TUNE_TRAIN = dataclasses.replace(
+    BEST_TRAIN,
+    epochs=60,
+    batch_size=8,
+    learning_rate=1e-3,
+    warmup_epochs=2,
+    average_decay=0.98,
+    patience=15,
+)
 # PVM layers where tokens are few; convolutions, which are faster, above; no bridge.
 PLUS_MODEL = ModelSpec(
     widths=(8, 16, 24, 32, 40, 48),
@@ -99,6 +109,7 @@ PRESETS: dict[str, Preset] = {
     "research": _row(
         "plus on every data set", PLUS_MODEL, 46_644, train=RESEARCH_TRAIN, data=RESEARCH_DATA
     ),
+    "tune": _row("one's own pictures, with --from skin", PLUS_MODEL, 46_644, train=TUNE_TRAIN),
     "small": _row("plus, half the widths", SMALL_MODEL, 10_913, train=PLUS_TRAIN),
     "lite-unet": _row(
         "teaches the others",

@@ -120,7 +120,7 @@ class Seen:
                 split = splits.load_split(dataset, name)
             pictures = tuple(re.findall("[0-9a-f]{16}", stored["pictures"]))
             seen = cls(split, pictures, str(stored["masks"]))
-            if split.hash == stored["hash"] and len(pictures) == len(seen.ids):
+            if split.hash == stored["hash"] and len(pictures) in (0, len(seen.ids)):
                 return seen
         except (KeyError, TypeError, AttributeError):
             pass
@@ -143,16 +143,28 @@ class Seen:
 
 
 def read_seen(run: RunSpec, provenance: Mapping[str, Any]) -> list[Seen]:
-    """What a model has seen, one for each data set of its run.
+    """What a model has seen, one for each data set of its run, then what its parents have.
 
     Args:
         run: How the model was made.
         provenance: What its file says beside: `seen` as `Seen.to_dict` gives it; an older one
-            has the hash of each split at most, which is then read from where it lies.
+            has the hash of each split at most, which is then read from where it lies. `parent`
+            is the model that it started from, if any, with all that that one has seen.
 
     Raises:
         InputError: Damaged; or a split file is missing or has changed.
     """
+    own = _read_own(run, provenance)
+    parent = provenance.get("parent")
+    if parent is None:
+        return own
+    stored = parent.get("seen") if isinstance(parent, Mapping) else None
+    if not isinstance(stored, list):
+        raise _damaged()
+    return [*own, *map(Seen.from_dict, stored)]
+
+
+def _read_own(run: RunSpec, provenance: Mapping[str, Any]) -> list[Seen]:
     if "seen" in provenance:
         stored = provenance["seen"]
         seen = [Seen.from_dict(each) for each in stored] if isinstance(stored, list) else []
@@ -198,9 +210,9 @@ def find_own_split(seen: Iterable[Seen], pictures: Pictures) -> splits.Split | N
             both = [id_ for id_ in known if id_ in there]
             looks = zip(both, pictures.fingerprints(both), strict=True)
             if both and not any(known[id_] == look for id_, look in looks):
-                return None
+                continue
             if not both and not there & set(each.split.parts["test"]):
-                return None
+                continue
         return each.split
     return None
 

@@ -45,7 +45,7 @@ from ulvm.picture import (
     turn_upright,
 )
 from ulvm.quality import Assessment, Doubt, assess, is_one_colour
-from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec
+from ulvm.spec import FORMAT, METADATA_KEY, EngineName, RunSpec, require_rgb
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,6 +310,7 @@ class Segmenter:
             InputError: The array has another shape or type, or the network gave a number that
                 is no probability.
         """
+        require_rgb(self.spec.model)
         if images_rgb.dtype != np.uint8 or images_rgb.shape[1:] != (*self.size_hw, 3):
             size = self.spec.data.image_size
             raise InputError(

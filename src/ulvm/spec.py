@@ -38,6 +38,7 @@ EngineName = Literal["c", "onnx"]  # what runs a model: ulvm's own, ONNX Runtime
 DatasetName = Literal["isic2017", "isic2018", "ph2", "folder", "isic2016", "ham10000", "pad-ufes"]
 Augmentation = Literal["none", "paper", "strong", "stronger", "wide"]
 Schedule = Literal["cosine-cycle", "one-cycle"]
+FOLDER_SPLIT = "folders"  # of a folder with train/, val/ and test/: what lies in each
 Precision = Literal["float32", "bfloat16", "float16"]
 
 STAGES = 6
@@ -279,12 +280,16 @@ class DataSpec(_Spec):
     def choose(self, names: Sequence[str], splits: Mapping[str, str]) -> DataSpec:
         """The same with these data sets, in this order, and these splits.
 
+        A data set keeps its split where none is given; a folder is then split as it is sorted.
+
         Raises:
             InputError: A data set that is new here has no split.
         """
         known: dict[str, SourceSpec] = {source.dataset: source for source in self.sources}
         chosen = []
         for name in names:
+            if name == "folder" and name not in known:
+                splits = {name: FOLDER_SPLIT, **splits}
             if name not in splits and name not in known:
                 raise InputError(
                     f"{name} has no split",
@@ -328,6 +333,8 @@ class TrainSpec(_Spec):
             rest.
         average_decay: Decay of an exponential moving average of the weights, per step; the
             average is validated and kept. 0 keeps the weights themselves.
+        patience: Training ends early after so many epochs without a lower validation loss; 0
+            trains all epochs.
         precision: In what the network computes where that is safe; weights, loss, the scan and
             validation stay in float32. ``float16`` scales the loss against underflow.
         seed: Seed of initialisation, order and augmentation.
@@ -346,6 +353,7 @@ class TrainSpec(_Spec):
     pasted: float = 0.0
     teacher_share: float = 0.0
     average_decay: float = 0.0
+    patience: int = 0
     precision: Precision = "float32"
     seed: int = 42
 
@@ -353,7 +361,8 @@ class TrainSpec(_Spec):
         super().__post_init__()
         for name in ("epochs", "batch_size", "period_epochs"):
             _require_range(self, name, 1, MOST)
-        _require_range(self, "warmup_epochs", 0, MOST)
+        for name in ("warmup_epochs", "patience"):
+            _require_range(self, name, 0, MOST)
         _require_range(self, "seed", 0, LARGEST_SEED)
         for name in ("learning_rate", "min_learning_rate", "weight_decay"):
             _require_range(self, name, 0, math.inf)
@@ -415,6 +424,20 @@ def require_divisible(size_hw: tuple[int, int], where: str = "input size") -> No
         f"height and width must be multiples of {DOWNSAMPLING}",
         "the nearest are " + " and ".join(f"{h}×{w}" for h, w in nearest),
     )
+
+
+def require_rgb(model: ModelSpec) -> None:
+    """Check that a network takes what files are read as.
+
+    Raises:
+        InputError: It takes another number of channels than three.
+    """
+    if model.in_channels != 3:
+        raise InputError(
+            f"model.in_channels={model.in_channels} with pictures of three channels",
+            "files are read as RGB; other networks are for programs that call them themselves",
+            "choose a model of 3 channels, or ulvm.nn.load_weights for the bare network",
+        )
 
 
 def _require_range(spec: Any, name: str, least: float, most: float) -> None:

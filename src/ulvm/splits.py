@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ulvm.errors import InputError, install_extra
 from ulvm.files import write_atomically
 from ulvm.limits import JSON_BYTES, parse_json, read_file
+from ulvm.spec import FOLDER_SPLIT
 
 PARTS = ("train", "validation", "test")
 
@@ -112,6 +113,14 @@ class Split:
         if part not in PARTS:
             raise InputError(
                 f"'{part}' is no part of a split", f"the parts are {', '.join(PARTS)}", "choose one"
+            )
+        if part in self.open_parts and self.name == FOLDER_SPLIT:
+            folder = {"validation": "val"}.get(part, part)
+            raise InputError(
+                f"no pictures in {folder}/",
+                "without a split, a folder is split as it is sorted: train/, val/ and test/, each "
+                "with images/ and masks/",
+                "sort the pictures so, or name a split file; `ulvm data split` writes some",
             )
         if part in self.open_parts:
             raise InputError(
@@ -212,10 +221,11 @@ def load_split(dataset: str, name_or_path: str | os.PathLike[str]) -> Split:
     Args:
         dataset: `isic2017`, `isic2018`, `ph2` or `folder`.
         name_or_path: A name that `available_splits` lists, or a path that ends in `.json`, whose
-            file holds `{"name", "dataset", "parts": {"train": [ids], …}}`.
+            file holds `{"name", "dataset", "parts": {"train": [ids], …}}`; `folders` of a folder
+            that is sorted into `train/`, `val/` and `test/`.
 
     Returns:
-        The split; `official` has open parts until `resolve` is called.
+        The split; `official` and `folders` have open parts until `resolve` is called.
 
     Raises:
         InputError: No such split or file, or the file isn't a split of this data set.
@@ -223,6 +233,8 @@ def load_split(dataset: str, name_or_path: str | os.PathLike[str]) -> Split:
     given = os.fspath(name_or_path)
     if given.endswith(".json"):
         return _parse_split(dataset, Path(given))
+    if dataset == "folder" and given == FOLDER_SPLIT:
+        return Split(FOLDER_SPLIT, dataset, {}, PARTS)
     known = available_splits(dataset)
     if given not in known:
         close = difflib.get_close_matches(given, known, n=1)

@@ -24,6 +24,19 @@ def test_the_browser_is_told_by_the_median_and_the_range_of_all_runs(tmp_path: P
     assert "486 kB, 278 kB where the host compresses, 210 kB of it the network" in said
 
 
+def test_fine_tuning_is_told_as_measured(tmp_path: Path) -> None:
+    result = read(SPEED / "finetune.json")
+    assert result["after"]["per_image"] > result["before"]["per_image"] + 0.1
+    said = speed.finetune()
+    for model in ("before", "after"):
+        assert f"{result[model]['per_image']:.3f} {model}" in said
+    changed = result | {"seconds": 120.0, "load": 0.4}
+    (tmp_path / "finetune.json").write_text(json.dumps(changed))
+    said = speed.finetune(tmp_path)
+    assert "in 2 minutes" in said
+    assert "busy" not in said
+
+
 def test_every_target_has_a_row_with_what_was_measured() -> None:
     said = speed.targets()
     assert [line.split("`")[1] for line in said.splitlines() if line.startswith("| `")] == [

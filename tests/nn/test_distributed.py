@@ -99,6 +99,30 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_two_processes_end_early_together(tmp_path: Path) -> None:
+    data_dir, split = tmp_path / "drawn", tmp_path / "split.json"
+    synthetic.write_dataset(data_dir, 5, seed=1, size_hw=(64, 64))
+    ids = [pair.id for pair in datasets.find_pairs("folder", data_dir)]
+    splits.Split("small", "folder", {"train": tuple(ids[:4]), "validation": (ids[4],)}).save(split)
+    words = ["train", "paper", "--dataset", "folder", "--data", data_dir, "--split", split]
+    words += ["--out", tmp_path / "run", "--device", "cpu"]
+    still = ["train.learning_rate=0", "train.min_learning_rate=0"]
+    for assignment in ("data.image_size=64", "train.epochs=9", "train.patience=2", *still):
+        words += ["--set", assignment]
+    launch = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d"
+    done = subprocess.run(
+        [sys.executable, *launch.split(), "--rdzv-endpoint=localhost:0", "-m", "ulvm"]
+        + [str(word) for word in words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ULVM_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ended after epoch 3 of 9") == 1
+
+
 AVERAGE = """
 import sys
 import torch

@@ -17,7 +17,7 @@ from ulvm.commands.shared import (
     show_progress,
     threshold_option,
 )
-from ulvm.spec import EngineName
+from ulvm.spec import EngineName, require_rgb
 
 
 @click.command("eval")
@@ -61,11 +61,13 @@ def evaluate(
     Masks are scored raw, with specks and holes, as papers score them.
     """
     from ulvm import datasets, evaluate, splits
+    from ulvm.datasets.classes import find_classes
     from ulvm.datasets.read import read_masks
     from ulvm.groups import find_table, read_table
     from ulvm.provenance import choose_unseen, find_own_split, read_seen
 
     probability_of, run, provenance = _load_model(model, device, engine)
+    require_rgb(run.model)
     seen = read_seen(run, provenance)
     decoded = datasets.decode(
         dataset,
@@ -82,10 +84,11 @@ def evaluate(
     committed = splits.available_splits(dataset)
     exclude_seen |= split.name == splits.EVERYTHING and split.name not in committed
     ids = choose_unseen(split.ids(part), seen, decoded, split, part=part, drop=exclude_seen)
+    classes = find_classes(data_dir, dataset)
     pair_of = {pair.id: pair for pair in decoded.pairs}
 
     def full_truth(id_: str) -> Any:
-        return read_masks(pair_of[id_], threshold_masks) > 0
+        return read_masks(pair_of[id_], threshold_masks, classes) > 0
 
     with show_progress("scored") as progress:
         evaluation = evaluate.evaluate(

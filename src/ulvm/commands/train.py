@@ -48,6 +48,7 @@ from ulvm.errors import InputError
     type=FOLDER,
     help="Folder of a teacher's masks, for a preset with train.teacher_share.",
 )
+@click.option("--from", "parent_name", metavar="MODEL", help="Start from this model's weights.")
 @click.option("--out", "out_dir", type=FOLDER, required=True, help="The run's folder.")
 @set_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
@@ -61,6 +62,7 @@ def train(
     threshold_masks: bool,
     resize_masks: bool,
     teacher_dir: Path | None,
+    parent_name: str | None,
     out_dir: Path,
     assignments: tuple[str, ...],
     device: str,
@@ -69,22 +71,35 @@ def train(
 ) -> None:
     """Train a preset, such as paper; `ulvm presets` lists them.
 
+    With --from, a name such as skin, a weights file or a run folder, training goes on from that
+    model's weights by the preset's recipe. A folder that is sorted into train/, val/ and test/
+    needs no --split.
+
     On several GPUs: torchrun --nproc-per-node=N -m ulvm train ...
     """
     with _stopped_in_words(out_dir):
         from ulvm.nn.distributed import launched
+        from ulvm.nn.parent import load_parent
         from ulvm.nn.train import train as run_training
         from ulvm.presets import find_preset
 
         run = find_preset(preset).run
         where = _by_name(folders, dataset, "--data")
         chosen = run.data.choose(list(where), _by_name(split_names, next(iter(where)), "--split"))
-        run = dataclasses.replace(run, data=chosen).override(assignments)
+        run = dataclasses.replace(run, data=chosen)
+        parent = None if parent_name is None else load_parent(parent_name)
+        if parent is None:
+            run = run.override(assignments)
+        else:
+            if launched().rank == 0 and parent.model != run.model:
+                click.echo(f"The network is that of {parent_name}, not of the preset {preset}.")
+            run = parent.apply(run, assignments)
         weights = run_training(
             run,
             where,
             out_dir,
             teacher_dir=teacher_dir,
+            parent=parent,
             threshold_masks=threshold_masks,
             allow_mask_resize=resize_masks,
             device=device,
@@ -99,6 +114,11 @@ def train(
         f"best weights: {weights}, of epoch {best['epoch']}: validation DSC "
         f"{best['validation_dsc_pooled']:.4f} (pooled), loss {best['validation_loss']:.4f}"
     )
+    if stored["epochs_done"] < run.train.epochs:
+        click.echo(
+            f"ended after epoch {stored['epochs_done']} of {run.train.epochs}: the validation "
+            f"loss was not lower for {run.train.patience} epochs"
+        )
     masks = ["--threshold-masks"] * threshold_masks + ["--resize-masks"] * resize_masks
     for split in stored["splits"]:
         name = split["dataset"]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ulvm.datasets.classes import Classes, find_classes
 from ulvm.datasets.find import Found, Pair, find_parts, ids_in_two_parts, join_parts
 from ulvm.datasets.read import (
     MaskSizes,
@@ -161,7 +162,8 @@ def check(
     pairs = join_parts(found_parts)
     problems += [str(problem) for problem in ids_in_two_parts(pairs)]
     accepted = accepted_sizes(dataset, allow_mask_resize)
-    seen = run_all(lambda pair: _look_at(pair, accepted, threshold_masks), pairs, progress)
+    classes = find_classes(data_dir, dataset)
+    seen = run_all(lambda pair: _look_at(pair, accepted, threshold_masks, classes), pairs, progress)
     problems += [str(problem) for one in seen for problem in one.problems]
 
     ids = {pair.id for pair in pairs}
@@ -190,9 +192,11 @@ def check(
     )
 
 
-def _look_at(pair: Pair, accepted: MaskSizes, threshold_masks: bool) -> _Seen:
+def _look_at(
+    pair: Pair, accepted: MaskSizes, threshold_masks: bool, classes: Classes | None
+) -> _Seen:
     """Decode a pair, keeping its problems instead of raising them."""
-    read = read_pair(pair, accepted, threshold_masks=threshold_masks)
+    read = read_pair(pair, accepted, threshold_masks=threshold_masks, classes=classes)
     image_rgb, mask = read.image_rgb, read.mask
     digest = thumbnail = None
     if image_rgb is not None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
+from ulvm.datasets.classes import Classes, find_classes
 from ulvm.datasets.find import Pair, find_pairs
 from ulvm.datasets.read import (
     MaskSizes,
@@ -48,8 +49,10 @@ class DecodedDataset:
         name: Name of the data set.
         pairs: The pairs, in order of id; row i of both arrays is pair i.
         images: Pictures, uint8 (pairs, size, size, 3), RGB 0..255.
-        masks: Masks, uint8 (pairs, size, size), 0..255; soft at the edges from resizing.
+        masks: Masks, uint8 (pairs, size, size), 0..255; soft at the edges from resizing. Of
+            several classes, the number of each pixel's.
         path: The cache folder that holds both arrays.
+        classes: Names of the classes, background first; empty for masks of lesion or not.
     """
 
     name: str
@@ -57,6 +60,7 @@ class DecodedDataset:
     images: Pixels
     masks: Pixels
     path: Path
+    classes: tuple[str, ...] = ()
 
     @property
     def ids(self) -> list[str]:
@@ -71,7 +75,8 @@ class DecodedDataset:
     @property
     def lesion_areas(self) -> npt.NDArray[np.float64]:
         """The share of each picture that its mask covers, 0..1."""
-        return np.array([(mask >= 128).mean() for mask in self.masks])
+        least = 1 if self.classes else 128
+        return np.array([(mask >= least).mean() for mask in self.masks])
 
     def fingerprints(self, ids: Iterable[str]) -> list[str]:
         """What each picture looks like at this size, as 16 hex digits: equal for equal pixels."""
@@ -119,6 +124,9 @@ def decode(
 ) -> DecodedDataset:
     """Every picture and mask at the network's size, decoded once and kept in a cache.
 
+    With a table `classes.csv` beside the pictures (see `datasets.classes`) the masks have the
+    classes that it lists.
+
     Pictures and masks are resized on their own, bilinear with antialiasing, whatever their shape.
     The cache folder is named by a fingerprint of the source files' paths, sizes and times, and
     appears in one step when it is complete; changed or moved files get a new one.
@@ -146,14 +154,17 @@ def decode(
     pairs = find_pairs(dataset, data_dir)
     mask_sizes = accepted_sizes(dataset, allow_mask_resize)
     root = Path(cache_dir) if cache_dir else find_cache_folder()
+    classes = find_classes(data_dir, dataset)
     kind = f"{mask_sizes} thresholded" if threshold_masks else mask_sizes
+    if classes is not None:
+        kind = f"{mask_sizes} {classes}"
     folder = root / f"{dataset}-{size}-{_fingerprint(pairs, kind)}"
     shape = (len(pairs), size, size)
     try:
         arrays = _map_arrays(folder, shape) if folder.exists() else None
         if arrays is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _write_cache(folder, pairs, size, mask_sizes, threshold_masks, progress)
+            _write_cache(folder, pairs, size, mask_sizes, threshold_masks, classes, progress)
             arrays = _map_arrays(folder, shape)
             assert arrays is not None
     except OSError as error:
@@ -163,7 +174,7 @@ def decode(
             f"it needs a folder with {needed:,.0f} MB of room",
             "name another one in the variable ULVM_CACHE",
         ) from error
-    return DecodedDataset(dataset, pairs, *arrays, folder)
+    return DecodedDataset(dataset, pairs, *arrays, folder, classes.names if classes else ())
 
 
 def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Pixels, Pixels] | None:
@@ -196,6 +207,7 @@ def _write_cache(
     size: int,
     mask_sizes: MaskSizes,
     threshold_masks: bool,
+    classes: Classes | None,
     progress: Progress | None,
 ) -> None:
     """Decode into a folder of another name, then rename it in one step."""
@@ -203,7 +215,7 @@ def _write_cache(
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     partial.mkdir()
     try:
-        _write_arrays(partial, pairs, size, mask_sizes, threshold_masks, progress)
+        _write_arrays(partial, pairs, size, mask_sizes, threshold_masks, classes, progress)
         index = [
             {"id": pair.id, "part": pair.part, "image": str(pair.image), "mask": str(pair.mask)}
             for pair in pairs
@@ -266,19 +278,21 @@ def _write_arrays(
     size: int,
     mask_sizes: MaskSizes,
     threshold_masks: bool,
+    classes: Classes | None,
     progress: Progress | None,
 ) -> None:
     shape = (len(pairs), size, size)
 
     def decode_row(row: int) -> None:
-        read = read_pair(pairs[row], mask_sizes, threshold_masks=threshold_masks)
+        read = read_pair(pairs[row], mask_sizes, threshold_masks=threshold_masks, classes=classes)
         for error in read.problems:
             remedy = f"{error.remedy}; `ulvm data check` lists all such files"
             raise InputError(error.given, error.accepted, remedy) from error
         assert read.image_rgb is not None
         assert read.mask is not None
         images[row] = resize(read.image_rgb, (size, size))
-        masks[row] = resize(read.mask, (size, size))
+        shrink = resize if classes is None else classes.resize
+        masks[row] = shrink(read.mask, (size, size))
 
     with (
         _ArrayFile(folder / "images.npy", (*shape, 3)) as images,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ulvm.datasets.classes import Classes
 from ulvm.datasets.find import Pair, SourceFile
 from ulvm.errors import InputError
 from ulvm.image import read_mask
@@ -35,7 +36,8 @@ class PairPixels:
 
     Args:
         image_rgb: uint8 (height, width, 3); None if it can't be read.
-        mask: uint8 (height, width), 0 or 255; None if it can't be read.
+        mask: uint8 (height, width), 0 or 255, or the number of its class; None if it can't be
+            read.
         problems: What is wrong, if anything.
     """
 
@@ -51,13 +53,16 @@ def accepted_sizes(dataset: str, allow_mask_resize: bool) -> MaskSizes:
     return "squashed" if dataset.startswith("isic") else "same"
 
 
-def read_pair(pair: Pair, sizes: MaskSizes, *, threshold_masks: bool) -> PairPixels:
+def read_pair(
+    pair: Pair, sizes: MaskSizes, *, threshold_masks: bool, classes: Classes | None = None
+) -> PairPixels:
     """Decode a picture and its mask, and compare them.
 
     Args:
         pair: Which.
         sizes: Which sizes of masks are accepted.
         threshold_masks: See `read_mask`.
+        classes: Of the mask, if it has several.
     """
     problems: list[InputError] = []
     picture = image_rgb = mask = None
@@ -67,12 +72,13 @@ def read_pair(pair: Pair, sizes: MaskSizes, *, threshold_masks: bool) -> PairPix
     except InputError as error:
         problems.append(error)
     try:
-        mask = read_masks(pair, threshold_masks)
+        mask = read_masks(pair, threshold_masks, classes)
     except InputError as error:
         problems.append(error)
     if picture is not None and image_rgb is not None and mask is not None:
         turn = picture.info.get(TURNED)
-        problem = turn and _turn_problem(pair, image_rgb, mask, turn)
+        lesion = mask if classes is None else np.where(mask > 0, 255, 0).astype(np.uint8)
+        problem = turn and _turn_problem(pair, image_rgb, lesion, turn)
         problem = problem or _size_problem(pair, image_rgb.shape[:2], mask.shape, sizes)
         if problem:
             problems.append(problem)
@@ -103,9 +109,16 @@ def _read(file: SourceFile, reader: Callable[[ImageSource], Result]) -> Result:
             raise InputError(given, error.accepted, error.remedy) from error
 
 
-def read_masks(pair: Pair, threshold_masks: bool) -> Pixels:
-    """The mask of all lesions of a picture, at its own size, uint8 (height, width)."""
-    reader = functools.partial(read_mask, threshold=threshold_masks)
+def read_masks(pair: Pair, threshold_masks: bool, classes: Classes | None = None) -> Pixels:
+    """The mask of all lesions of a picture, at its own size, uint8 (height, width).
+
+    It holds 0 and 255, or the numbers of classes; where several masks overlap, the highest.
+    """
+    reader: Callable[[ImageSource], Pixels] = functools.partial(
+        read_mask, threshold=threshold_masks
+    )
+    if classes is not None:
+        reader = classes.read
     files = (pair.mask, *pair.more_masks)
     masks = [_read(file, reader) for file in files]
     for file, mask in zip(files, masks, strict=True):

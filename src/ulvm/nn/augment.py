@@ -47,16 +47,18 @@ class Part:
 
     Args:
         images: uint8 (pictures, channels, size, size).
-        masks: uint8 (pictures, size, size), 0..255.
+        masks: uint8 (pictures, size, size), 0..255; class c of C is the nearest to 255·c/(C-1).
         pools: Which pictures are drawn how often; else each once an epoch.
         marks: uint8 (marks, channels + 1, size, size) to lay over pictures, the last channel how
             opaque they are; or none.
+        classes: Names of the classes, if masks have several: then none lies between two others.
     """
 
     images: Tensor
     masks: Tensor
     pools: tuple[Pool, ...] = ()
     marks: Tensor | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -241,6 +243,9 @@ def _gather(part: Part, rows: Tensor, draws: Draws) -> Pair:
     both = torch.cat([images, part.soft_masks(rows)[:, None]], dim=1)
     grid = F.affine_grid(draws.maps, list(both.shape), align_corners=False)
     sampled = F.grid_sample(both, grid, mode=mode, padding_mode=padding, align_corners=False)
+    if part.classes:
+        masks = both[:, -1:]
+        sampled[:, -1:] = F.grid_sample(masks, grid, "nearest", padding, align_corners=False)
     return sampled[:, :-1].contiguous(), sampled[:, -1].contiguous()
 
 

@@ -42,5 +42,8 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def targets_of(soft: Tensor, classes: int) -> Tensor:
-    """Soft masks (batch, height, width) in 0..1 as ``segmentation_loss`` takes them."""
-    return soft if classes == 1 else soft.ge(0.5).long()
+    """Soft masks (batch, height, width) in 0..1 as ``segmentation_loss`` takes them.
+
+    Class ``c`` of several has the value ``c / (classes - 1)``; what lies between two is the nearer.
+    """
+    return soft if classes == 1 else (soft * (classes - 1) + 0.5).long()

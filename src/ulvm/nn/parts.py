@@ -14,7 +14,7 @@ from ulvm import datasets, lesion_free, splits
 from ulvm.errors import InputError
 from ulvm.nn.augment import Part, Pool
 from ulvm.provenance import Seen
-from ulvm.spec import RunSpec, SourceSpec
+from ulvm.spec import RunSpec, SourceSpec, require_rgb
 
 DRAWN_PICTURES = 200
 MARKS = 200
@@ -51,14 +51,11 @@ def load_parts(
     Raises:
         InputError: Data, split, teacher and network do not fit.
     """
-    if run.model.in_channels != 3:
-        raise InputError(
-            f"model.in_channels={run.model.in_channels} with pictures of three channels",
-            "data sets are read as RGB",
-            "leave it at 3",
-        )
+    require_rgb(run.model)
     folders = folder_of_each(run.data.sources, data_dir)
-    used, images, masks, pools = [], [], [], []
+    used, masks, pools = [], [], []
+    images: list[Pixels] = []
+    names: tuple[str, ...] = ()
     held_images, held_masks = [], []
     for source in run.data.sources:
         decoded = datasets.decode(
@@ -68,10 +65,18 @@ def load_parts(
             threshold_masks=threshold_masks,
             allow_mask_resize=allow_mask_resize,
         )
+        _require_classes(run, source.dataset, decoded.classes)
+        if images and decoded.classes != names:
+            raise InputError(
+                f"the classes of {source.dataset} are not those of {run.data.dataset}",
+                "data sets that are trained with together have the same, in the same order",
+                "make their classes.csv alike",
+            )
+        names = decoded.classes
         split = splits.load_split(source.dataset, source.split).resolve(decoded.pairs)
         rows = decoded.indices(split.ids("train"))
         images.append(np.asarray(decoded.images[rows]))
-        truth = np.asarray(decoded.masks[rows])
+        truth = _spread(decoded.masks[rows], len(names))
         if run.train.teacher_share:
             taught = read_teacher(teacher_dir, source.dataset, split.ids("train"))
             share = run.train.teacher_share
@@ -80,7 +85,7 @@ def load_parts(
         pools.append((len(rows), source.weight))
         held = decoded.indices(split.ids("validation"))
         held_images.append(np.asarray(decoded.images[held]))
-        held_masks.append(np.asarray(decoded.masks[held]))
+        held_masks.append(_spread(decoded.masks[held], len(names)))
         looks = decoded.fingerprints((*split.ids("train"), *split.ids("validation")))
         both = hashlib.blake2b(truth.tobytes() + held_masks[-1].tobytes(), digest_size=8)
         used.append(Seen(split, tuple(looks), both.hexdigest()))
@@ -110,12 +115,51 @@ def load_parts(
         if mixed
         else (),
         marks,
+        names,
     )
     validation = Part(
         _to_device(np.concatenate(held_images), device),
         torch.from_numpy(np.concatenate(held_masks)).to(device),
+        classes=names,
     )
     return tuple(used), training, validation
+
+
+def _require_classes(run: RunSpec, dataset: str, names: Sequence[str]) -> None:
+    """Check that the network has the classes of a data set's masks, and the recipe can take them.
+
+    Raises:
+        InputError: It doesn't.
+    """
+    classes = run.model.classes
+    if not names:
+        if classes > 2:
+            raise InputError(
+                f"model.classes={classes} with masks of lesion or not",
+                "several classes are listed in a classes.csv beside the pictures",
+                "write that table, 'value,name', background first, or leave out model.classes",
+            )
+        return
+    if classes != len(names):
+        raise InputError(
+            f"the classes.csv of {dataset} lists {len(names)} classes, the network has {classes}",
+            "it must have one for each, background too",
+            f"write --set model.classes={len(names)}",
+        )
+    for name in ("lesion_free", "teacher_share"):
+        if getattr(run.train, name):
+            raise InputError(
+                f"train.{name}={getattr(run.train, name)} with masks of several classes",
+                "that is made for masks of lesion or not",
+                f"write --set train.{name}=0",
+            )
+
+
+def _spread(masks: Pixels, classes: int) -> Pixels:
+    """Numbers of classes over 0..255, as ``Part`` has them; other masks as they are."""
+    if not classes:
+        return np.asarray(masks)
+    return np.rint(np.arange(classes) * (255 / (classes - 1))).astype(np.uint8)[masks]
 
 
 def folder_of_each(sources: Sequence[SourceSpec], data_dir: Folders) -> Mapping[str, str | Path]:

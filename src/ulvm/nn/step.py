@@ -90,6 +90,11 @@ class Learner:
         for network in (self.model, self.averaged):
             cast(LiteUNet, network).start_from(state)
 
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Start from a model's tensors; those that are not given stay as they were drawn."""
+        for network in (self.model, self.averaged):
+            network.load_state_dict({**network.state_dict(), **state})
+
     def loss(self, images: Tensor, masks: Tensor) -> Tensor:
         """The loss of a batch: only the network runs in the recipe's precision."""
         images = images.contiguous(memory_format=torch.channels_last)

@@ -21,6 +21,7 @@ from ulvm.nn.augment import Part
 from ulvm.nn.checkpoint import WEIGHTS, save_weights
 from ulvm.nn.distributed import Processes, choose_device, join
 from ulvm.nn.epoch import Epoch, learning_rate
+from ulvm.nn.parent import Parent
 from ulvm.nn.parts import Folders, load_parts
 from ulvm.nn.run_folder import (
     CHECKPOINT,
@@ -54,6 +55,7 @@ def train(
     *,
     teacher_dir: Path | None = None,
     start_from: Path | None = None,
+    parent: Parent | None = None,
     threshold_masks: bool = False,
     allow_mask_resize: bool = False,
     device: str = "auto",
@@ -78,6 +80,7 @@ def train(
         data_dir: Folder of the data set as downloaded; of several, each one's by its name.
         out_dir: The run's folder; made if missing.
         start_from: Tensors as ``torch.save`` writes them, for a network that can start from some.
+        parent: A model to start from, whose pictures count as seen by the new one too.
         threshold_masks, allow_mask_resize: See ``datasets.decode``.
         teacher_dir: A teacher's masks, for a recipe that has one; see ``parts.write_teacher``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -107,6 +110,7 @@ def train(
             processes,
             teacher_dir,
             start_from,
+            parent,
             threshold_masks=threshold_masks,
             allow_mask_resize=allow_mask_resize,
             resume=resume,
@@ -124,6 +128,7 @@ def _train(
     processes: Processes,
     teacher_dir: Path | None,
     start_from: Path | None,
+    parent: Parent | None,
     *,
     threshold_masks: bool,
     allow_mask_resize: bool,
@@ -150,7 +155,8 @@ def _train(
                 threshold_masks=threshold_masks,
                 allow_mask_resize=allow_mask_resize,
             )
-        state = _State(run, device, processes, seen)
+        state = _State(run, device, processes, seen, parent)
+        state.classes = training.classes
         if start_from:
             state.learner.start_from(torch.load(start_from, map_location=device, weights_only=True))
         if resume:
@@ -197,7 +203,7 @@ def _lead(
     writer = tensorboard_writer(out_dir) if tensorboard else None
     next_save = next_look = -math.inf
     saved_epoch = None
-    while state.epoch < run.train.epochs:
+    while state.goes_on():
         started = time.perf_counter()
         for pictures in steps.run(state.draw_epoch(training)):
             bar.advance(pictures, steps.loss)
@@ -239,7 +245,7 @@ def _lead(
 def _follow(state: _State, training: Part) -> None:
     """Train beside rank 0, which validates and writes; the next sum of gradients waits for it."""
     steps = Steps(state.learner, training, state.run.train, state.processes)
-    while state.epoch < state.run.train.epochs:
+    while state.goes_on():
         for _ in steps.run(state.draw_epoch(training)):
             pass
         steps.mean_loss()
@@ -255,16 +261,21 @@ class _State:
         device: torch.device,
         processes: Processes,
         seen: tuple[Seen, ...],
+        parent: Parent | None,
     ) -> None:
         torch.manual_seed(run.train.seed)
         self.run = run
         self.device = device
         self.processes = processes
         self.seen = seen
+        self.parent = None if parent is None else parent.to_dict()
         self.learner = Learner(run, device, processes)
+        if parent is not None:
+            self.learner.take_over(parent.tensors_for(run.model))
         self.best = copy.deepcopy(self.learner.averaged)
         self.generator = torch.Generator().manual_seed(run.train.seed)
         self.epoch = 0
+        self.classes: tuple[str, ...] = ()  # names, of masks that have several
         self.last_is_whole = True  # the checkpoint on disk
         self.history: list[dict[str, Any]] = []
 
@@ -276,6 +287,16 @@ class _State:
     def best_row(self) -> dict[str, Any] | None:
         """The epoch with the lowest validation loss so far, the first of equals."""
         return min(self.history, key=lambda row: row["validation_loss"], default=None)
+
+    def goes_on(self) -> bool:
+        """Whether another epoch comes. Every process asks at the same time; rank 0 decides."""
+        recipe = self.run.train
+        if self.epoch >= recipe.epochs or not recipe.patience:
+            return self.epoch < recipe.epochs
+        best = self.best_row  # of rank 0, which validates
+        waited = self.epoch - best["epoch"] if best and self.processes.rank == 0 else 0
+        over = torch.tensor(float(waited >= recipe.patience), device=self.device)
+        return not self.processes.sum(over)
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         """Keep the row and, if it is the best yet, the weights."""
@@ -292,12 +313,16 @@ class _State:
         """
         save_checkpoint(out_dir, self._to_dict(), keep=self.last_is_whole)
         self.last_is_whole = True
-        provenance = {
+        provenance: dict[str, Any] = {
             "split_hash": self.seen[0].split.hash,
             "seen": [each.to_dict() for each in self.seen],
             "validation": self.best_row,
             "versions": versions(),
         }
+        if self.classes:
+            provenance["classes"] = list(self.classes)
+        if self.parent is not None:
+            provenance["parent"] = self.parent
         save_weights(out_dir / WEIGHTS, self.best, self.run, provenance)
         write_metrics(out_dir, self.history)
 
@@ -305,6 +330,7 @@ class _State:
         return {
             "run": self.run.to_dict(),
             "seen": [each.to_dict() for each in self.seen],
+            "parent": self.parent,
             **self.learner.state_dict(),
             "best": self.best.state_dict(),
             "generator": self.generator.get_state(),
@@ -333,14 +359,22 @@ class _State:
     def _require_same(self, stored: dict[str, Any], out_dir: Path) -> None:
         """Check that a checkpoint is of this run, its split, pictures and masks."""
         theirs, ours = RunSpec.from_dict(stored["run"]).to_dict(), self.run.to_dict()
-        # More epochs may be asked for; anything else would be another run.
-        theirs["train"]["epochs"] = ours["train"]["epochs"]
+        # How long it trains may change; anything else would be another run.
+        for name in ("epochs", "patience"):
+            theirs["train"][name] = ours["train"][name]
         if theirs != ours:
             ours_flat, theirs_flat = _flatten(ours), _flatten(theirs)
             changed = [name for name, value in ours_flat.items() if theirs_flat[name] != value]
             raise InputError(
                 f"{out_dir} was run with other values of {', '.join(changed)}",
-                "only epochs may differ where a run goes on",
+                "only epochs and patience may differ where a run goes on",
+                "repeat the first command with --resume, or choose another folder",
+            )
+        before, now = (each and each["sha256"] for each in (stored.get("parent"), self.parent))
+        if before != now:
+            raise InputError(
+                f"{out_dir} was started from {'other' if before else 'no'} weights",
+                "a run goes on from where it began",
                 "repeat the first command with --resume, or choose another folder",
             )
         if stored["epoch"] > self.run.train.epochs:
@@ -369,11 +403,17 @@ class _State:
             else str(data_dir),
             "split": described[0],
             "splits": described,
+            **self._describe_parent(),
             "parameters": sum(each.numel() for each in self.learner.model.parameters()),
             "processes": self.processes.count,
             "epochs_done": self.epoch,
             "best": self.best_row,
         }
+
+    def _describe_parent(self) -> dict[str, Any]:
+        if self.parent is None:
+            return {}
+        return {"from": {name: self.parent[name] for name in ("model", "sha256")}}
 
 
 def _describe_split(split: Split) -> dict[str, Any]:

@@ -61,10 +61,11 @@ class Validation:
             images = self.part.normalised(rows)
             soft = self.part.soft_masks(rows)
             logits = self.model(images.contiguous(memory_format=torch.channels_last))
-            loss = segmentation_loss(logits, targets_of(soft, logits.shape[1]))
+            targets = targets_of(soft, logits.shape[1])
+            loss = segmentation_loss(logits, targets)
             self._loss_sum += loss * len(rows)
             lesion = lesion_mask(probability_of_logits(logits), self.threshold)
-            truth = soft.ge(0.5)
+            truth = soft.ge(0.5) if logits.shape[1] == 1 else targets.gt(0)
             counts = torch.stack([lesion, truth, lesion & truth]).sum(dim=(2, 3))  # (3, batch)
             self._counts.index_copy_(1, rows, counts)
 
