@@ -76,6 +76,7 @@ def predict(
     be read is reported and skipped; the exit code is then 1.
     """
     from ulvm.picture import SUFFIXES
+    from ulvm.predict import find_images
 
     if coco_form and not coco_path:
         raise click.UsageError("--coco-form needs --coco FILE.")
@@ -87,8 +88,6 @@ def predict(
         _predict_on_ray(paths, model, engine, out, as_json, threshold)
         return
     out_dir = None if out is None else Path(out)
-    from ulvm.predict import find_images
-
     if out_dir and out_dir.suffix.lower() in SUFFIXES and not out_dir.exists():
         raise InputError(
             f"--out {out_dir} is the name of a picture", "it must be a folder", "choose a folder"
