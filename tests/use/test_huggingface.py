@@ -81,7 +81,7 @@ def test_the_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
     assert card.data.pipeline_tag == "image-segmentation"
     assert "pytorch_model_hub_mixin" in card.data.tags
     assert NOTICE in card.text
-    assert "49,457 parameters" in card.text
+    assert "46,644 parameters" in card.text
     assert "isic2017 (paper-permutation)" in card.text
 
 
