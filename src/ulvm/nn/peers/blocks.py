@@ -9,10 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ulvm.nn.model import double
+
 
 def halve(features: Tensor, norm: nn.Module) -> Tensor:
     """Norm, 2×2 max-pool, GELU: what ends an encoder stage of the six-stage peers."""
     return F.gelu(F.max_pool2d(norm(features), 2))
+
+
+def encode(
+    images: Tensor, encoder: nn.ModuleList, norms: nn.ModuleList
+) -> tuple[Tensor, list[Tensor]]:
+    """The six-stage peers' way down: the bottom, 1/32 of the size, and the skips above it."""
+    features, skips = images, []
+    for block, norm in zip(encoder[:-1], norms, strict=True):
+        features = halve(block(features), norm)
+        skips.append(features)
+    return F.gelu(encoder[-1](features)), skips
+
+
+def rise(features: Tensor, block: nn.Module, norm: nn.Module, depth: int) -> Tensor:
+    """A decoder stage of the six-stage peers, before its skip is added.
+
+    Twice the size, but for depth 0: the deepest skip has the bottom's size.
+    """
+    features = norm(block(features))
+    return F.gelu(double(features) if depth > 0 else features)
 
 
 def depthwise(channels: int, kernel: int = 3, dilation: int = 1) -> nn.Conv2d:

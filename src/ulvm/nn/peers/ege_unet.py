@@ -14,7 +14,8 @@ from ulvm.nn.peers.blocks import (
     LearntPlane,
     convolutions,
     depthwise,
-    halve,
+    encode,
+    rise,
 )
 from ulvm.spec import require_divisible
 
@@ -149,19 +150,12 @@ class EGEUNet(nn.Module):
             InputError: Height or width is no multiple of 32.
         """
         require_divisible((images.shape[2], images.shape[3]))
-        features = images
-        skips = []
-        for block, norm in zip(self.encoder[:-1], self.encoder_norms, strict=True):
-            features = halve(block(features), norm)
-            skips.append(features)
-        features = deeper = F.gelu(self.encoder[-1](features))
+        features, skips = encode(images, self.encoder, self.encoder_norms)
+        deeper = features
 
         stages = zip(self.decoder, self.decoder_norms, self.masks, self.bridge, strict=True)
         for depth, (block, norm, mask, bridge) in enumerate(stages):
-            features = norm(block(features))
-            if depth > 0:  # the deepest skip has the bottom's size
-                features = double(features)
-            features = F.gelu(features)
+            features = rise(features, block, norm, depth)
             deeper = bridge(skips.pop(), deeper, mask(features))
             features = features + deeper
         return double(self.head(features))

@@ -15,6 +15,7 @@ from ulvm.nn.peers.blocks import (
     convolutions,
     depthwise,
     halve,
+    rise,
 )
 from ulvm.spec import require_divisible
 
@@ -161,8 +162,5 @@ class LBUNet(nn.Module):
 
         stages = zip(self.decoder, self.decoder_norms, self.predictions, strict=True)
         for depth, (block, norm, predictions) in enumerate(stages):
-            features = norm(block(features))
-            if depth > 0:  # the deepest skip has the bottom's size
-                features = double(features)
-            features = predictions(F.gelu(features), skips.pop())
+            features = predictions(rise(features, block, norm, depth), skips.pop())
         return double(self.head(features))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.model import SkipBridge, double, init_weights
-from ulvm.nn.peers.blocks import convolutions, depthwise, halve
+from ulvm.nn.peers.blocks import convolutions, depthwise, encode, rise
 from ulvm.spec import require_divisible
 
 
@@ -120,18 +120,10 @@ class MALUNet(nn.Module):
             InputError: Height or width is no multiple of 32.
         """
         require_divisible((images.shape[2], images.shape[3]))
-        features = images
-        skips = []
-        for block, norm in zip(self.encoder[:-1], self.encoder_norms, strict=True):
-            features = halve(block(features), norm)
-            skips.append(features)
-        features = F.gelu(self.encoder[-1](features))
+        features, skips = encode(images, self.encoder, self.encoder_norms)
         bridged = self.bridge(skips)
         for depth, (block, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
-            features = norm(block(features))
-            if depth > 0:  # the deepest skip has the bottom's size
-                features = double(features)
-            features = F.gelu(features) + bridged.pop()
+            features = rise(features, block, norm, depth) + bridged.pop()
         return double(self.head(features))
 
 

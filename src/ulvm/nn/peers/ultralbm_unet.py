@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.mamba import Mamba
 from ulvm.nn.model import double, init_weights
-from ulvm.nn.peers.blocks import convolutions, halve
+from ulvm.nn.peers.blocks import convolutions, encode, rise
 from ulvm.spec import require_divisible
 
 QUARTERS = 4
@@ -116,16 +115,9 @@ class UltraLBMUNet(nn.Module):
             InputError: Height or width is no multiple of 32.
         """
         require_divisible((images.shape[2], images.shape[3]))
-        features = images
-        skips = []
-        for block, norm in zip(self.encoder[:-1], self.encoder_norms, strict=True):
-            features = halve(block(features), norm)
-            skips.append(features)
-        features = F.gelu(self.encoder[-1](features))  # (batch, widths[5], height/32, width/32)
+        features, skips = encode(images, self.encoder, self.encoder_norms)
         for depth, (block, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
-            # The deepest skip has the bottom's size.
-            features = norm(block(features))
-            features = F.gelu(double(features) if depth else features) + self.skip(skips.pop())
+            features = rise(features, block, norm, depth) + self.skip(skips.pop())
         return double(self.head(features))
 
 
