@@ -23,6 +23,7 @@ from ulvm.spec import RunSpec
 from ulvm.splits import load_split
 
 WEIGHTS = find_weights("skin")
+SMALL = np.full((24, 32, 3), 150, np.uint8)
 FOLDER = Path(tempfile.mkdtemp(prefix="ulvm-fuzz-"))  # of one process
 
 
@@ -54,11 +55,16 @@ def picture(content: bytes) -> None:
 
 
 def weights(content: bytes) -> None:
-    """A weights file: its bytes as they are, and as header, line's end and data."""
+    """A weights file: its bytes as they are, and as header, line's end and data. One that loads
+    outlines a small picture.
+    """
     header, _, data = content.partition(b"\n")
     for file in (content, len(header).to_bytes(8, "little") + header + data):
         with refusing():
-            _load_weights(file, "weights", 1)
+            segmenter = _load_weights(file, "weights", 1)
+            if segmenter.spec.data.image_size <= 64:
+                found = segmenter(SMALL).probability
+                assert 0 <= found.min() <= found.max() <= 1
 
 
 def spec(content: bytes) -> None:
