@@ -27,6 +27,7 @@ SCORED = (
     ("isic2017-isic2017", "isic2017", "dermoscopy: ISIC 2017 test"),
     ("isic2017-ph2", "isic2017", "dermoscopy: PH2"),
 )
+IN_SHORT = ("skin-isic2017", "skin-ph2", "skin-folds-pad-ufes", "isic2017-isic2017")
 FOLDS = "Five folds: each picture is scored by a network that has not seen it, nor its patient."
 BY_KIND = (
     ("skin-folds-pad-ufes", "Phone photos (PAD-UFES-20, five folds)"),
@@ -54,6 +55,22 @@ def models(folder: Path = SCORES) -> str:
     if missing:
         said += f" {NOT_YET.format(', '.join(missing))}"
     return table(head, rows, said)
+
+
+def in_short(folder: Path = SCORES, bare_path: Path = BARE) -> str:
+    """For README.md: one row a model and kind of picture, and a line on pictures without lesion."""
+    rows = []
+    for name, model, pictures in SCORED:
+        path = folder / f"{name}.json"
+        if name in IN_SHORT and path.exists():
+            scores = read(path)
+            dice = f"{scores['per_image']['dsc']['mean']:.3f}"
+            rows.append([f"`{model}`", pictures, f"{scores['images']:,}", dice, failed(scores)])
+    if not rows or not bare_path.exists():
+        return NOT_YET.format("scores")
+    marked = [row["marked"] for name, row in read(bare_path).items() if "beside" in name]
+    said = f"`skin` also marks something in {min(marked):.0%} to {max(marked):.0%} of photos of bare skin."
+    return table(["model", "pictures", "n", "mean Dice", "below .5"], rows, said)
 
 
 def strata(folder: Path = SCORES) -> str:

@@ -56,6 +56,7 @@ def figure(name: str, folder: Path = FIGURES) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "models": scores.models,
+    "models-in-short": scores.in_short,
     "strata": scores.strata,
     "bare": scores.bare,
     "claims": partial(claims.render, RUNS),
