@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ulvm.commands.shared import FOLDER, NOTICE, engine_option, show_progress
+from ulvm.commands.shared import FOLDER, NOTICE, Progress, engine_option
 from ulvm.errors import InputError, printable
 from ulvm.spec import EngineName
 
@@ -122,7 +122,7 @@ def _predict_on_ray(
         threshold=threshold,
     )
     new = failed = 0
-    with show_progress("pictures") as progress:
+    with Progress("pictures") as progress:
         for new, row in enumerate(rows, start=1):
             if as_json:
                 progress.say(json.dumps(row))
@@ -220,7 +220,7 @@ def _predict(
     predictions = predict_files(
         segmenter, sources, out_dir=out_dir, extra=coco.describe if coco else None, **options
     )
-    with show_progress("pictures") as progress:
+    with Progress("pictures") as progress:
         for number, prediction in enumerate(predictions, start=1):
             if coco:
                 coco.add(sources[number - 1], prediction)

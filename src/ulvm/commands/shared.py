@@ -26,12 +26,21 @@ def data_options(command: Callable[..., None]) -> Callable[..., None]:
     )
 
 
-threshold_option = click.option(
-    "--threshold-masks", is_flag=True, help="Accept grey masks: lesion from half their range on."
-)
-resize_option = click.option(
-    "--resize-masks", is_flag=True, help="Accept masks of another size than pictures."
-)
+def mask_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which masks are accepted, named as ``datasets.decode`` names them."""
+    command = click.option(
+        "--resize-masks",
+        "allow_mask_resize",
+        is_flag=True,
+        help="Accept masks of another size than pictures.",
+    )(command)
+    return click.option(
+        "--threshold-masks",
+        is_flag=True,
+        help="Accept grey masks: lesion from half their range on.",
+    )(command)
+
+
 engine_option = click.option(
     "--engine",
     type=click.Choice(get_args(EngineName)),
@@ -80,8 +89,3 @@ class Progress:
     def _draw(self) -> None:
         if self._bar:
             click.echo(f"\r{self._bar}", nl=False, err=True)
-
-
-def show_progress(label: str) -> Progress:
-    """As a context: what is called for each step."""
-    return Progress(label)
