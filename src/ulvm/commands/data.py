@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,7 +28,7 @@ def data() -> None:
 @data_options
 @mask_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def data_check(dataset: str, data_dir: Path, as_json: bool, **masks: bool) -> None:
+def data_check(dataset: str, data_dir: Path, as_json: bool, **masks: Any) -> None:
     """Read every file and report what is there, what is wrong and what repeats."""
     from ulvm import datasets
 
@@ -42,7 +43,7 @@ def data_check(dataset: str, data_dir: Path, as_json: bool, **masks: bool) -> No
 @data_options
 @mask_options
 @click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
-def data_prepare(dataset: str, data_dir: Path, size: int, **masks: bool) -> None:
+def data_prepare(dataset: str, data_dir: Path, size: int, **masks: Any) -> None:
     """Decode a data set once, into a cache that training and evaluation map into memory."""
     from ulvm import datasets
 
@@ -71,7 +72,7 @@ def data_split(
     by_area: bool,
     groups: Path | None,
     out_dir: Path,
-    **masks: bool,
+    **masks: Any,
 ) -> None:
     """Write split files of one's own, for cross-validation."""
     from ulvm import datasets, splits

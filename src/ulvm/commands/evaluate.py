@@ -51,15 +51,14 @@ def evaluate(
     groups: Path | None,
     isic: bool,
     out_dir: Path,
-    **masks: bool,
+    **masks: Any,
 ) -> None:
     """Score MODEL: a run folder, a .safetensors or .onnx file, or a name such as bundled.
 
     Masks are scored raw, with specks and holes, as papers score them.
     """
     from ulvm import datasets, evaluate, splits
-    from ulvm.datasets.classes import find_classes
-    from ulvm.datasets.read import read_masks
+    from ulvm.datasets.read import mask_rules, read_masks
     from ulvm.groups import find_table, read_table
     from ulvm.provenance import choose_unseen, find_own_split, read_seen
 
@@ -75,11 +74,11 @@ def evaluate(
     committed = splits.available_splits(dataset)
     exclude_seen |= split.name == splits.EVERYTHING and split.name not in committed
     ids = choose_unseen(split.ids(part), seen, decoded, split, part=part, drop=exclude_seen)
-    classes = find_classes(data_dir, dataset)
+    rules = mask_rules(dataset, data_dir, **masks)
     pair_of = {pair.id: pair for pair in decoded.pairs}
 
     def full_truth(id_: str) -> Any:
-        return read_masks(pair_of[id_], masks["threshold_masks"], classes) > 0
+        return read_masks(pair_of[id_], rules) > 0
 
     with Progress("scored") as progress:
         evaluation = evaluate.evaluate(

@@ -31,9 +31,7 @@ def load_parts(
     data_dir: Folders,
     device: torch.device,
     teacher_dir: Path | None = None,
-    *,
-    threshold_masks: bool = False,
-    allow_mask_resize: bool = False,
+    **masks_accepted: bool,
 ) -> tuple[tuple[Seen, ...], Part, Part]:
     """The training and validation pictures of a run on the device, and what is known of them.
 
@@ -42,7 +40,7 @@ def load_parts(
         data_dir: Where they lie.
         device: Where the pictures go.
         teacher_dir: What ``read_teacher`` reads, if the recipe has a teacher.
-        threshold_masks, allow_mask_resize: See ``datasets.decode``.
+        masks_accepted: ``threshold_masks`` and ``allow_mask_resize`` of ``datasets.decode``.
 
     Returns:
         For each data set, in the order of ``run.data.sources``, its resolved split and
@@ -58,13 +56,8 @@ def load_parts(
     names: tuple[str, ...] = ()
     held_images, held_masks = [], []
     for source in run.data.sources:
-        decoded = datasets.decode(
-            source.dataset,
-            folders[source.dataset],
-            size=run.data.image_size,
-            threshold_masks=threshold_masks,
-            allow_mask_resize=allow_mask_resize,
-        )
+        place, size = folders[source.dataset], run.data.image_size
+        decoded = datasets.decode(source.dataset, place, size=size, **masks_accepted)
         _require_classes(run, source.dataset, decoded.classes)
         if images and decoded.classes != names:
             raise InputError(
