@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ def load_parts(
     data_dir: Folders,
     device: torch.device,
     teacher_dir: Path | None = None,
-    **masks_accepted: bool,
+    **masks_accepted: Any,
 ) -> tuple[tuple[Seen, ...], Part, Part]:
     """The training and validation pictures of a run on the device, and what is known of them.
 
