@@ -34,8 +34,8 @@ from ulvm.image import (
     resize,
     write_png,
 )
-from ulvm.limits import MODEL_BYTES, parse_json, read_file
-from ulvm.models import find_weights
+from ulvm.limits import parse_json
+from ulvm.models import read_weights
 from ulvm.outline import Polygon, find_polygons
 from ulvm.picture import (
     SPACING_MM,
@@ -384,12 +384,12 @@ def load(
         )
     if engine is None:
         engine = "onnx" if model is not None and Path(model).suffix == ".onnx" else "c"
-    path = find_weights(model, onnx=engine == "onnx")
-    content = read_file(path, MODEL_BYTES)
-    return (_load_onnx if engine == "onnx" else _load_weights)(content, str(path), threads)
+    path, content = read_weights(model, onnx=engine == "onnx")
+    return (_load_onnx if engine == "onnx" else load_bytes)(content, str(path), threads)
 
 
-def _load_weights(content: bytes, name: str, threads: int) -> Segmenter:
+def load_bytes(content: bytes, name: str, threads: int = 1) -> Segmenter:
+    """``load`` of a safetensors file's bytes; ``name`` is for messages."""
     spec, provenance = read_run(read_header(content), name)
     try:
         network = Engine(content, threads=threads)

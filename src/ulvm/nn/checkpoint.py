@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ulvm.errors import InputError, not_found
 from ulvm.files import write_atomically
-from ulvm.limits import MODEL_BYTES, read_file
-from ulvm.models import RUN_WEIGHTS, find_weights
+from ulvm.models import RUN_WEIGHTS, read_weights
 from ulvm.nn.kernels import accelerate
 from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
 from ulvm.nn.networks import build_network
@@ -71,22 +70,26 @@ def load_weights(
         InputError: The file is missing, no safetensors file, not written by ulvm, or its tensors
             are not those of its network, finite.
     """
-    path = find_weights(model)
-    content = read_file(path, MODEL_BYTES)
+    path, content = read_weights(model)
+    return load_bytes(content, str(path), device)
+
+
+def load_bytes(
+    content: bytes, name: str, device: str = "cpu"
+) -> tuple[nn.Module, RunSpec, dict[str, Any]]:
+    """``load_weights`` of a file's bytes; ``name`` is for messages."""
     try:
         state = load(content)
     except safetensors.SafetensorError as problem:
         raise InputError(
-            f"{path} cannot be read as safetensors ({problem})",
+            f"{name} cannot be read as safetensors ({problem})",
             "it must be a .safetensors file that ulvm wrote",
             "for the authors' .pth use load_authors_checkpoint",
         ) from None
-    run, stored = read_run(read_header(content), str(path))
+    run, stored = read_run(read_header(content), name)
     with torch.device("meta"):  # without memory, for a wrong width may ask for any
-        shapes = {
-            name: value.shape for name, value in build_network(run.model).state_dict().items()
-        }
-    _require_tensors(state, shapes, str(path))
+        shapes = {key: value.shape for key, value in build_network(run.model).state_dict().items()}
+    _require_tensors(state, shapes, name)
     network = build_network(run.model)
     network.load_state_dict(state)
     return accelerate(network.to(device)).eval(), run, {"format": FORMAT, **stored}
