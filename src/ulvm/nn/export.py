@@ -93,8 +93,6 @@ def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str,
     model = trace_onnx(
         for_export(module), example, "image_rgb", opset_version=OPSET, dynamic_shapes=free
     )
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
-        del part.metadata_props[:]  # the exporter's traces: paths of this machine
     for node in model.graph.node:
         node.doc_string = ""
     del model.graph.value_info[:]
@@ -134,7 +132,10 @@ def trace_onnx(
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # the exporter's traces: paths of this machine
+    return model
 
 
 def largest_difference(
