@@ -36,7 +36,7 @@ Bridge = Literal["both", "spatial", "channel", "none"]
 Init = Literal["paper", "mamba"]
 EngineName = Literal["c", "onnx"]  # what runs a model: ulvm's own, ONNX Runtime
 DatasetName = Literal["isic2017", "isic2018", "ph2", "folder", "isic2016", "ham10000", "pad-ufes"]
-Augmentation = Literal["none", "paper", "strong", "stronger", "wide"]
+Augmentation = Literal["none", "paper", "strong", "stronger"]
 Schedule = Literal["cosine-cycle", "one-cycle"]
 FOLDER_SPLIT = "folders"  # of a folder with train/, val/ and test/: what lies in each
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -323,8 +323,7 @@ class TrainSpec(_Spec):
         period_epochs: Half a cosine cycle, in epochs (torch's ``T_max``).
         warmup_epochs: Linear warm-up of ``one-cycle``.
         augmentation: ``paper`` (quarter turns, flips, rotations), ``strong`` (affine and
-            colour as well), ``stronger`` (more of both), ``wide`` (dark skin, shading, distance,
-            hair, pen and glare as well) or ``none``.
+            colour as well), ``stronger`` (more of both) or ``none``.
         lesion_free: Share of the pictures that show no lesion and have an empty mask, 0..1: skin
             beside the masks and what ``lesion_free.py`` draws.
         pasted: Share of the lesion-free pictures of skin on which another picture's lesion is

@@ -18,7 +18,6 @@ from ulvm.provenance import Seen
 from ulvm.spec import RunSpec, SourceSpec, require_rgb
 
 DRAWN_PICTURES = 200
-MARKS = 200
 CROPS = 1000  # tried for each data set, at least
 _SEED = 16  # of what the project draws for training; a run's own seed decides what is drawn when
 
@@ -99,16 +98,12 @@ def load_parts(
         masks += [*(np.zeros(each.shape[:3], np.uint8) for each in without), outlines]
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     mixed = len(counts) > 1
-    marks = None
-    if run.train.augmentation == "wide":
-        marks = _to_device(lesion_free.draw_marks(MARKS, _SEED, run.data.image_size), device)
     training = Part(
         _to_device(np.concatenate(images), device),
         torch.from_numpy(np.concatenate(masks)).to(device),
         tuple(Pool(*each) for each in zip(firsts, counts, drawn, bare, strict=True))
         if mixed
         else (),
-        marks,
         names,
     )
     validation = Part(
