@@ -81,10 +81,11 @@ def read_weights(
             with ulvm is not what it was.
     """
     model = DEFAULT if model is None else model
+    sha256: str | None = None
     if is_name(model):
         path, sha256 = _find_named(str(model), onnx)
     else:
-        path, sha256 = _find_file(Path(model), onnx), None
+        path = _find_file(Path(model), onnx)
     content = read_file(path, MODEL_BYTES)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(
@@ -138,9 +139,9 @@ def _find_named(name: str, onnx: bool) -> tuple[Path, str | None]:
                 f"name that file, or make one with `ulvm train {name}`",
             )
         return path, None
-    path, sha256 = FOLDER / bundled.file, bundled.sha256
+    path = FOLDER / bundled.file
     if onnx:
-        path, sha256 = path.with_suffix(".onnx"), bundled.onnx_sha256
+        path = path.with_suffix(".onnx")
     if not path.is_file():
         raise InputError(
             f"the bundled model {path.name} is missing from this installation of ulvm",
@@ -149,4 +150,4 @@ def _find_named(name: str, onnx: bool) -> tuple[Path, str | None]:
             if onnx
             else "name a file that `ulvm train` wrote, or install ulvm again",
         )
-    return path, sha256
+    return path, bundled.onnx_sha256 if onnx else bundled.sha256

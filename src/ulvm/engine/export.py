@@ -60,8 +60,8 @@ def export(
     """
     out = Path(out)
     name = _c_name(out)
-    path, weights = read_weights(model)
-    loaded = load_bytes(weights, str(path))  # refuses what the engine doesn't run
+    file, weights = read_weights(model)
+    loaded = load_bytes(weights, str(file))  # refuses what the engine doesn't run
     run, reference = loaded.spec, reference or loaded.network
     picture = _draw_picture(TEST_SIZE, run.model.in_channels)
     texts = {
