@@ -8,10 +8,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from ulvm.boundary import (
 )
 from ulvm.class_scores import ClassScores
 from ulvm.contact_sheet import draw_contact_sheet
+from ulvm.datasets.cache import DecodedDataset
 from ulvm.engine import resize_mask
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
@@ -51,29 +52,6 @@ TRUTH_THRESHOLD = 128  # of the soft uint8 masks: 128 / 255 is the first value â
 CALIBRATION_BINS = 15
 SHEET_CASES_PER_SIDE = 8
 _NOT_STATED = "not stated"
-
-
-class Dataset(Protocol):
-    """Pictures and soft masks at one size, such as `ulvm.datasets.DecodedDataset`."""
-
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-
-    @property
-    def images(self) -> ByteArray:
-        """Pictures, uint8 (pairs, size, size, 3), RGB 0..255."""
-
-    @property
-    def masks(self) -> ByteArray:
-        """Masks, uint8 (pairs, size, size), 0..255, soft at the edges; or numbers of classes."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes, background first; none of masks of lesion or not."""
-
-    def indices(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
-        """The row of each id, in the order given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +303,7 @@ _ROW_TITLES = {
 
 def evaluate(
     probability_of: ProbabilityOf,
-    dataset: Dataset,
+    dataset: DecodedDataset,
     ids: Sequence[str],
     *,
     threshold: float = 0.5,
@@ -538,10 +516,7 @@ def _cases(
 ) -> tuple[Case, ...]:
     pixels = counts.tp + counts.fp + counts.fn + counts.tn
     columns: dict[str, npt.NDArray[Any]] = {
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "tn": counts.tn,
+        **vars(counts),
         "dice": metrics.dice(counts),
         "iou": metrics.iou(counts),
         "sensitivity": metrics.sensitivity(counts),

@@ -159,7 +159,7 @@ def _predict(
         return describe(segmentation, coco_form)
 
     options["extra"] = describe if coco_path else None
-    outlined = []
+    outlined: list[Any] = []
     predictions = predict_files(segmenter, sources, out_dir=out_dir, **options)
     for source, prediction in zip(sources, predictions, strict=True):
         if coco_path and prediction.error is None:
