@@ -341,15 +341,11 @@ class Segmenter:
         if threshold is None:
             return self.spec.threshold
         given: Any = threshold
-        if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        is_number = isinstance(given, numbers.Real) and not isinstance(given, bool)
+        if not is_number or not 0 < threshold < 1:
+            wrong = "out of range" if is_number else f"a {type(threshold).__name__}"
             raise InputError(
-                f"threshold={threshold!r} is a {type(threshold).__name__}",
-                "it must be a number between 0 and 1",
-                f"use {self.spec.threshold}, the model's own",
-            )
-        if not 0 < threshold < 1:
-            raise InputError(
-                f"threshold={threshold!r} is out of range",
+                f"threshold={threshold!r} is {wrong}",
                 "it must be a number between 0 and 1",
                 f"use {self.spec.threshold}, the model's own",
             )

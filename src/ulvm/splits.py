@@ -1,6 +1,5 @@
 """Which picture is in training, validation and test: committed id lists, their hash, own folds."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ulvm.errors import InputError, install_extra
+from ulvm.errors import InputError, install_extra, unknown_name
 from ulvm.files import write_atomically
 from ulvm.limits import JSON_BYTES, parse_json, read_file
 from ulvm.spec import FOLDER_SPLIT
@@ -63,11 +62,7 @@ class Split:
     def __post_init__(self) -> None:
         for part in [*self.parts, *self.open_parts]:
             if part not in PARTS:
-                raise InputError(
-                    f"split '{self.name}' has a part '{part}'",
-                    f"the parts are {', '.join(PARTS)}",
-                    "rename the part",
-                )
+                raise unknown_name(f"split '{self.name}' has a part '{part}'", part, PARTS)
         parts = {part: tuple(self.parts.get(part, ())) for part in PARTS}
         object.__setattr__(self, "parts", parts)
         found_in: dict[str, list[str]] = {}
@@ -111,9 +106,7 @@ class Split:
             InputError: There is no such part, it is empty, or its download isn't there.
         """
         if part not in PARTS:
-            raise InputError(
-                f"'{part}' is no part of a split", f"the parts are {', '.join(PARTS)}", "choose one"
-            )
+            raise unknown_name(f"'{part}' is no part of a split", part, PARTS)
         if part in self.open_parts and self.name == FOLDER_SPLIT:
             folder = {"validation": "val"}.get(part, part)
             raise InputError(
@@ -237,13 +230,11 @@ def load_split(dataset: str, name_or_path: str | os.PathLike[str]) -> Split:
         return Split(FOLDER_SPLIT, dataset, {}, PARTS)
     known = available_splits(dataset)
     if given not in known:
-        close = difflib.get_close_matches(given, known, n=1)
+        missing = f"no split '{given}' of {dataset}"
+        if known:
+            raise unknown_name(missing, given, known)
         raise InputError(
-            f"no split '{given}' of {dataset}",
-            f"it has {', '.join(known)}" if known else "it has no committed splits",
-            f"did you mean '{close[0]}'?"
-            if close
-            else "name the .json file of a split of your own",
+            missing, "it has no committed splits", "name the .json file of a split of your own"
         )
     with resources.as_file(_LISTS / f"{dataset}-{given}.json") as path:
         return _parse_split(dataset, path)

@@ -24,7 +24,7 @@ from ulvm.drawing import (
     place_lesion,
     resize_field,
 )
-from ulvm.errors import InputError
+from ulvm.errors import InputError, unknown_name
 from ulvm.files import write_atomically
 from ulvm.image import BoolArray, Uint8Array, resize
 
@@ -133,11 +133,7 @@ def draw_lesion(
     _check_seed(seed)
     _check_size(size_hw)
     if skin_tone is not None and skin_tone not in SKIN_TONES:
-        raise InputError(
-            f"skin tone '{skin_tone}'",
-            f"tones are the Fitzpatrick types {', '.join(SKIN_TONES)}",
-            "name one of them",
-        )
+        raise unknown_name(f"no skin tone '{skin_tone}' of Fitzpatrick's", skin_tone, SKIN_TONES)
     scale = float(np.sqrt(size_hw[0] * size_hw[1]))
     zoom = min(max(scale, _MIN_SCALE), _MAX_SCALE) / scale
     canvas = Canvas((round(size_hw[0] * zoom), round(size_hw[1] * zoom)))
@@ -253,9 +249,7 @@ def write_dataset(
         InputError: As in `draw_batch`, or the layout is unknown, or there are pictures already.
     """
     if layout not in _LAYOUTS:
-        raise InputError(
-            f"layout '{layout}'", f"layouts are {', '.join(LAYOUTS)}", "name one of them"
-        )
+        raise unknown_name(f"no layout '{layout}'", layout, LAYOUTS)
     form = _LAYOUTS[layout]
     images = folder / Path(form.image.partition("{")[0]).parent
     if images.is_dir() and any(images.iterdir()):

@@ -201,15 +201,9 @@ def _look_at(pair: Pair, rules: MaskRules) -> _Seen:
         digest = hashlib.sha256(pair.image.read_bytes()).digest()
         side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
         thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
-    return _Seen(
-        pair,
-        read.problems,
-        digest,
-        thumbnail,
-        None if image_rgb is None else (image_rgb.shape[0], image_rgb.shape[1]),
-        None if mask is None else (mask.shape[0], mask.shape[1]),
-        None if mask is None else float((mask > 0).mean()),
-    )
+    image_hw, mask_hw = (None if each is None else each.shape[:2] for each in (image_rgb, mask))
+    area = None if mask is None else float((mask > 0).mean())
+    return _Seen(pair, read.problems, digest, thumbnail, image_hw, mask_hw, area)
 
 
 def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:

@@ -204,11 +204,27 @@ def _write_cache(
     folder: Path, pairs: Sequence[Pair], size: int, rules: MaskRules, progress: Progress | None
 ) -> None:
     """Decode into a folder of another name, then rename it in one step."""
+
+    def decode_row(row: int) -> None:
+        read = read_pair(pairs[row], rules)
+        for error in read.problems:
+            remedy = f"{error.remedy}; `ulvm data check` lists all such files"
+            raise InputError(error.given, error.accepted, remedy) from error
+        assert read.image_rgb is not None
+        assert read.mask is not None
+        images[row] = resize(read.image_rgb, (size, size))
+        masks[row] = rules.resize(read.mask, (size, size))
+
     _sweep(folder.parent)
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     partial.mkdir()
+    shape = (len(pairs), size, size)
     try:
-        _write_arrays(partial, pairs, size, rules, progress)
+        with (
+            _ArrayFile(partial / "images.npy", (*shape, 3)) as images,
+            _ArrayFile(partial / "masks.npy", shape) as masks,
+        ):
+            run_all(decode_row, range(len(pairs)), progress)
         index = [
             {"id": pair.id, "part": pair.part, "image": str(pair.image), "mask": str(pair.mask)}
             for pair in pairs
@@ -263,25 +279,3 @@ class _ArrayFile:
             if kind is None:  # then the disk shall have it before the folder gets its name
                 self._file.flush()
                 os.fsync(self._file.fileno())
-
-
-def _write_arrays(
-    folder: Path, pairs: Sequence[Pair], size: int, rules: MaskRules, progress: Progress | None
-) -> None:
-    shape = (len(pairs), size, size)
-
-    def decode_row(row: int) -> None:
-        read = read_pair(pairs[row], rules)
-        for error in read.problems:
-            remedy = f"{error.remedy}; `ulvm data check` lists all such files"
-            raise InputError(error.given, error.accepted, remedy) from error
-        assert read.image_rgb is not None
-        assert read.mask is not None
-        images[row] = resize(read.image_rgb, (size, size))
-        masks[row] = rules.resize(read.mask, (size, size))
-
-    with (
-        _ArrayFile(folder / "images.npy", (*shape, 3)) as images,
-        _ArrayFile(folder / "masks.npy", shape) as masks,
-    ):
-        run_all(decode_row, range(len(pairs)), progress)
