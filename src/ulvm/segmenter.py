@@ -500,24 +500,18 @@ def _require_array(image_rgb: Any) -> None:
     shape = image_rgb.shape
     if image_rgb.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image_rgb.size:
         return
-    if image_rgb.size == 0:
-        remedy = "give a picture of at least one pixel"
-    elif len(shape) == 2:
-        remedy = "repeat the grey channel with np.repeat(image[..., None], 3, axis=2)"
-    elif len(shape) == 4:
-        remedy = "give one picture at a time"
-    elif len(shape) != 3:
-        remedy = "read it with ulvm.read_image"
-    elif shape[2] == 4:
-        remedy = "drop the alpha channel with image[..., :3]"
-    elif shape[2] == 1:
-        remedy = "repeat the grey channel with np.repeat(image, 3, axis=2)"
-    elif shape[2] != 3 and shape[0] == 3:
-        remedy = "move the channels last with image.transpose(1, 2, 0)"
-    elif shape[2] != 3:
-        remedy = "choose three channels: red, green and blue"
-    elif np.issubdtype(image_rgb.dtype, np.floating):
-        remedy = "scale it to 0..255 and convert it with .round().astype(np.uint8)"
-    else:
-        remedy = "scale it to 0..255 and convert it with .astype(np.uint8)"
+    last = shape[2] if len(shape) == 3 else 0
+    rounded = ".round()" if np.issubdtype(image_rgb.dtype, np.floating) else ""
+    remedies = [  # of what is true first
+        (image_rgb.size == 0, "give a picture of at least one pixel"),
+        (len(shape) == 2, "repeat the grey channel with np.repeat(image[..., None], 3, axis=2)"),
+        (len(shape) == 4, "give one picture at a time"),
+        (len(shape) != 3, "read it with ulvm.read_image"),
+        (last == 4, "drop the alpha channel with image[..., :3]"),
+        (last == 1, "repeat the grey channel with np.repeat(image, 3, axis=2)"),
+        (last != 3 and shape[:1] == (3,), "move the channels last with image.transpose(1, 2, 0)"),
+        (last != 3, "choose three channels: red, green and blue"),
+        (True, f"scale it to 0..255 and convert it with {rounded}.astype(np.uint8)"),
+    ]
+    remedy = next(remedy for is_so, remedy in remedies if is_so)
     raise InputError(f"the picture is {image_rgb.dtype} {shape}", accepted, remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,35 +13,37 @@ import click
 from ulvm.spec import DatasetName, EngineName
 from ulvm.use import NOTICE as NOTICE
 
+Command = Callable[..., None]
+
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)
 GROUPS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
-def data_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option(
+def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Options that go together, as one decorator."""
+    return lambda command: functools.reduce(lambda made, add: add(made), options[::-1], command)
+
+
+data_options = _all(
+    click.option("--dataset", type=DATASETS, required=True, help="Which data set it is."),
+    click.option(
         "--data", "data_dir", type=FOLDER, required=True, help="Folder of the data as downloaded."
-    )(command)
-    return click.option("--dataset", type=DATASETS, required=True, help="Which data set it is.")(
-        command
-    )
-
-
-def mask_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which masks are accepted, named as ``datasets.decode`` names them."""
-    command = click.option(
+    ),
+)
+mask_options = _all(  # named as `datasets.decode` names them
+    click.option(
+        "--threshold-masks",
+        is_flag=True,
+        help="Accept grey masks: lesion from half their range on.",
+    ),
+    click.option(
         "--resize-masks",
         "allow_mask_resize",
         is_flag=True,
         help="Accept masks of another size than pictures.",
-    )(command)
-    return click.option(
-        "--threshold-masks",
-        is_flag=True,
-        help="Accept grey masks: lesion from half their range on.",
-    )(command)
-
-
+    ),
+)
 engine_option = click.option(
     "--engine",
     type=click.Choice(get_args(EngineName)),

@@ -158,21 +158,14 @@ def folder_of_each(sources: Sequence[SourceSpec], data_dir: Folders) -> Mapping[
         InputError: One has none, or a name belongs to no data set of the run.
     """
     names = [source.dataset for source in sources]
-    if not isinstance(data_dir, Mapping):
-        if names[1:]:
-            raise InputError(
-                f"one folder for the data sets {', '.join(names)}",
-                "each needs a folder of its own",
-                "write --data NAME=DIR for each of them",
-            )
-        return {names[0]: data_dir}
-    if set(data_dir) != set(names):
+    folders = data_dir if isinstance(data_dir, Mapping) else {names[0]: data_dir}
+    if set(folders) != set(names):
         raise InputError(
-            f"folders of {', '.join(data_dir) or 'no data set'}",
-            f"this run has {', '.join(names)}",
+            f"folders of {', '.join(folders) or 'no data set'}",
+            f"this run has {', '.join(names)}. Each needs a folder of its own",
             "write --data NAME=DIR for each of them",
         )
-    return data_dir
+    return folders
 
 
 def share_out(pools: Sequence[tuple[int, float]], total: int) -> list[int]:
