@@ -204,24 +204,18 @@ def probe_images(size: int, channels: int) -> Iterator[Uint8Array]:
     random = np.random.default_rng(0)
     yield random.integers(0, 256, (3, size, size, channels), dtype=np.uint8)
     drawn = np.stack([draw_lesion(seed, (size, size)).image_rgb for seed in range(4)])
-    yield np.ascontiguousarray(
-        np.resize(drawn, (4, size, size, channels)) if channels != 3 else drawn
-    )
-    black_but_one = np.zeros((1, size, size, channels), np.uint8)
-    black_but_one[0, size // 2, size // 2] = 255
-    checkers = ((np.indices((size, size)).sum(0) % 2) * 255).astype(np.uint8)
-    halves = np.where(np.arange(size) < size // 2, 0, 255).astype(np.uint8)
+    yield drawn if channels == 3 else np.resize(drawn, (4, size, size, channels))
+    rows, columns = np.indices((size, size))
+    checkers = ((rows + columns) % 2 * 255).astype(np.uint8)
     for extreme in (
-        np.zeros_like(black_but_one),
-        np.full_like(black_but_one, 255),
-        black_but_one,
-        np.broadcast_to(checkers[None, :, :, None], black_but_one.shape),
-        np.broadcast_to(halves[None, None, :, None], black_but_one.shape),
-        np.broadcast_to(
-            resize(checkers[:4, :4], (size, size))[None, :, :, None], black_but_one.shape
-        ),
+        np.zeros((size, size)),
+        np.full((size, size), 255),
+        255 * ((rows == size // 2) & (columns == size // 2)),
+        checkers,
+        255 * (columns >= size // 2),
+        resize(checkers[:4, :4], (size, size)),
     ):
-        yield np.ascontiguousarray(extreme)
+        yield np.repeat(extreme.astype(np.uint8)[None, :, :, None], channels, axis=3)
 
 
 def write_dataset(

@@ -97,21 +97,9 @@ def load_parts(
         images += [*without, drawings]
         masks += [*(np.zeros(each.shape[:3], np.uint8) for each in without), outlines]
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
-    mixed = len(counts) > 1
-    training = Part(
-        _to_device(np.concatenate(images), device),
-        torch.from_numpy(np.concatenate(masks)).to(device),
-        tuple(Pool(*each) for each in zip(firsts, counts, drawn, bare, strict=True))
-        if mixed
-        else (),
-        names,
-    )
-    validation = Part(
-        _to_device(np.concatenate(held_images), device),
-        torch.from_numpy(np.concatenate(held_masks)).to(device),
-        classes=names,
-    )
-    return tuple(used), training, validation
+    mixed = tuple(Pool(*each) for each in zip(firsts, counts, drawn, bare, strict=True))
+    training = _part(images, masks, device, mixed if len(mixed) > 1 else (), names)
+    return tuple(used), training, _part(held_images, held_masks, device, (), names)
 
 
 def _require_classes(run: RunSpec, dataset: str, names: Sequence[str]) -> None:
@@ -158,6 +146,7 @@ def folder_of_each(sources: Sequence[SourceSpec], data_dir: Folders) -> Mapping[
         InputError: One has none, or a name belongs to no data set of the run.
     """
     names = [source.dataset for source in sources]
+    folders: Mapping[str, str | Path]
     folders = data_dir if isinstance(data_dir, Mapping) else {names[0]: data_dir}
     if set(folders) != set(names):
         raise InputError(
@@ -223,6 +212,14 @@ def write_teacher(folder: Path, dataset: str, ids: Sequence[str], probability: P
     np.savez_compressed(folder / f"{dataset}.npz", ids=np.array(ids), probability=probability)
 
 
-def _to_device(images: Pixels, device: torch.device) -> torch.Tensor:
-    """(pictures, channels, size, size), contiguous."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+def _part(
+    images: Sequence[Pixels],
+    masks: Sequence[Pixels],
+    device: torch.device,
+    pools: tuple[Pool, ...],
+    names: tuple[str, ...],
+) -> Part:
+    pictures, truth = (
+        torch.from_numpy(np.concatenate(each)).to(device) for each in (images, masks)
+    )
+    return Part(pictures.permute(0, 3, 1, 2).contiguous(), truth, pools, classes=names)
