@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from ulvm.commands.shared import (
-    DATASETS,
     FOLDER,
     GROUPS,
     Progress,
@@ -102,10 +101,9 @@ def data_split(
 @click.option("--count", default=50, show_default=True, help="Number of pictures.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
-@click.option("--layout", type=DATASETS, default="folder", show_default=True)
-def data_draw(out_dir: Path, count: int, seed: int, size: int, layout: str) -> None:
+def data_draw(out_dir: Path, count: int, seed: int, size: int) -> None:
     """Draw dermoscopy-like pictures with exact masks, to try everything without data."""
     from ulvm import synthetic
 
-    synthetic.write_dataset(out_dir, count, seed=seed, size_hw=(size, size), layout=layout)
+    synthetic.write_dataset(out_dir, count, seed=seed, size_hw=(size, size))
     click.echo(f"{count} drawn pictures with masks in {out_dir}")
