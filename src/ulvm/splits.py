@@ -20,10 +20,6 @@ from ulvm.spec import FOLDER_SPLIT
 
 PARTS = ("train", "validation", "test")
 
-# Sizes of the paper's cut of the official training part: train, validation, test.
-PAPER_SIZES = {"isic2017": (1250, 150, 600), "isic2018": (1815, 259, 520)}
-PAPER_SEED = 42
-
 EVERYTHING = "all"
 """Name of the split whose test part is every picture; of PH2 it is committed."""
 
@@ -158,43 +154,6 @@ class Split:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the split as JSON that `load_split` reads; the file appears whole or not at all."""
         write_atomically(path, f"{json.dumps(self.to_dict(), indent=1)}\n".encode())
-
-
-def build_split(dataset: str, name: str, ids: Iterable[str]) -> Split:
-    """The split `paper-permutation` or `sorted`, from the ids of the official training part.
-
-    The paper cut the training part in the order of a folder listing that was never published;
-    `paper-permutation` has the same sizes from a seeded permutation and `sorted` from id order.
-
-    Args:
-        dataset: `isic2017` or `isic2018`.
-        name: `paper-permutation` or `sorted`.
-        ids: Ids of the official training part, in any order.
-
-    Returns:
-        Parts in id order, of the paper's sizes.
-
-    Raises:
-        InputError: The number of ids isn't that of the official training part.
-
-    Source: sizes from the authors' code of UltraLight VM-UNet (arXiv 2403.20035).
-    """
-    ordered = sorted(ids)
-    sizes = PAPER_SIZES[dataset]
-    if len(ordered) != sum(sizes):
-        raise InputError(
-            f"{len(ordered)} ids for the training part of {dataset}",
-            f"the official part has {sum(sizes)}",
-            "give the ids of the whole official download",
-        )
-    if name == "paper-permutation":
-        order = np.random.default_rng(PAPER_SEED).permutation(len(ordered))
-        ordered = [ordered[index] for index in order]
-    train, validation, _ = sizes
-    cuts = ordered[:train], ordered[train : train + validation], ordered[train + validation :]
-    return Split(
-        name, dataset, {part: tuple(sorted(cut)) for part, cut in zip(PARTS, cuts, strict=True)}
-    )
 
 
 def available_splits(dataset: str) -> list[str]:
