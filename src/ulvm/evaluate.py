@@ -194,14 +194,14 @@ class Evaluation:
             f"[low, high]: {LEVEL:.0%} bootstrap intervals over images, {RESAMPLES} resamples,"
             f" seed {BOOTSTRAP_SEED}",
         ]
-        if self.classes:
-            lines += ["", "DSC of each class, pooled over all pixels:"]
-            width = max(map(len, self.classes))
-            lines += [f"{name:{width}}  {value:.4f}" for name, value in self.classes.items()]
-        if self.challenge is not None:
-            lines += ["", "As the ISIC challenge counts, per image at its own size:"]
-            width = max(map(len, self.challenge))
-            lines += [f"{name:{width}}  {value:.4f}" for name, value in self.challenge.items()]
+        for title, scores in (
+            ("DSC of each class, pooled over all pixels:", self.classes),
+            ("As the ISIC challenge counts, per image at its own size:", self.challenge),
+        ):
+            if scores:
+                width = max(map(len, scores))
+                lines += ["", title]
+                lines += [f"{name:{width}}  {value:.4f}" for name, value in scores.items()]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:

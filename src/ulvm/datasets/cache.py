@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import threading
@@ -16,7 +15,6 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 
 from ulvm.datasets.find import Pair, find_pairs
 from ulvm.datasets.read import (
@@ -225,14 +223,6 @@ def _write_cache(
             _ArrayFile(partial / "masks.npy", shape) as masks,
         ):
             run_all(decode_row, range(len(pairs)), progress)
-        index = [
-            {"id": pair.id, "part": pair.part, "image": str(pair.image), "mask": str(pair.mask)}
-            for pair in pairs
-        ]
-        (partial / "index.json").write_text(
-            json.dumps({"size": size, "pillow": PIL.__version__, "pairs": index}, indent=1),
-            encoding="utf-8",
-        )
         flush_folder(partial)
         try:
             partial.rename(folder)

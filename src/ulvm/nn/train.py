@@ -328,8 +328,12 @@ class _State:
         for name in ("epochs", "patience"):
             theirs["train"][name] = ours["train"][name]
         if theirs != ours:
-            ours_flat, theirs_flat = _flatten(ours), _flatten(theirs)
-            changed = [name for name, value in ours_flat.items() if theirs_flat[name] != value]
+            changed = [
+                f"{part}.{name}"
+                for part in ("model", "data", "train")
+                for name, value in ours[part].items()
+                if theirs[part][name] != value
+            ] or ["threshold"]
             raise InputError(
                 f"{out_dir} was run with other values of {', '.join(changed)}",
                 "only epochs and patience may differ where a run goes on",
@@ -383,17 +387,6 @@ class _State:
             "epochs_done": self.epoch,
             "best": self.best_row,
         }
-
-
-def _flatten(run: dict[str, Any]) -> dict[str, Any]:
-    """``{"train": {"seed": 1}, …}`` → ``{"train.seed": 1, …}``, as ``--set`` names fields."""
-    flat: dict[str, Any] = {}
-    for part, value in run.items():
-        if isinstance(value, dict):
-            flat |= {f"{part}.{name}": each for name, each in value.items()}
-        else:
-            flat[part] = value
-    return flat
 
 
 class _Bar:
