@@ -279,7 +279,7 @@ class Segmenter:
                 range; or the network gave a number that is no probability.
         """
         upright = _read(picture)
-        height, width = _size_hw(upright)
+        width, height = upright.size if isinstance(upright, Image.Image) else upright.shape[1::-1]
         threshold = self.check_threshold(threshold)
         start = time.perf_counter()
         seen = resize(upright, self.size_hw)
@@ -479,13 +479,6 @@ def _read(picture: Any) -> Image.Image | Uint8Array:
     _require_array(picture)
     array: Uint8Array = picture
     return array
-
-
-def _size_hw(picture: Image.Image | Uint8Array) -> tuple[int, int]:
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    height, width = picture.shape[:2]
-    return height, width
 
 
 def _require_array(image_rgb: Any) -> None:

@@ -195,8 +195,14 @@ class ModelSpec(_Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.network != ModelSpec.network:
-            self._require_defaults()
+        for field in dataclasses.fields(self) if self.network != ModelSpec.network else ():
+            if field.name != "network" and getattr(self, field.name) != field.default:
+                raise InputError(
+                    f"ModelSpec.{field.name}={getattr(self, field.name)!r} with "
+                    f"network={self.network!r}",
+                    f"it must be {field.default!r}, for that network is as published",
+                    f"leave out {field.name}, or choose network={ModelSpec.network!r}",
+                )
         for name, length in (("widths", STAGES), ("encoder", STAGES), ("decoder", STAGES - 1)):
             if len(getattr(self, name)) != length:
                 raise InputError(
@@ -222,16 +228,6 @@ class ModelSpec(_Spec):
                     f"{channels} input channels",
                     "it must divide the input channels of every PVM stage",
                     "change branches, widths or that stage to conv",
-                )
-
-    def _require_defaults(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.name != "network" and getattr(self, field.name) != field.default:
-                raise InputError(
-                    f"ModelSpec.{field.name}={getattr(self, field.name)!r} with "
-                    f"network={self.network!r}",
-                    f"it must be {field.default!r}, for that network is as published",
-                    f"leave out {field.name}, or choose network={ModelSpec.network!r}",
                 )
 
 

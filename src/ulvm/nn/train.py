@@ -333,7 +333,7 @@ class _State:
                 for part in ("model", "data", "train")
                 for name, value in ours[part].items()
                 if theirs[part][name] != value
-            ] or ["threshold"]
+            ] + ["threshold"] * (theirs["threshold"] != ours["threshold"])
             raise InputError(
                 f"{out_dir} was run with other values of {', '.join(changed)}",
                 "only epochs and patience may differ where a run goes on",
