@@ -20,7 +20,7 @@ import torch
 
 from ulvm.contact_sheet import import_matplotlib
 from ulvm.errors import InputError, RunWarning, install_extra
-from ulvm.files import flush_folder, make_folder, sweep_leftovers, write_atomically
+from ulvm.files import flush_folder, make_folder, sweep_leftovers, unwritable, write_atomically
 from ulvm.provenance import git_commit, processor, versions
 
 RUN = "run.json"
@@ -54,11 +54,7 @@ def only_here(out_dir: Path) -> Iterator[None]:
     except NotImplementedError:  # a file system without locks
         pass
     except OSError as error:
-        raise InputError(
-            f"{out_dir} cannot be written to ({error.strerror or error})",
-            "",
-            "choose a folder that you may write to",
-        ) from error
+        raise unwritable(out_dir, error) from error
     try:
         sweep_leftovers(out_dir)
         yield
