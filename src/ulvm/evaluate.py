@@ -239,9 +239,7 @@ class Evaluation:
             "challenge": self.challenge,
             "calibration": {
                 "expected_error": self.calibration.expected_error,
-                "pixels": self.calibration.pixels.tolist(),
-                "probability": self.calibration.probability.tolist(),
-                "frequency": self.calibration.frequency.tolist(),
+                **{name: each.tolist() for name, each in vars(self.calibration).items()},
             },
         }
         if self.classes:
