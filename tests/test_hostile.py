@@ -20,7 +20,7 @@ import ulvm
 from ulvm import limits
 from ulvm.cli import main
 from ulvm.datasets.find import find_pairs
-from ulvm.datasets.read import read_pair
+from ulvm.datasets.read import MaskRules, read_pair
 from ulvm.errors import InputError, printable
 from ulvm.image import read_image, read_mask
 from ulvm.predict import find_images, predict_files
@@ -250,7 +250,7 @@ def zipped(folder: Path, method: int = zipfile.ZIP_DEFLATED) -> tuple[Path, byte
 
 def problem_of_zip(folder: Path) -> str:
     (pair,) = find_pairs("folder", folder)
-    read = read_pair(pair, "same", threshold_masks=False)
+    read = read_pair(pair, MaskRules("same"))
     assert pair.image.archive is not None
     pair.image.archive.close()
     return " ".join(map(str, read.problems))

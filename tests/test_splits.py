@@ -13,7 +13,6 @@ from ulvm.splits import (
     PARTS,
     Split,
     available_splits,
-    build_split,
     choose_split,
     load_split,
     make_folds,
@@ -61,6 +60,30 @@ def sizes(split: Split) -> tuple[int, ...]:
 
 def test_committed_hashes():
     assert {key: load_split(*key).hash for key in COMMITTED} == HASHES
+
+
+# Sizes of the paper's cut of the official training part: train, validation, test; from the authors'
+# code of UltraLight VM-UNet (arXiv 2403.20035).
+PAPER_SIZES = {"isic2017": (1250, 150, 600), "isic2018": (1815, 259, 520)}
+PAPER_SEED = 42
+
+
+def build_split(dataset, name, ids):
+    """How the lists `paper-permutation` and `sorted` were made of the official training part.
+
+    The paper cut that in the order of a folder listing that was never published;
+    `paper-permutation` has the same sizes from a seeded permutation and `sorted` from id order.
+    """
+    ordered = sorted(ids)
+    train, validation, test = PAPER_SIZES[dataset]
+    if len(ordered) != train + validation + test:
+        raise InputError(f"{len(ordered)} ids for the training part of {dataset}", "", "")
+    if name == "paper-permutation":
+        order = np.random.default_rng(PAPER_SEED).permutation(len(ordered))
+        ordered = [ordered[index] for index in order]
+    cuts = ordered[:train], ordered[train : train + validation], ordered[train + validation :]
+    parts = {part: tuple(sorted(cut)) for part, cut in zip(PARTS, cuts, strict=True)}
+    return Split(name, dataset, parts)
 
 
 @pytest.mark.parametrize("dataset", ["isic2017", "isic2018"])

@@ -8,10 +8,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from ulvm.boundary import (
 )
 from ulvm.class_scores import ClassScores
 from ulvm.contact_sheet import draw_contact_sheet
+from ulvm.datasets.cache import DecodedDataset
 from ulvm.engine import resize_mask
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
@@ -51,29 +52,6 @@ TRUTH_THRESHOLD = 128  # of the soft uint8 masks: 128 / 255 is the first value â
 CALIBRATION_BINS = 15
 SHEET_CASES_PER_SIDE = 8
 _NOT_STATED = "not stated"
-
-
-class Dataset(Protocol):
-    """Pictures and soft masks at one size, such as `ulvm.datasets.DecodedDataset`."""
-
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-
-    @property
-    def images(self) -> ByteArray:
-        """Pictures, uint8 (pairs, size, size, 3), RGB 0..255."""
-
-    @property
-    def masks(self) -> ByteArray:
-        """Masks, uint8 (pairs, size, size), 0..255, soft at the edges; or numbers of classes."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes, background first; none of masks of lesion or not."""
-
-    def indices(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
-        """The row of each id, in the order given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,14 +194,14 @@ class Evaluation:
             f"[low, high]: {LEVEL:.0%} bootstrap intervals over images, {RESAMPLES} resamples,"
             f" seed {BOOTSTRAP_SEED}",
         ]
-        if self.classes:
-            lines += ["", "DSC of each class, pooled over all pixels:"]
-            width = max(map(len, self.classes))
-            lines += [f"{name:{width}}  {value:.4f}" for name, value in self.classes.items()]
-        if self.challenge is not None:
-            lines += ["", "As the ISIC challenge counts, per image at its own size:"]
-            width = max(map(len, self.challenge))
-            lines += [f"{name:{width}}  {value:.4f}" for name, value in self.challenge.items()]
+        for title, scores in (
+            ("DSC of each class, pooled over all pixels:", self.classes),
+            ("As the ISIC challenge counts, per image at its own size:", self.challenge),
+        ):
+            if scores:
+                width = max(map(len, scores))
+                lines += ["", title]
+                lines += [f"{name:{width}}  {value:.4f}" for name, value in scores.items()]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -261,9 +239,7 @@ class Evaluation:
             "challenge": self.challenge,
             "calibration": {
                 "expected_error": self.calibration.expected_error,
-                "pixels": self.calibration.pixels.tolist(),
-                "probability": self.calibration.probability.tolist(),
-                "frequency": self.calibration.frequency.tolist(),
+                **{name: each.tolist() for name, each in vars(self.calibration).items()},
             },
         }
         if self.classes:
@@ -325,7 +301,7 @@ _ROW_TITLES = {
 
 def evaluate(
     probability_of: ProbabilityOf,
-    dataset: Dataset,
+    dataset: DecodedDataset,
     ids: Sequence[str],
     *,
     threshold: float = 0.5,
@@ -538,10 +514,7 @@ def _cases(
 ) -> tuple[Case, ...]:
     pixels = counts.tp + counts.fp + counts.fn + counts.tn
     columns: dict[str, npt.NDArray[Any]] = {
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "tn": counts.tn,
+        **vars(counts),
         "dice": metrics.dice(counts),
         "iou": metrics.iou(counts),
         "sensitivity": metrics.sensitivity(counts),

@@ -39,7 +39,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(Path(path), error) from error
+        raise unwritable(Path(path), error) from error
     return Path(path)
 
 
@@ -68,7 +68,7 @@ def write_atomically(
     try:
         handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name[:64]}.", suffix=".part")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -84,7 +84,7 @@ def write_atomically(
         if durable:
             flush_folder(folder)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -106,7 +106,8 @@ def sweep_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The error for a place that the system lets nobody write to, or that has no room."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return InputError(
         f"{path} cannot be written ({error.strerror or error})",

@@ -103,27 +103,25 @@ def resize(image: Uint8Array | Image.Image, size_hw: tuple[int, int]) -> Uint8Ar
         InputError: The array is not uint8.
     """
     if isinstance(image, Image.Image):
-        return _resize(image, size_hw)
-    if image.dtype != np.uint8:
+        source = image
+    elif image.dtype == np.uint8:
+        source = Image.fromarray(image)
+    else:
         raise InputError(
             f"the array to resize is {image.dtype}",
             "it must be uint8, range 0..255",
             "scale it to 0..255 and convert it with .astype(np.uint8)",
         )
-    return _resize(Image.fromarray(image), size_hw)
-
-
-def _resize(image: Image.Image, size_hw: tuple[int, int]) -> Uint8Array:
     height, width = size_hw
-    resized = np.empty((height, width, 3) if image.mode == "RGB" else size_hw, np.uint8)
-    scale = image.height / height
+    resized = np.empty((height, width, 3) if source.mode == "RGB" else size_hw, np.uint8)
+    scale = source.height / height
 
     def fill(top: int, bottom: int) -> None:
-        box = (0, top * scale, image.width, min(bottom * scale, image.height))
-        part = image.resize((width, bottom - top), Image.Resampling.BILINEAR, box)
+        box = (0, top * scale, source.width, min(bottom * scale, source.height))
+        part = source.resize((width, bottom - top), Image.Resampling.BILINEAR, box)
         resized[top:bottom] = np.asarray(part)
 
-    if image.width * image.height < TWO_THREADS or height < 2:
+    if source.width * source.height < TWO_THREADS or height < 2:
         fill(0, height)
     else:
         with ThreadPoolExecutor(1) as pool:

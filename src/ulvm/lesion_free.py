@@ -1,6 +1,6 @@
 """Pictures without a lesion, for training: skin beside the masks, drawn skin, and no skin at all.
 
-Also the marks that augmentation lays over pictures. Everything repeats by its seed.
+Everything repeats by its seed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from ulvm.synthetic import draw_lesion
 
@@ -19,7 +19,6 @@ MIN_CROP = 0.2  # of the picture's side
 MAX_CROP = 0.8
 MARGIN = 0.03  # between a crop and the mask, of the picture's side
 TRIES = 40
-_SUPERSAMPLING = 3
 
 
 def crop_beside(images: Pixels, masks: Pixels, seed: int) -> Pixels:
@@ -139,103 +138,3 @@ def _noise(rng: np.random.Generator, size: int) -> Pixels:
     cells = int(rng.choice([size, size // 2, size // 8, size // 16]))
     small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
     return np.asarray(small.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def draw_marks(count: int, seed: int, size: int) -> Pixels:
-    """What lies over skin in photos: hair, pen, rulers and glare, each on a clear sheet.
-
-    Returns:
-        (count, size, size, 4), RGB and opacity, 0..255.
-    """
-    kinds = [_hair, _pen, _hair, _ruler, _glare]
-    seeds = np.random.SeedSequence(seed).spawn(count)
-    return np.stack(
-        [
-            kinds[index % len(kinds)](np.random.default_rng(each), size)
-            for index, each in enumerate(seeds)
-        ]
-    )
-
-
-def _sheet(
-    size: int, colour: npt.NDArray[np.float64], paint: Callable[[ImageDraw.ImageDraw, int], None]
-) -> Pixels:
-    """One colour whose opacity is painted, larger and then made smaller."""
-    side = size * _SUPERSAMPLING
-    layer = Image.new("L", (side, side))
-    paint(ImageDraw.Draw(layer), side)
-    cover = np.asarray(layer.reduce(_SUPERSAMPLING))
-    rgb = np.broadcast_to(np.clip(colour, 0, 255).astype(np.uint8), (size, size, 3))
-    return np.concatenate([rgb, cover[..., None]], axis=-1)
-
-
-def _curve(rng: np.random.Generator, side: int, reach: float, bend: float) -> list[float]:
-    """Points of a bent stroke, x and y in turn."""
-    t = np.linspace(0, 1, 16)[:, None]
-    start, heading = rng.uniform(0, side, 2), rng.normal(0, reach * side, 2)
-    middle = start + heading / 2 + rng.normal(0, bend * side, 2)
-    points = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * (start + heading)
-    return [float(value) for value in points.ravel()]
-
-
-def _hair(rng: np.random.Generator, size: int) -> Pixels:
-    colour = rng.uniform(10, 70) * np.array([1.0, 0.85, 0.75])
-    if rng.random() < 0.2:
-        colour = rng.uniform(170, 240) * np.array([1.0, 0.93, 0.82])
-
-    def paint(draw: ImageDraw.ImageDraw, side: int) -> None:
-        width = max(1, round(side * rng.uniform(0.002, 0.008)))
-        for _ in range(int(rng.integers(2, 40))):
-            opacity = int(rng.uniform(120, 240))
-            draw.line(_curve(rng, side, 0.35, 0.08), fill=opacity, width=width)
-
-    return _sheet(size, colour, paint)
-
-
-def _pen(rng: np.random.Generator, size: int) -> Pixels:
-    """Strokes, dots or a ring, in the colours of surgical markers and ball pens."""
-    colours = [(60, 40, 120), (30, 60, 140), (20, 20, 30), (20, 90, 70), (120, 30, 60)]
-    colour = np.array(colours[int(rng.integers(len(colours)))]) + rng.normal(0, 12, 3)
-
-    def paint(draw: ImageDraw.ImageDraw, side: int) -> None:
-        width = max(1, round(side * rng.uniform(0.006, 0.03)))
-        opacity = int(rng.uniform(110, 230))
-        if rng.random() < 0.5:  # a ring around what lies in the middle
-            half = side * rng.uniform(0.3, 0.48, 2)
-            middle = side / 2 + side * rng.uniform(-0.05, 0.05, 2)
-            box = [*(middle - half), *(middle + half)]
-            first = rng.uniform(0, 360)
-            draw.arc(box, first, first + rng.uniform(90, 360), fill=opacity, width=width)
-        for _ in range(int(rng.integers(1, 5))):
-            draw.line(_curve(rng, side, 0.2, 0.05), fill=opacity, width=width)
-
-    return _sheet(size, colour, paint)
-
-
-def _ruler(rng: np.random.Generator, size: int) -> Pixels:
-    """Millimetre ticks along a line; now and then on a strip of paper."""
-    colour = np.array([rng.uniform(10, 60)] * 3)
-
-    def paint(draw: ImageDraw.ImageDraw, side: int) -> None:
-        at, step = side * rng.uniform(0.03, 0.97), side * rng.uniform(0.01, 0.05)
-        width = max(1, round(side * 0.003))
-        upright = rng.random() < 0.5
-        for tick in range(int(side / step)):
-            long = side * (0.05 if tick % 5 == 0 else 0.025)
-            line = [tick * step, at, tick * step, at + long]
-            draw.line(line[1::-1] + line[3:1:-1] if upright else line, fill=220, width=width)
-
-    return _sheet(size, colour, paint)
-
-
-def _glare(rng: np.random.Generator, size: int) -> Pixels:
-    """Bright spots of a lamp or flash."""
-
-    def paint(draw: ImageDraw.ImageDraw, side: int) -> None:
-        for _ in range(int(rng.integers(1, 12))):
-            middle, half = rng.uniform(0, side, 2), side * rng.uniform(0.004, 0.05, 2)
-            draw.ellipse([*(middle - half), *(middle + half)], fill=int(rng.uniform(120, 256)))
-
-    sheet = _sheet(size, np.array([250.0, 250.0, 252.0]), paint)
-    soft = Image.fromarray(sheet[..., 3]).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3)))
-    return np.concatenate([sheet[..., :3], np.asarray(soft)[..., None]], axis=-1)

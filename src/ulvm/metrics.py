@@ -64,17 +64,11 @@ class Confusion:
 
     def __add__(self, other: "Confusion") -> "Confusion":
         """The images of both, one after the other."""
-        return Confusion(
-            tp=np.concatenate([self.tp, other.tp], axis=-1),
-            fp=np.concatenate([self.fp, other.fp], axis=-1),
-            fn=np.concatenate([self.fn, other.fn], axis=-1),
-            tn=np.concatenate([self.tn, other.tn], axis=-1),
-        )
+        return self._map(lambda *counts: np.concatenate(counts, axis=-1), other)
 
-    def _map(self, change: Callable[[IntArray], IntArray]) -> "Confusion":
-        return Confusion(
-            tp=change(self.tp), fp=change(self.fp), fn=change(self.fn), tn=change(self.tn)
-        )
+    def _map(self, change: Callable[..., IntArray], *others: "Confusion") -> "Confusion":
+        every = [vars(counts) for counts in (self, *others)]
+        return Confusion(**{name: change(*(each[name] for each in every)) for name in vars(self)})
 
 
 def confusion(mask: BoolArray, truth: BoolArray) -> Confusion:

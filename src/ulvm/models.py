@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ulvm.errors import InputError, not_found
+from ulvm.limits import MODEL_BYTES, read_file
 
 RUN_WEIGHTS = "weights.safetensors"
 """The weights file in a run folder of ``ulvm train``: the best epoch's."""
@@ -60,7 +61,14 @@ def is_name(model: str | os.PathLike[str] | None) -> bool:
 
 
 def find_weights(model: str | os.PathLike[str] | None = None, *, onnx: bool = False) -> Path:
-    """The weights file of a model.
+    """The weights file of a model; arguments and errors are those of ``read_weights``."""
+    return read_weights(model, onnx=onnx)[0]
+
+
+def read_weights(
+    model: str | os.PathLike[str] | None = None, *, onnx: bool = False
+) -> tuple[Path, bytes]:
+    """The weights file of a model, and its content.
 
     Args:
         model: A name in ``NAMES``, a weights file or a run folder of ``ulvm train``; by default
@@ -68,28 +76,35 @@ def find_weights(model: str | os.PathLike[str] | None = None, *, onnx: bool = Fa
             ``Path`` means the folder.
         onnx: Whether an ONNX file is wanted, not a safetensors file.
 
-    Returns:
-        An existing file.
-
     Raises:
-        InputError: There is none, it has the other ending, or a file that came with ulvm is
-            not what it was.
+        InputError: There is none, it has the other ending or cannot be read, or a file that came
+            with ulvm is not what it was.
     """
-    if model is None:
-        model = DEFAULT
-    if isinstance(model, str) and model in NAMES:
-        return _find_named(ALIASES.get(model, model), onnx)
-    accepted, ending = (
-        ("it must be an ONNX file that `ulvm export` wrote", ".onnx")
-        if onnx
-        else (
-            "it must be a .safetensors file or run folder of `ulvm train`, or one of the names "
-            + ", ".join(NAMES),
-            ".safetensors",
+    model = DEFAULT if model is None else model
+    sha256: str | None = None
+    if is_name(model):
+        path, sha256 = _find_named(str(model), onnx)
+    else:
+        path = _find_file(Path(model), onnx)
+    content = read_file(path, MODEL_BYTES)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(
+            f"the bundled model {path.name} of this installation of ulvm is damaged",
+            "",
+            "install ulvm again",
         )
-    )
-    path = Path(model)
-    if path.is_dir() and not onnx:
+    return path, content
+
+
+def _find_file(path: Path, onnx: bool) -> Path:
+    if onnx:
+        accepted, ending = "it must be an ONNX file that `ulvm export` wrote", ".onnx"
+    else:
+        accepted = "it must be a .safetensors file or run folder of `ulvm train`, or one of the "
+        accepted, ending = f"{accepted}names {', '.join(NAMES)}", ".safetensors"
+    if path.is_dir():
+        if onnx:
+            raise InputError(f"the model {path} is a folder", accepted, "name a file in it")
         if not (path / RUN_WEIGHTS).is_file():
             raise InputError(
                 f"the model {path} is a folder without {RUN_WEIGHTS}",
@@ -97,8 +112,6 @@ def find_weights(model: str | os.PathLike[str] | None = None, *, onnx: bool = Fa
                 "check the path, or wait for the first epoch of training",
             )
         return path / RUN_WEIGHTS
-    if path.is_dir():
-        raise InputError(f"the model {path} is a folder", accepted, "name a file in it")
     if not path.is_file():
         folder = not onnx and not path.suffix  # perhaps a run that isn't there
         tried = f"{path}, nor {path / RUN_WEIGHTS}" if folder else path
@@ -108,28 +121,27 @@ def find_weights(model: str | os.PathLike[str] | None = None, *, onnx: bool = Fa
     return path
 
 
-def _find_named(name: str, onnx: bool) -> Path:
-    if name in BUNDLED:
-        return _find_bundled(name, onnx)
-    path = CLONE_FOLDER / ELSEWHERE[name]
-    if onnx:
-        raise _no_onnx(name)
-    if not path.is_file():
+def _find_named(name: str, onnx: bool) -> tuple[Path, str | None]:
+    """The file of a name, and the SHA-256 of a bundled one."""
+    bundled = BUNDLED.get(ALIASES.get(name, name))
+    if onnx and (bundled is None or bundled.onnx_sha256 is None):
         raise InputError(
-            f"the model {name} does not come with the package",
-            f"it is results/weights/{path.name} of a clone of the project",
-            f"name that file, or make one with `ulvm train {name}`",
+            f"the model {name} is not there as an ONNX file",
+            "",
+            f"leave the engine out, or write one with `ulvm export {name} --out {name}.onnx`",
         )
-    return path
-
-
-def _find_bundled(name: str, onnx: bool) -> Path:
-    bundled = BUNDLED[name]
-    path, sha256 = FOLDER / bundled.file, bundled.sha256
+    if bundled is None:
+        path = CLONE_FOLDER / ELSEWHERE[name]
+        if not path.is_file():
+            raise InputError(
+                f"the model {name} does not come with the package",
+                f"it is results/weights/{path.name} of a clone of the project",
+                f"name that file, or make one with `ulvm train {name}`",
+            )
+        return path, None
+    path = FOLDER / bundled.file
     if onnx:
-        if bundled.onnx_sha256 is None:
-            raise _no_onnx(name)
-        path, sha256 = path.with_suffix(".onnx"), bundled.onnx_sha256
+        path = path.with_suffix(".onnx")
     if not path.is_file():
         raise InputError(
             f"the bundled model {path.name} is missing from this installation of ulvm",
@@ -138,18 +150,4 @@ def _find_bundled(name: str, onnx: bool) -> Path:
             if onnx
             else "name a file that `ulvm train` wrote, or install ulvm again",
         )
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise InputError(
-            f"the bundled model {path.name} of this installation of ulvm is damaged",
-            "",
-            "install ulvm again",
-        )
-    return path
-
-
-def _no_onnx(name: str) -> InputError:
-    return InputError(
-        f"the model {name} is not there as an ONNX file",
-        "",
-        f"leave the engine out, or write one with `ulvm export {name} --out {name}.onnx`",
-    )
+    return path, bundled.onnx_sha256 if onnx else bundled.sha256

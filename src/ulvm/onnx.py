@@ -55,22 +55,14 @@ class OnnxNetwork:
         # 8 pictures a second with spinning, 28 without; one picture alone 19 ms with, 21 without.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if _OUTSIDE.search(content):
-            raise InputError(
-                f"{name} has weights in another file",
-                "an ONNX file that `ulvm export` wrote holds them all",
-                "export it again, or choose another file",
-            )
+            raise _refused(f"{name} has weights in another file")
         try:
             self._session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # of the runtime's own classes and others
-            raise InputError(
-                f"{name} cannot be opened by ONNX Runtime {onnxruntime.__version__} "
-                f"({_first_line(error)})",
-                "it must be an ONNX file that `ulvm export` wrote",
-                "export it again, or choose another file",
-            ) from error
+            program = f"ONNX Runtime {onnxruntime.__version__}"
+            raise _refused(f"{name} cannot be opened by {program}", error) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_open, (self._content, self._name, self._threads))
@@ -120,17 +112,9 @@ class OnnxNetwork:
                 ["probability"], {"image_rgb": np.ascontiguousarray(images_rgb)}
             )
         except Exception as error:  # of the runtime's own classes and others
-            raise InputError(
-                f"{self._name} cannot be run ({_first_line(error)})",
-                "it must be an ONNX file that `ulvm export` wrote",
-                "export it again, or choose another file",
-            ) from error
+            raise _refused(f"{self._name} cannot be run", error) from error
         if not (probability.min() >= 0 and probability.max() <= 1):  # nor NaN
-            raise InputError(
-                f"{self._name} gave a number that is no probability",
-                "it must be from 0 to 1",
-                "export it again, or choose another file",
-            )
+            raise _refused(f"{self._name} gave a number that is no probability, from 0 to 1")
         result: FloatArray = probability
         return result
 
@@ -139,8 +123,12 @@ def _open(content: bytes, name: str, threads: int) -> OnnxNetwork:
     return OnnxNetwork(content, name, threads=threads)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _refused(given: str, error: Exception | None = None) -> InputError:
+    """The error for a file that `ulvm export` can't have written so."""
+    if error is not None:
+        given += f" ({next(iter(str(error).splitlines()), type(error).__name__)})"
+    accepted = "it must be an ONNX file that `ulvm export` wrote, which holds all its weights"
+    return InputError(given, accepted, "export it again, or choose another file")
 
 
 def _describe(ends: list[tuple[str, str, list[Any]]]) -> str:

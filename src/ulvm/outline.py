@@ -61,9 +61,9 @@ def polygons(mask: BoolArray, *, tolerance: float = 0.0) -> list[Points]:
     return [polygon.outline for polygon in find_polygons(mask, tolerance=tolerance)]
 
 
-def flatten(corners: Points, *, decimals: int = 2) -> list[float]:
-    """x, y, x, y … as most file formats want them."""
-    return [float(value) for value in corners.round(decimals).ravel()]
+def flatten(corners: Points) -> list[float]:
+    """x, y, x, y … in hundredths of a pixel, as most file formats want them."""
+    return [float(value) for value in corners.round(2).ravel()]
 
 
 def _trace(mask: BoolArray) -> list[Points]:

@@ -88,12 +88,16 @@ def turn_upright(image: Image.Image) -> Image.Image:
     name = str(getattr(image, "filename", "") or "the picture")
     with _damage_reported(name):
         image.load()
-    orientation = 1 if TURNED in image.info else _orientation(image)
-    if orientation in UPRIGHT:
-        upright = image.transpose(UPRIGHT[orientation])
-        upright.info[TURNED] = orientation
-        image = upright
-    return _as_rgb(image, name)
+    return _as_rgb(image if TURNED in image.info else _turn(image, _orientation(image)), name)
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture upright, which says what it was turned from; itself if it is upright."""
+    if orientation not in UPRIGHT:
+        return image
+    upright = image.transpose(UPRIGHT[orientation])
+    upright.info[TURNED] = orientation
+    return upright
 
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -155,12 +159,7 @@ def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) ->
         before(image.width * image.height)
     image.load()
     orientation = _orientation(image)
-    whole = _keep_low_bytes(image, file, name) if is_deep else image
-    if orientation not in UPRIGHT:
-        return whole
-    upright = whole.transpose(UPRIGHT[orientation])
-    upright.info[TURNED] = orientation
-    return upright
+    return _turn(_keep_low_bytes(image, file, name) if is_deep else image, orientation)
 
 
 class _Watched(io.BufferedReader):

@@ -129,7 +129,12 @@ def find_images(sources: Sequence[str]) -> list[Source]:
         else:
             expanded = [_file_source(path, path.parent)] if argument else []
         if not expanded:
-            expanded = [_nothing_found(argument)]
+            message = InputError(
+                f"no picture found at {argument or 'an empty path'}",
+                "the names of pictures end in " + ", ".join(sorted(SUFFIXES | OPTIONAL_SUFFIXES)),
+                "check the path",
+            )
+            expanded = [Source(argument, Path(), str(message))]
         for source in expanded:
             key = source.name if source.error else os.path.abspath(source.name)  # noqa: PTH100 - keeps symbolic links apart
             found.setdefault(key, source)
@@ -316,15 +321,6 @@ def is_picture_name(name: str) -> bool:
         and not name.startswith(".")
         and not name.endswith((MASK_ENDING, OVERLAY_ENDING, *DICOM_ENDINGS))
     )
-
-
-def _nothing_found(argument: str) -> Source:
-    message = InputError(
-        f"no picture found at {argument or 'an empty path'}",
-        "the names of pictures end in " + ", ".join(sorted(SUFFIXES | OPTIONAL_SUFFIXES)),
-        "check the path",
-    )
-    return Source(argument, Path(), str(message))
 
 
 def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:

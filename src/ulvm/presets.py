@@ -98,6 +98,23 @@ def _row(
     return Preset(run=run, parameters=parameters, note=note)
 
 
+# Other papers' networks, under the paper's recipe: what they are, parameters.
+_PEERS = {
+    "unet": ("U-Net, 16 channels first, arXiv 1505.04597", 1_942_577),
+    "ege-unet": ("arXiv 2307.08473", 53_374),
+    "malunet": ("arXiv 2211.01784", 177_943),
+    "unext": ("arXiv 2203.04967", 1_471_921),
+    "unext-s": ("arXiv 2203.04967, the small one of its code", 253_561),
+    "lb-unet": ("MICCAI 2024, paper 2135", 55_865),
+    "vm-unet": ("arXiv 2402.02491, from random weights", 27_427_561),
+    "lightm-unet": ("arXiv 2403.05246, 8 channels first", 403_302),
+    "unet-pvm": ("unet with PVM for its deep convolutions", 667_671),
+    "unext-pvm": ("unext with PVM for its deep convolutions", 974_357),
+    "aulunet": ("BMVC 2025, paper 1199", 28_636),
+    "ultralbm-unet": ("arXiv 2512.21584", 34_166),
+    "ultralbm-unet-student": ("arXiv 2512.21584, its student, without the teacher", 10_956),
+}
+
 PRESETS: dict[str, Preset] = {
     # name: what varies, model, parameters
     "paper": _row("the paper's model and recipe", ModelSpec(), 49_457),
@@ -150,36 +167,10 @@ PRESETS: dict[str, Preset] = {
         "forwards and backwards (Vision Mamba)", ModelSpec(mixer="bidirectional"), 56_525
     ),
     "mixer-ss2d": _row("rows and columns, both ways (VMamba)", ModelSpec(mixer="ss2d"), 69_669),
-    # Other papers' networks, under the paper's recipe.
-    "unet": _row(
-        "U-Net, 16 channels first, arXiv 1505.04597", ModelSpec(network="unet"), 1_942_577
-    ),
-    "ege-unet": _row("arXiv 2307.08473", ModelSpec(network="ege-unet"), 53_374),
-    "malunet": _row("arXiv 2211.01784", ModelSpec(network="malunet"), 177_943),
-    "unext": _row("arXiv 2203.04967", ModelSpec(network="unext"), 1_471_921),
-    "unext-s": _row(
-        "arXiv 2203.04967, the small one of its code", ModelSpec(network="unext-s"), 253_561
-    ),
-    "lb-unet": _row("MICCAI 2024, paper 2135", ModelSpec(network="lb-unet"), 55_865),
-    "vm-unet": _row(
-        "arXiv 2402.02491, from random weights", ModelSpec(network="vm-unet"), 27_427_561
-    ),
-    "lightm-unet": _row(
-        "arXiv 2403.05246, 8 channels first", ModelSpec(network="lightm-unet"), 403_302
-    ),
-    "unet-pvm": _row(
-        "unet with PVM for its deep convolutions", ModelSpec(network="unet-pvm"), 667_671
-    ),
-    "unext-pvm": _row(
-        "unext with PVM for its deep convolutions", ModelSpec(network="unext-pvm"), 974_357
-    ),
-    "aulunet": _row("BMVC 2025, paper 1199", ModelSpec(network="aulunet"), 28_636),
-    "ultralbm-unet": _row("arXiv 2512.21584", ModelSpec(network="ultralbm-unet"), 34_166),
-    "ultralbm-unet-student": _row(
-        "arXiv 2512.21584, its student, without the teacher",
-        ModelSpec(network="ultralbm-unet-student"),
-        10_956,
-    ),
+    **{
+        name: _row(note, ModelSpec.from_dict({"network": name}), parameters)
+        for name, (note, parameters) in _PEERS.items()
+    },
 }
 
 

@@ -10,27 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ulvm import splits
 from ulvm.errors import InputError
 from ulvm.spec import RunSpec
 from ulvm.version import __version__
 
+if TYPE_CHECKING:
+    from ulvm.datasets.cache import DecodedDataset
+
 _PACKAGE = Path(__file__).parent
 _NAMELESS = {"folder"}  # data sets in which an id is a file's name, and no picture's own
-
-
-class Pictures(Protocol):
-    """A data set's ids and looks, such as a `DecodedDataset`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def ids(self) -> list[str]: ...
-    @property
-    def pairs(self) -> Sequence[splits.HasPart]: ...
-    def fingerprints(self, ids: Iterable[str]) -> list[str]: ...
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -195,7 +186,7 @@ def _damaged() -> InputError:
     )
 
 
-def find_own_split(seen: Iterable[Seen], pictures: Pictures) -> splits.Split | None:
+def find_own_split(seen: Iterable[Seen], pictures: DecodedDataset) -> splits.Split | None:
     """The split by which a model was made of this data set, for its test part to be scored.
 
     A folder of one's own is known by what its pictures look like, or, where it has none of those
@@ -220,7 +211,7 @@ def find_own_split(seen: Iterable[Seen], pictures: Pictures) -> splits.Split | N
 def choose_unseen(
     ids: Sequence[str],
     seen: Iterable[Seen],
-    pictures: Pictures,
+    pictures: DecodedDataset,
     scored: splits.Split,
     *,
     part: str,

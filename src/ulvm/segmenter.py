@@ -34,8 +34,8 @@ from ulvm.image import (
     resize,
     write_png,
 )
-from ulvm.limits import MODEL_BYTES, parse_json, read_file
-from ulvm.models import find_weights
+from ulvm.limits import parse_json
+from ulvm.models import read_weights
 from ulvm.outline import Polygon, find_polygons
 from ulvm.picture import (
     SPACING_MM,
@@ -279,7 +279,7 @@ class Segmenter:
                 range; or the network gave a number that is no probability.
         """
         upright = _read(picture)
-        height, width = _size_hw(upright)
+        width, height = upright.size if isinstance(upright, Image.Image) else upright.shape[1::-1]
         threshold = self.check_threshold(threshold)
         start = time.perf_counter()
         seen = resize(upright, self.size_hw)
@@ -341,15 +341,11 @@ class Segmenter:
         if threshold is None:
             return self.spec.threshold
         given: Any = threshold
-        if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        is_number = isinstance(given, numbers.Real) and not isinstance(given, bool)
+        if not is_number or not 0 < threshold < 1:
+            wrong = "out of range" if is_number else f"a {type(threshold).__name__}"
             raise InputError(
-                f"threshold={threshold!r} is a {type(threshold).__name__}",
-                "it must be a number between 0 and 1",
-                f"use {self.spec.threshold}, the model's own",
-            )
-        if not 0 < threshold < 1:
-            raise InputError(
-                f"threshold={threshold!r} is out of range",
+                f"threshold={threshold!r} is {wrong}",
                 "it must be a number between 0 and 1",
                 f"use {self.spec.threshold}, the model's own",
             )
@@ -384,12 +380,12 @@ def load(
         )
     if engine is None:
         engine = "onnx" if model is not None and Path(model).suffix == ".onnx" else "c"
-    path = find_weights(model, onnx=engine == "onnx")
-    content = read_file(path, MODEL_BYTES)
-    return (_load_onnx if engine == "onnx" else _load_weights)(content, str(path), threads)
+    path, content = read_weights(model, onnx=engine == "onnx")
+    return (_load_onnx if engine == "onnx" else load_bytes)(content, str(path), threads)
 
 
-def _load_weights(content: bytes, name: str, threads: int) -> Segmenter:
+def load_bytes(content: bytes, name: str, threads: int = 1) -> Segmenter:
+    """``load`` of a safetensors file's bytes; ``name`` is for messages."""
     spec, provenance = read_run(read_header(content), name)
     try:
         network = Engine(content, threads=threads)
@@ -485,13 +481,6 @@ def _read(picture: Any) -> Image.Image | Uint8Array:
     return array
 
 
-def _size_hw(picture: Image.Image | Uint8Array) -> tuple[int, int]:
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    height, width = picture.shape[:2]
-    return height, width
-
-
 def _require_array(image_rgb: Any) -> None:
     accepted = "an array must be uint8 (height, width, 3), range 0..255"
     if not isinstance(image_rgb, np.ndarray):
@@ -504,24 +493,18 @@ def _require_array(image_rgb: Any) -> None:
     shape = image_rgb.shape
     if image_rgb.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image_rgb.size:
         return
-    if image_rgb.size == 0:
-        remedy = "give a picture of at least one pixel"
-    elif len(shape) == 2:
-        remedy = "repeat the grey channel with np.repeat(image[..., None], 3, axis=2)"
-    elif len(shape) == 4:
-        remedy = "give one picture at a time"
-    elif len(shape) != 3:
-        remedy = "read it with ulvm.read_image"
-    elif shape[2] == 4:
-        remedy = "drop the alpha channel with image[..., :3]"
-    elif shape[2] == 1:
-        remedy = "repeat the grey channel with np.repeat(image, 3, axis=2)"
-    elif shape[2] != 3 and shape[0] == 3:
-        remedy = "move the channels last with image.transpose(1, 2, 0)"
-    elif shape[2] != 3:
-        remedy = "choose three channels: red, green and blue"
-    elif np.issubdtype(image_rgb.dtype, np.floating):
-        remedy = "scale it to 0..255 and convert it with .round().astype(np.uint8)"
-    else:
-        remedy = "scale it to 0..255 and convert it with .astype(np.uint8)"
+    last = shape[2] if len(shape) == 3 else 0
+    rounded = ".round()" if np.issubdtype(image_rgb.dtype, np.floating) else ""
+    remedies = [  # of what is true first
+        (image_rgb.size == 0, "give a picture of at least one pixel"),
+        (len(shape) == 2, "repeat the grey channel with np.repeat(image[..., None], 3, axis=2)"),
+        (len(shape) == 4, "give one picture at a time"),
+        (len(shape) != 3, "read it with ulvm.read_image"),
+        (last == 4, "drop the alpha channel with image[..., :3]"),
+        (last == 1, "repeat the grey channel with np.repeat(image, 3, axis=2)"),
+        (last != 3 and shape[:1] == (3,), "move the channels last with image.transpose(1, 2, 0)"),
+        (last != 3, "choose three channels: red, green and blue"),
+        (True, f"scale it to 0..255 and convert it with {rounded}.astype(np.uint8)"),
+    ]
+    remedy = next(remedy for is_so, remedy in remedies if is_so)
     raise InputError(f"the picture is {image_rgb.dtype} {shape}", accepted, remedy)

@@ -36,7 +36,7 @@ Bridge = Literal["both", "spatial", "channel", "none"]
 Init = Literal["paper", "mamba"]
 EngineName = Literal["c", "onnx"]  # what runs a model: ulvm's own, ONNX Runtime
 DatasetName = Literal["isic2017", "isic2018", "ph2", "folder", "isic2016", "ham10000", "pad-ufes"]
-Augmentation = Literal["none", "paper", "strong", "stronger", "wide"]
+Augmentation = Literal["none", "paper", "strong", "stronger"]
 Schedule = Literal["cosine-cycle", "one-cycle"]
 FOLDER_SPLIT = "folders"  # of a folder with train/, val/ and test/: what lies in each
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -45,23 +45,33 @@ STAGES = 6
 # Model files, ONNX and safetensors, hold this key: JSON {"format": FORMAT, "run": RunSpec, …}.
 METADATA_KEY = "ulvm"
 FORMAT = 1
-# Larger values are mistakes, and fail far from where they were made.
+DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples of it
+
 LARGEST_WIDTH = 4096
-LARGEST_SIZE = 4096
-LARGEST_SEED = 2**63 - 1  # torch's
-MOST = 1_000_000  # epochs, pictures of a batch
-_LARGEST = {
-    "in_channels": 256,
-    "classes": 255,
-    "branches": 4096,
-    "d_state": 1024,
-    "d_conv": 64,
-    "expand": 64,
+_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+_SHARE = (0, 1, "it must be a share in 0..1", "use 0 for none")
+# The least and the most that a field may be, and where those don't say it, what it must be and
+# what to do. Larger values are mistakes, and fail far from where they were made.
+_RANGES: dict[str, tuple[float, float, str, str]] = {
+    "in_channels": (1, 256, "", ""),
+    "classes": (1, 255, "", ""),
+    "branches": (1, 4096, "", ""),
+    "d_state": (1, 1024, "", ""),
+    **dict.fromkeys(("d_conv", "expand"), (1, 64, "", "")),
+    "weight": (_ABOVE_0, math.inf, "it must be above 0", "leave the data set out instead"),
+    "image_size": (-math.inf, 4096, "", ""),
+    **dict.fromkeys(("epochs", "batch_size", "period_epochs"), (1, 1_000_000, "", "")),
+    **dict.fromkeys(("warmup_epochs", "patience"), (0, 1_000_000, "", "")),
+    "seed": (0, 2**63 - 1, "", ""),  # torch's
+    **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay"), (0, math.inf, "", "")),
+    "average_decay": (0, _BELOW_1, "it must be 0 ≤ average_decay < 1", "use .999, or 0 for none"),
+    "lesion_free": (0, _BELOW_1, "it must be a share in 0..1, below 1", "use 0 for none"),
+    **dict.fromkeys(("pasted", "teacher_share"), _SHARE),
+    "threshold": (_ABOVE_0, _BELOW_1, "it must lie between 0 and 1", "use 0.5, the paper's"),
 }
 _short = reprlib.Repr()
 _short.maxstring = _short.maxlong = _short.maxother = 80
 _short.maxlevel = 3
-DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples of it
 
 
 @functools.cache
@@ -70,12 +80,14 @@ def _type_hints(cls: Hashable) -> dict[str, Any]:
 
 
 class _Spec:
-    """Types of the fields, JSON and overrides, shared by the specs below."""
+    """Types and ranges of the fields, JSON and overrides, shared by the specs below."""
 
     def __post_init__(self) -> None:
         for name, hint in _type_hints(cast(Hashable, type(self))).items():
             value = _typed(type(self), name, hint, getattr(self, name))
             object.__setattr__(self, name, value)  # frozen, but not yet made
+            if name in _RANGES:
+                _require_range(f"{type(self).__name__}.{name}", value, *_RANGES[name])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -183,10 +195,14 @@ class ModelSpec(_Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.network != ModelSpec.network:
-            self._require_defaults()
-        for name, most in _LARGEST.items():
-            _require_range(self, name, 1, most)
+        for field in dataclasses.fields(self) if self.network != ModelSpec.network else ():
+            if field.name != "network" and getattr(self, field.name) != field.default:
+                raise InputError(
+                    f"ModelSpec.{field.name}={getattr(self, field.name)!r} with "
+                    f"network={self.network!r}",
+                    f"it must be {field.default!r}, for that network is as published",
+                    f"leave out {field.name}, or choose network={ModelSpec.network!r}",
+                )
         for name, length in (("widths", STAGES), ("encoder", STAGES), ("decoder", STAGES - 1)):
             if len(getattr(self, name)) != length:
                 raise InputError(
@@ -214,16 +230,6 @@ class ModelSpec(_Spec):
                     "change branches, widths or that stage to conv",
                 )
 
-    def _require_defaults(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.name != "network" and getattr(self, field.name) != field.default:
-                raise InputError(
-                    f"ModelSpec.{field.name}={getattr(self, field.name)!r} with "
-                    f"network={self.network!r}",
-                    f"it must be {field.default!r}, for that network is as published",
-                    f"leave out {field.name}, or choose network={ModelSpec.network!r}",
-                )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceSpec(_Spec):
@@ -238,15 +244,6 @@ class SourceSpec(_Spec):
     dataset: DatasetName
     split: str
     weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.weight < math.inf:
-            raise InputError(
-                f"SourceSpec.weight={self.weight} is out of range",
-                "it must be above 0",
-                "leave the data set out instead",
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -267,7 +264,6 @@ class DataSpec(_Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_range(self, "image_size", -math.inf, LARGEST_SIZE)
         require_divisible((self.image_size, self.image_size), "DataSpec.image_size")
         names = [source.dataset for source in self.sources]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -323,8 +319,7 @@ class TrainSpec(_Spec):
         period_epochs: Half a cosine cycle, in epochs (torch's ``T_max``).
         warmup_epochs: Linear warm-up of ``one-cycle``.
         augmentation: ``paper`` (quarter turns, flips, rotations), ``strong`` (affine and
-            colour as well), ``stronger`` (more of both), ``wide`` (dark skin, shading, distance,
-            hair, pen and glare as well) or ``none``.
+            colour as well), ``stronger`` (more of both) or ``none``.
         lesion_free: Share of the pictures that show no lesion and have an empty mask, 0..1: skin
             beside the masks and what ``lesion_free.py`` draws.
         pasted: Share of the lesion-free pictures of skin on which another picture's lesion is
@@ -357,33 +352,6 @@ class TrainSpec(_Spec):
     precision: Precision = "float32"
     seed: int = 42
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("epochs", "batch_size", "period_epochs"):
-            _require_range(self, name, 1, MOST)
-        for name in ("warmup_epochs", "patience"):
-            _require_range(self, name, 0, MOST)
-        _require_range(self, "seed", 0, LARGEST_SEED)
-        for name in ("learning_rate", "min_learning_rate", "weight_decay"):
-            _require_range(self, name, 0, math.inf)
-        if not 0 <= self.average_decay < 1:
-            raise InputError(
-                f"TrainSpec.average_decay={self.average_decay} is out of range",
-                "it must be 0 ≤ average_decay < 1",
-                "use .999, or 0 to keep the weights themselves",
-            )
-        for name in ("lesion_free", "pasted", "teacher_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"TrainSpec.{name}={getattr(self, name)} is out of range",
-                    "it must be a share in 0..1",
-                    "use 0 for none",
-                )
-        if self.lesion_free == 1:
-            raise InputError(
-                "TrainSpec.lesion_free=1 leaves no lesion to learn", "", "use a share below 1"
-            )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec(_Spec):
@@ -397,15 +365,6 @@ class RunSpec(_Spec):
     data: DataSpec = dataclasses.field(default_factory=DataSpec)
     train: TrainSpec = dataclasses.field(default_factory=TrainSpec)
     threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.threshold < 1:
-            raise InputError(
-                f"RunSpec.threshold={self.threshold} is out of range",
-                "it must lie between 0 and 1",
-                "use 0.5, the paper's",
-            )
 
 
 def require_divisible(size_hw: tuple[int, int], where: str = "input size") -> None:
@@ -440,14 +399,15 @@ def require_rgb(model: ModelSpec) -> None:
         )
 
 
-def _require_range(spec: Any, name: str, least: float, most: float) -> None:
-    value = getattr(spec, name)
+def _require_range(
+    field: str, value: float, least: float, most: float, accepted: str, remedy: str
+) -> None:
     if not (least <= value <= most and math.isfinite(value)):  # false for NaN as well
-        accepted = f"at most {most}" if most < value < math.inf else f"{least} or more"
+        bound = f"at most {most}" if most < value < math.inf else f"{least} or more"
         raise InputError(
-            f"{type(spec).__name__}.{name}={_short.repr(value)} is out of range",
-            f"it must be {accepted}",
-            "",
+            f"{field}={_short.repr(value)} is out of range",
+            accepted or f"it must be {bound}",
+            remedy,
         )
 
 

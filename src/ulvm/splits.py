@@ -1,6 +1,5 @@
 """Which picture is in training, validation and test: committed id lists, their hash, own folds."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -14,16 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ulvm.errors import InputError, install_extra
+from ulvm.errors import InputError, install_extra, unknown_name
 from ulvm.files import write_atomically
 from ulvm.limits import JSON_BYTES, parse_json, read_file
 from ulvm.spec import FOLDER_SPLIT
 
 PARTS = ("train", "validation", "test")
-
-# Sizes of the paper's cut of the official training part: train, validation, test.
-PAPER_SIZES = {"isic2017": (1250, 150, 600), "isic2018": (1815, 259, 520)}
-PAPER_SEED = 42
 
 EVERYTHING = "all"
 """Name of the split whose test part is every picture; of PH2 it is committed."""
@@ -63,11 +58,7 @@ class Split:
     def __post_init__(self) -> None:
         for part in [*self.parts, *self.open_parts]:
             if part not in PARTS:
-                raise InputError(
-                    f"split '{self.name}' has a part '{part}'",
-                    f"the parts are {', '.join(PARTS)}",
-                    "rename the part",
-                )
+                raise unknown_name(f"split '{self.name}' has a part '{part}'", part, PARTS)
         parts = {part: tuple(self.parts.get(part, ())) for part in PARTS}
         object.__setattr__(self, "parts", parts)
         found_in: dict[str, list[str]] = {}
@@ -111,9 +102,7 @@ class Split:
             InputError: There is no such part, it is empty, or its download isn't there.
         """
         if part not in PARTS:
-            raise InputError(
-                f"'{part}' is no part of a split", f"the parts are {', '.join(PARTS)}", "choose one"
-            )
+            raise unknown_name(f"'{part}' is no part of a split", part, PARTS)
         if part in self.open_parts and self.name == FOLDER_SPLIT:
             folder = {"validation": "val"}.get(part, part)
             raise InputError(
@@ -167,43 +156,6 @@ class Split:
         write_atomically(path, f"{json.dumps(self.to_dict(), indent=1)}\n".encode())
 
 
-def build_split(dataset: str, name: str, ids: Iterable[str]) -> Split:
-    """The split `paper-permutation` or `sorted`, from the ids of the official training part.
-
-    The paper cut the training part in the order of a folder listing that was never published;
-    `paper-permutation` has the same sizes from a seeded permutation and `sorted` from id order.
-
-    Args:
-        dataset: `isic2017` or `isic2018`.
-        name: `paper-permutation` or `sorted`.
-        ids: Ids of the official training part, in any order.
-
-    Returns:
-        Parts in id order, of the paper's sizes.
-
-    Raises:
-        InputError: The number of ids isn't that of the official training part.
-
-    Source: sizes from the authors' code of UltraLight VM-UNet (arXiv 2403.20035).
-    """
-    ordered = sorted(ids)
-    sizes = PAPER_SIZES[dataset]
-    if len(ordered) != sum(sizes):
-        raise InputError(
-            f"{len(ordered)} ids for the training part of {dataset}",
-            f"the official part has {sum(sizes)}",
-            "give the ids of the whole official download",
-        )
-    if name == "paper-permutation":
-        order = np.random.default_rng(PAPER_SEED).permutation(len(ordered))
-        ordered = [ordered[index] for index in order]
-    train, validation, _ = sizes
-    cuts = ordered[:train], ordered[train : train + validation], ordered[train + validation :]
-    return Split(
-        name, dataset, {part: tuple(sorted(cut)) for part, cut in zip(PARTS, cuts, strict=True)}
-    )
-
-
 def available_splits(dataset: str) -> list[str]:
     """Names of the committed splits of a data set; none for a folder of one's own."""
     prefix, suffix = f"{dataset}-", ".json"
@@ -237,13 +189,11 @@ def load_split(dataset: str, name_or_path: str | os.PathLike[str]) -> Split:
         return Split(FOLDER_SPLIT, dataset, {}, PARTS)
     known = available_splits(dataset)
     if given not in known:
-        close = difflib.get_close_matches(given, known, n=1)
+        missing = f"no split '{given}' of {dataset}"
+        if known:
+            raise unknown_name(missing, given, known)
         raise InputError(
-            f"no split '{given}' of {dataset}",
-            f"it has {', '.join(known)}" if known else "it has no committed splits",
-            f"did you mean '{close[0]}'?"
-            if close
-            else "name the .json file of a split of your own",
+            missing, "it has no committed splits", "name the .json file of a split of your own"
         )
     with resources.as_file(_LISTS / f"{dataset}-{given}.json") as path:
         return _parse_split(dataset, path)

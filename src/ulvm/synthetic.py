@@ -4,10 +4,10 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ulvm.drawing import (
     LESION_COLOURS,
@@ -24,7 +24,7 @@ from ulvm.drawing import (
     place_lesion,
     resize_field,
 )
-from ulvm.errors import InputError
+from ulvm.errors import InputError, unknown_name
 from ulvm.files import write_atomically
 from ulvm.image import BoolArray, Uint8Array, resize
 
@@ -37,50 +37,6 @@ MAX_ASPECT = 4.0
 # Drawing happens at this many pixels per unit length at most and at least; the rest is resizing.
 _MAX_SCALE = 1400.0
 _MIN_SCALE = 128.0
-
-
-class _Layout(NamedTuple):
-    """Names of pictures and masks in a download, its licence files, and the number of the first."""
-
-    image: str
-    mask: str
-    beside: tuple[str, ...] = ()
-    first: int = 0
-
-
-_ISIC2017, _ISIC2018 = "ISIC-2017_Training_", "ISIC2018_Task1"
-_PH2 = "PH2Dataset/PH2 Dataset images/IMD{0:03d}/IMD{0:03d}_"
-_LAYOUTS = {
-    "folder": _Layout("images/drawn_{:04d}.png", "masks/drawn_{:04d}.png"),
-    "isic2017": _Layout(
-        _ISIC2017 + "Data/ISIC_{:07d}.jpg",
-        _ISIC2017 + "Part1_GroundTruth/ISIC_{:07d}_segmentation.png",
-        ("LICENSE.txt",),
-    ),
-    "isic2018": _Layout(
-        _ISIC2018 + "-2_Training_Input/ISIC_{:07d}.jpg",
-        _ISIC2018 + "_Training_GroundTruth/ISIC_{:07d}_segmentation.png",
-        ("ATTRIBUTION.txt", "LICENSE.txt"),
-    ),
-    "ph2": _Layout(
-        _PH2 + "Dermoscopic_Image/IMD{0:03d}.bmp",
-        _PH2 + "lesion/IMD{0:03d}_lesion.bmp",
-        ("PH2_dataset.txt",),
-        first=2,
-    ),
-}
-LAYOUTS = tuple(_LAYOUTS)
-_LICENCE = b"Drawn by ulvm.synthetic; no photographs. Dedicated to the public domain (CC0 1.0).\n"
-
-# File name: seed, size, what is asked for, and how the file is saved.
-_EXAMPLES: dict[str, tuple[int, tuple[int, int], dict[str, Any], dict[str, Any]]] = {
-    "light-skin.jpg": (120, (768, 1024), {"skin_tone": "I"}, {"quality": 85}),
-    "dark-skin.png": (108, (240, 320), {"skin_tone": "VI"}, {"optimize": True}),
-    "hair-and-ruler.jpg": (101, (600, 800), {"hair": True, "ruler": True}, {"quality": 85}),
-    "frame-and-bubbles.jpg": (107, (640, 640), {"frame": True, "bubbles": True}, {"quality": 85}),
-    "portrait.jpg": (109, (800, 600), {"skin_tone": "IV"}, {"quality": 85}),
-    "grey.png": (106, (320, 400), {"skin_tone": "III"}, {"optimize": True}),
-}
 
 
 @dataclass(frozen=True)
@@ -133,11 +89,7 @@ def draw_lesion(
     _check_seed(seed)
     _check_size(size_hw)
     if skin_tone is not None and skin_tone not in SKIN_TONES:
-        raise InputError(
-            f"skin tone '{skin_tone}'",
-            f"tones are the Fitzpatrick types {', '.join(SKIN_TONES)}",
-            "name one of them",
-        )
+        raise unknown_name(f"no skin tone '{skin_tone}' of Fitzpatrick's", skin_tone, SKIN_TONES)
     scale = float(np.sqrt(size_hw[0] * size_hw[1]))
     zoom = min(max(scale, _MIN_SCALE), _MAX_SCALE) / scale
     canvas = Canvas((round(size_hw[0] * zoom), round(size_hw[1] * zoom)))
@@ -208,107 +160,50 @@ def probe_images(size: int, channels: int) -> Iterator[Uint8Array]:
     random = np.random.default_rng(0)
     yield random.integers(0, 256, (3, size, size, channels), dtype=np.uint8)
     drawn = np.stack([draw_lesion(seed, (size, size)).image_rgb for seed in range(4)])
-    yield np.ascontiguousarray(
-        np.resize(drawn, (4, size, size, channels)) if channels != 3 else drawn
-    )
-    black_but_one = np.zeros((1, size, size, channels), np.uint8)
-    black_but_one[0, size // 2, size // 2] = 255
-    checkers = ((np.indices((size, size)).sum(0) % 2) * 255).astype(np.uint8)
-    halves = np.where(np.arange(size) < size // 2, 0, 255).astype(np.uint8)
+    yield drawn if channels == 3 else np.resize(drawn, (4, size, size, channels))
+    rows, columns = np.indices((size, size))
+    checkers = ((rows + columns) % 2 * 255).astype(np.uint8)
     for extreme in (
-        np.zeros_like(black_but_one),
-        np.full_like(black_but_one, 255),
-        black_but_one,
-        np.broadcast_to(checkers[None, :, :, None], black_but_one.shape),
-        np.broadcast_to(halves[None, None, :, None], black_but_one.shape),
-        np.broadcast_to(
-            resize(checkers[:4, :4], (size, size))[None, :, :, None], black_but_one.shape
-        ),
+        np.zeros((size, size)),
+        np.full((size, size), 255),
+        255 * ((rows == size // 2) & (columns == size // 2)),
+        checkers,
+        255 * (columns >= size // 2),
+        resize(checkers[:4, :4], (size, size)),
     ):
-        yield np.ascontiguousarray(extreme)
+        yield np.repeat(extreme.astype(np.uint8)[None, :, :, None], channels, axis=3)
 
 
 def write_dataset(
-    folder: Path,
-    count: int,
-    *,
-    seed: int = 0,
-    size_hw: tuple[int, int] = (256, 256),
-    layout: str = "folder",
+    folder: Path, count: int, *, seed: int = 0, size_hw: tuple[int, int] = (256, 256)
 ) -> None:
-    """Write drawn pictures and masks as a data set in one of the official folder layouts.
-
-    `folder` has `images/` and `masks/` with equal file names. `isic2017` and `isic2018` are the
-    training parts, JPEG pictures and PNG masks, with the side files of the downloads; `ph2` is
-    nested, with .bmp files.
+    """Write drawn pictures as `images/` and their masks as `masks/`, with equal file names.
 
     Args:
-        folder: The folder that gets the data set's own folders; made if missing.
+        folder: The folder that gets the two; made if missing.
         count: Number of pictures.
         seed: Whole number from 0, as in `draw_batch`.
         size_hw: Height and width of each picture in pixels.
-        layout: One of `LAYOUTS`.
 
     Raises:
-        InputError: As in `draw_batch`, or the layout is unknown, or there are pictures already.
+        InputError: As in `draw_batch`, or there are pictures already.
     """
-    if layout not in _LAYOUTS:
-        raise InputError(
-            f"layout '{layout}'", f"layouts are {', '.join(LAYOUTS)}", "name one of them"
-        )
-    form = _LAYOUTS[layout]
-    images = folder / Path(form.image.partition("{")[0]).parent
+    images = folder / "images"
     if images.is_dir() and any(images.iterdir()):
         raise InputError(
             f"{images} has files already",
             "a data set is written into a new folder, so that none is mixed with another",
             "choose another folder or empty this one",
         )
-    seeds = _spawn_seeds(count, seed)
-    _check_size(size_hw)
-    for name in form.beside:
-        for path in (form.image, form.mask):
-            write_atomically(folder / Path(path).parts[0] / name, _LICENCE)
-    for number, one in enumerate(seeds, form.first):
+    for number, one in enumerate(_spawn_seeds(count, seed)):
         lesion = draw_lesion(one, size_hw)
-        image, mask = Image.fromarray(lesion.image_rgb), Image.fromarray(lesion.mask)
-        picture = folder / form.image.format(number)
-        _save(image, picture, **({"quality": 90} if picture.suffix == ".jpg" else {}))
-        _save(mask if layout == "ph2" else mask.convert("L"), folder / form.mask.format(number))
-        if layout == "ph2":
-            _save(mask, folder / (_PH2 + "roi/IMD{0:03d}_R1_Label4.bmp").format(number))
-        if layout == "isic2017":
-            # A 16×16 grid; a superpixel's number is stored as red + 256 green + 65536 blue.
-            cells = np.arange(256, dtype=np.uint8).reshape(16, 16)
-            grid = Image.fromarray(np.stack([cells, cells * 0, cells * 0], axis=-1))
-            grid = grid.resize(image.size, Image.Resampling.NEAREST)
-            _save(grid, picture.with_name(f"{picture.stem}_superpixels.png"))
+        name = f"drawn_{number:04d}.png"
+        save_picture(Image.fromarray(lesion.image_rgb), images / name)
+        save_picture(Image.fromarray(lesion.mask).convert("L"), folder / "masks" / name)
 
 
-def write_examples(folder: Path) -> None:
-    """Write the example pictures that come with the package, and their masks under `masks/`.
-
-    `portrait.jpg` is stored lying on its side with EXIF orientation 6, as phones do; its mask,
-    like all, is upright, as the picture is seen.
-
-    Args:
-        folder: The folder that gets the files; made if missing, equal names are replaced.
-    """
-    for name, (seed, size_hw, options, save_options) in _EXAMPLES.items():
-        lesion = draw_lesion(seed, size_hw, **options)
-        image = Image.fromarray(lesion.image_rgb)
-        if name == "grey.png":
-            image = image.convert("L")
-        if name == "portrait.jpg":
-            image = image.transpose(Image.Transpose.ROTATE_90)
-            exif = Image.Exif()
-            exif[ExifTags.Base.Orientation] = 6
-            save_options = {**save_options, "exif": exif}
-        _save(image, folder / name, **save_options)
-        _save(Image.fromarray(lesion.mask), folder / "masks" / f"{Path(name).stem}_mask.png")
-
-
-def _save(image: Image.Image, path: Path, **options: Any) -> None:
+def save_picture(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture in the format of its path's ending; the options are Pillow's."""
     buffer = io.BytesIO()
     image.save(buffer, Image.registered_extensions()[path.suffix], **options)
     write_atomically(path, buffer.getvalue())

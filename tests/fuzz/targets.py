@@ -18,7 +18,7 @@ from ulvm.datasets.find import Found, _list_pictures
 from ulvm.errors import InputError, printable
 from ulvm.image import read_image, read_mask
 from ulvm.models import find_weights
-from ulvm.segmenter import _load_weights, read_run
+from ulvm.segmenter import load_bytes, read_run
 from ulvm.spec import RunSpec
 from ulvm.splits import load_split
 
@@ -61,7 +61,7 @@ def weights(content: bytes) -> None:
     header, _, data = content.partition(b"\n")
     for file in (content, len(header).to_bytes(8, "little") + header + data):
         with refusing():
-            segmenter = _load_weights(file, "weights", 1)
+            segmenter = load_bytes(file, "weights")
             if segmenter.spec.data.image_size <= 64:
                 found = segmenter(SMALL).probability
                 assert 0 <= found.min() <= found.max() <= 1

@@ -19,7 +19,7 @@ from ulvm.synthetic import draw_batch
 
 SIDE = 96
 COUNT = 120
-KINDS = ("none", "paper", "strong", "stronger", "wide")
+KINDS = ("none", "paper", "strong", "stronger")
 ANGLES = range(20, 80)
 FloatArray = npt.NDArray[np.float32]
 

@@ -133,7 +133,7 @@ def test_classes_without_a_table_are_refused(tmp_path: Path) -> None:
     assert "model.classes=3 with masks of lesion or not" in done.output
 
 
-@pytest.mark.parametrize("kind", ["paper", "strong", "stronger", "wide"])
+@pytest.mark.parametrize("kind", ["paper", "strong", "stronger"])
 def test_augmented_labels_are_labels(kind) -> None:
     """Between classes 0 and 2 no class 1 appears, as it would by interpolation."""
     masks = torch.zeros(8, SIZE, SIZE, dtype=torch.uint8)

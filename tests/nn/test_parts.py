@@ -22,7 +22,6 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Two drawn data sets of 8 pictures, 5 to train with."""
     monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("ulvm.nn.parts.DRAWN_PICTURES", 10)
-    monkeypatch.setattr("ulvm.nn.parts.MARKS", 5)
     monkeypatch.setattr("ulvm.nn.parts.CROPS", 1)
     made = {}
     for seed, name in enumerate(("folder", "pad-ufes")):

@@ -41,7 +41,7 @@ def split_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twelve drawn pictures; every table is of the same two runs on them."""
     monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "data" / "folder"
-    synthetic.write_dataset(folder, 12, seed=0, size_hw=(SIZE, SIZE), layout="folder")
+    synthetic.write_dataset(folder, 12, seed=0, size_hw=(SIZE, SIZE))
     ids = [pair.id for pair in datasets.find_pairs("folder", folder)]
     path = tmp_path / "split.json"
     parts = {"train": tuple(ids[:6]), "validation": tuple(ids[6:8]), "test": tuple(ids[8:])}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ulvm.commands.shared import (
-    DATASETS,
     FOLDER,
     GROUPS,
+    Progress,
     data_options,
-    resize_option,
-    show_progress,
-    threshold_option,
+    mask_options,
 )
 
 
@@ -26,23 +25,14 @@ def data() -> None:
 
 @data.command("check")
 @data_options
-@threshold_option
-@resize_option
+@mask_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def data_check(
-    dataset: str, data_dir: Path, threshold_masks: bool, resize_masks: bool, as_json: bool
-) -> None:
+def data_check(dataset: str, data_dir: Path, as_json: bool, **masks: Any) -> None:
     """Read every file and report what is there, what is wrong and what repeats."""
     from ulvm import datasets
 
-    with show_progress("checked") as progress:
-        report = datasets.check(
-            dataset,
-            data_dir,
-            allow_mask_resize=resize_masks,
-            threshold_masks=threshold_masks,
-            progress=progress,
-        )
+    with Progress("checked") as progress:
+        report = datasets.check(dataset, data_dir, progress=progress, **masks)
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
     if report.problems:
         sys.exit(1)
@@ -50,31 +40,20 @@ def data_check(
 
 @data.command("prepare")
 @data_options
-@threshold_option
+@mask_options
 @click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
-@resize_option
-def data_prepare(
-    dataset: str, data_dir: Path, threshold_masks: bool, size: int, resize_masks: bool
-) -> None:
+def data_prepare(dataset: str, data_dir: Path, size: int, **masks: Any) -> None:
     """Decode a data set once, into a cache that training and evaluation map into memory."""
     from ulvm import datasets
 
-    with show_progress("decoded") as progress:
-        decoded = datasets.decode(
-            dataset,
-            data_dir,
-            size=size,
-            allow_mask_resize=resize_masks,
-            threshold_masks=threshold_masks,
-            progress=progress,
-        )
+    with Progress("decoded") as progress:
+        decoded = datasets.decode(dataset, data_dir, size=size, progress=progress, **masks)
     click.echo(decoded.describe())
 
 
 @data.command("split")
 @data_options
-@threshold_option
-@resize_option
+@mask_options
 @click.option("--folds", default=5, show_default=True, help="Number of splits.")
 @click.option("--seed", default=42, show_default=True, help="Seed of the shuffling.")
 @click.option("--by-area", is_flag=True, help="Give each fold small and large lesions alike.")
@@ -87,13 +66,12 @@ def data_prepare(
 def data_split(
     dataset: str,
     data_dir: Path,
-    threshold_masks: bool,
-    resize_masks: bool,
     folds: int,
     seed: int,
     by_area: bool,
     groups: Path | None,
     out_dir: Path,
+    **masks: Any,
 ) -> None:
     """Write split files of one's own, for cross-validation."""
     from ulvm import datasets, splits
@@ -102,13 +80,7 @@ def data_split(
     ids = [pair.id for pair in datasets.find_pairs(dataset, data_dir)]
     areas = None
     if by_area:
-        areas = datasets.decode(
-            dataset,
-            data_dir,
-            size=256,
-            allow_mask_resize=resize_masks,
-            threshold_masks=threshold_masks,
-        ).lesion_areas
+        areas = datasets.decode(dataset, data_dir, size=256, **masks).lesion_areas
     made = splits.make_folds(
         ids,
         folds=folds,
@@ -129,15 +101,9 @@ def data_split(
 @click.option("--count", default=50, show_default=True, help="Number of pictures.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
-@click.option(
-    "--layout",
-    type=DATASETS,
-    default="folder",
-    show_default=True,
-)
-def data_draw(out_dir: Path, count: int, seed: int, size: int, layout: str) -> None:
+def data_draw(out_dir: Path, count: int, seed: int, size: int) -> None:
     """Draw dermoscopy-like pictures with exact masks, to try everything without data."""
     from ulvm import synthetic
 
-    synthetic.write_dataset(out_dir, count, seed=seed, size_hw=(size, size), layout=layout)
+    synthetic.write_dataset(out_dir, count, seed=seed, size_hw=(size, size))
     click.echo(f"{count} drawn pictures with masks in {out_dir}")

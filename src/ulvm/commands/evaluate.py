@@ -11,11 +11,10 @@ from ulvm.commands.shared import (
     FOLDER,
     GROUPS,
     NOTICE,
+    Progress,
     data_options,
     engine_option,
-    resize_option,
-    show_progress,
-    threshold_option,
+    mask_options,
 )
 from ulvm.spec import EngineName, require_rgb
 
@@ -23,8 +22,7 @@ from ulvm.spec import EngineName, require_rgb
 @click.command("eval")
 @click.argument("model")
 @data_options
-@threshold_option
-@resize_option
+@mask_options
 @click.option(
     "--split", "split_name", help="Split name or file, or all; else the model's own, or all."
 )
@@ -43,8 +41,6 @@ def evaluate(
     model: str,
     dataset: str,
     data_dir: Path,
-    threshold_masks: bool,
-    resize_masks: bool,
     split_name: str | None,
     part: str,
     threshold: float | None,
@@ -55,27 +51,21 @@ def evaluate(
     groups: Path | None,
     isic: bool,
     out_dir: Path,
+    **masks: Any,
 ) -> None:
     """Score MODEL: a run folder, a .safetensors or .onnx file, or a name such as bundled.
 
     Masks are scored raw, with specks and holes, as papers score them.
     """
     from ulvm import datasets, evaluate, splits
-    from ulvm.datasets.classes import find_classes
-    from ulvm.datasets.read import read_masks
+    from ulvm.datasets.read import mask_rules, read_masks
     from ulvm.groups import find_table, read_table
     from ulvm.provenance import choose_unseen, find_own_split, read_seen
 
     probability_of, run, provenance = _load_model(model, device, engine)
     require_rgb(run.model)
     seen = read_seen(run, provenance)
-    decoded = datasets.decode(
-        dataset,
-        data_dir,
-        size=run.data.image_size,
-        allow_mask_resize=resize_masks,
-        threshold_masks=threshold_masks,
-    )
+    decoded = datasets.decode(dataset, data_dir, size=run.data.image_size, **masks)
     own = None if split_name else find_own_split(seen, decoded)
     if own is not None:
         split = own.resolve(decoded.pairs)
@@ -84,13 +74,13 @@ def evaluate(
     committed = splits.available_splits(dataset)
     exclude_seen |= split.name == splits.EVERYTHING and split.name not in committed
     ids = choose_unseen(split.ids(part), seen, decoded, split, part=part, drop=exclude_seen)
-    classes = find_classes(data_dir, dataset)
+    rules = mask_rules(dataset, data_dir, **masks)
     pair_of = {pair.id: pair for pair in decoded.pairs}
 
     def full_truth(id_: str) -> Any:
-        return read_masks(pair_of[id_], threshold_masks, classes) > 0
+        return read_masks(pair_of[id_], rules) > 0
 
-    with show_progress("scored") as progress:
+    with Progress("scored") as progress:
         evaluation = evaluate.evaluate(
             probability_of,
             decoded,

@@ -7,17 +7,20 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ulvm.commands.shared import FOLDER, NOTICE, engine_option, show_progress
+import ulvm
+from ulvm.commands.shared import FOLDER, NOTICE, Progress, engine_option
 from ulvm.errors import InputError, printable
 from ulvm.spec import EngineName
 
 if TYPE_CHECKING:
+    from ulvm.predict import Source
     from ulvm.use.coco import CocoForm
 
 
@@ -61,14 +64,11 @@ def predict(
     model: str | None,
     engine: EngineName | None,
     out: str | None,
-    overlay: bool,
-    dicom_seg: bool,
     as_json: bool,
-    threshold: float | None,
-    raw: bool,
     coco_path: Path | None,
     coco_form: CocoForm | None,
     on_ray: bool,
+    **options: Any,
 ) -> None:
     """Segment pictures: files, folders, patterns, or - for standard input.
 
@@ -76,16 +76,20 @@ def predict(
     be read is reported and skipped; the exit code is then 1.
     """
     from ulvm.picture import SUFFIXES
-    from ulvm.predict import find_images
+    from ulvm.predict import DEFAULT_OUT_DIR, find_images
 
     if coco_form and not coco_path:
         raise click.UsageError("--coco-form needs --coco FILE.")
     if on_ray:
-        if overlay or coco_path or dicom_seg or raw:
+        if coco_path or any(options[name] for name in ("overlay", "dicom_seg", "raw")):
             raise click.UsageError(
                 "--ray writes masks only: leave out --overlay, --coco, --dicom-seg and --raw."
             )
-        _predict_on_ray(paths, model, engine, out, as_json, threshold)
+        from ulvm.use.ray_data import find_addresses, predict_on_ray
+
+        out, addresses = out or DEFAULT_OUT_DIR, find_addresses(paths)
+        given = {"model": model, "engine": engine, "threshold": options["threshold"]}
+        _report(predict_on_ray(addresses, out, **given), len(addresses), out, as_json, on_ray=True)
         return
     out_dir = None if out is None else Path(out)
     if out_dir and out_dir.suffix.lower() in SUFFIXES and not out_dir.exists():
@@ -95,72 +99,9 @@ def predict(
     sources = find_images(paths)
     _set_environment()
     with ThreadPoolExecutor(1) as opening:
-        segmenter = opening.submit(_open, model, engine)
-        coco = _Coco(coco_path, coco_form or "rle", segmenter) if coco_path else None
-        options = {"overlay": overlay, "threshold": threshold, "dicom_seg": dicom_seg, "raw": raw}
-        _predict(segmenter, sources, out_dir, as_json, coco, **options)
-
-
-def _predict_on_ray(
-    paths: tuple[str, ...],
-    model: str | None,
-    engine: EngineName | None,
-    out: str | None,
-    as_json: bool,
-    threshold: float | None,
-) -> None:
-    from ulvm.predict import DEFAULT_OUT_DIR
-    from ulvm.use.ray_data import find_addresses, predict_on_ray
-
-    out = out or DEFAULT_OUT_DIR
-    addresses = find_addresses(paths)
-    rows = predict_on_ray(
-        addresses,
-        out,
-        model=model,
-        engine=engine,
-        threshold=threshold,
-    )
-    new = failed = 0
-    with show_progress("pictures") as progress:
-        for new, row in enumerate(rows, start=1):
-            if as_json:
-                progress.say(json.dumps(row))
-            if row["error"] is not None:
-                failed += 1
-                progress.say(f"Error: {row['error']}", err=True)
-            progress(new, len(addresses))
-    if not as_json:
-        click.echo(
-            f"{len(addresses) - failed} of {len(addresses)} pictures done, {new} now, in {out}"
-        )
-        click.echo(NOTICE)
-    if failed:
-        sys.exit(1)
-
-
-class _Coco:
-    """Collects the annotations of each picture for one file."""
-
-    def __init__(self, path: Path, form: CocoForm, segmenter: Any) -> None:
-        self.path, self.form, self.segmenter = path, form, segmenter
-        self.pictures: list[Any] = []
-
-    def describe(self, segmentation: Any) -> Any:
-        from ulvm.use.coco import describe
-
-        return describe(segmentation, self.form)
-
-    def add(self, source: Any, prediction: Any) -> None:
-        if prediction.error is None:
-            name = source.output.with_name(Path(source.name).name)
-            self.pictures.append((name, prediction.size_hw, prediction.extra))
-
-    def write(self) -> None:
-        from ulvm.use.coco import category_names, write_coco
-
-        classes = self.segmenter.result().spec.model.classes
-        write_coco(self.path, self.pictures, category_names(classes))
+        segmenter = opening.submit(lambda: ulvm.load(model, engine=engine))  # and imports it there
+        rows = _predict(segmenter, sources, out_dir, coco_path, coco_form or "rle", **options)
+        _report(rows, len(sources), out_dir or DEFAULT_OUT_DIR, as_json)
 
 
 @click.command()
@@ -171,11 +112,11 @@ def demo(out_dir: Path, engine: EngineName | None) -> None:
     import importlib.resources
 
     from ulvm.predict import find_images
-    from ulvm.segmenter import load
 
     with importlib.resources.as_file(importlib.resources.files("ulvm") / "examples") as examples:
         sources = find_images([str(examples / "*.*")])
-        _predict(load(engine=engine), sources, out_dir, as_json=False, overlay=True)
+        rows = _predict(ulvm.load(engine=engine), sources, out_dir, overlay=True)
+        _report(rows, len(sources), out_dir, as_json=False)
     click.echo(f"Next, with a picture of yours: {_own_name()} predict photo.jpg --overlay")
 
 
@@ -198,71 +139,88 @@ def _set_environment() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _open(model: str | None, engine: EngineName | None) -> Any:
-    """A model; its imports too take place in the thread that opens it."""
-    from ulvm.segmenter import load
-
-    return load(model, engine=engine)
-
-
 def _predict(
     segmenter: Any,
-    sources: Any,
+    sources: Sequence[Source],
     out_dir: Path | None,
-    as_json: bool,
-    coco: _Coco | None = None,
+    coco_path: Path | None = None,
+    coco_form: CocoForm = "rle",
     **options: Any,
-) -> None:
-    """Segment, write, and say what came of it; the options are those of ``predict_files``."""
-    from ulvm.predict import DEFAULT_OUT_DIR, predict_files
+) -> Iterator[dict[str, Any]]:
+    """What came of each source, as ``Prediction.to_dict`` has it; then the COCO file is written.
 
-    failed = doubtful = 0
-    predictions = predict_files(
-        segmenter, sources, out_dir=out_dir, extra=coco.describe if coco else None, **options
-    )
-    with show_progress("pictures") as progress:
-        for number, prediction in enumerate(predictions, start=1):
-            if coco:
-                coco.add(sources[number - 1], prediction)
+    The options are those of ``predict_files``.
+    """
+    from ulvm.predict import predict_files
+
+    def describe(segmentation: Any) -> Any:
+        from ulvm.use.coco import describe
+
+        return describe(segmentation, coco_form)
+
+    options["extra"] = describe if coco_path else None
+    outlined: list[Any] = []
+    predictions = predict_files(segmenter, sources, out_dir=out_dir, **options)
+    for source, prediction in zip(sources, predictions, strict=True):
+        if coco_path and prediction.error is None:
+            name = source.output.with_name(Path(source.name).name)
+            outlined.append((name, prediction.size_hw, prediction.extra))
+        yield prediction.to_dict()
+    if coco_path:
+        from ulvm.use.coco import category_names, write_coco
+
+        classes = segmenter.result().spec.model.classes
+        write_coco(coco_path, outlined, category_names(classes))
+
+
+def _report(
+    rows: Iterator[dict[str, Any]],
+    total: int,
+    out: Path | str,
+    as_json: bool,
+    *,
+    on_ray: bool = False,
+) -> None:
+    """Say what came of each picture, of many on Ray only how far it is, and then of all."""
+    count = failed = doubtful = 0
+    with Progress("pictures") as progress:
+        for count, row in enumerate(rows, start=1):
             if as_json:
-                progress.say(json.dumps(prediction.to_dict()))
-            elif prediction.error is None:
-                progress.say(_describe(prediction))
-            if prediction.error is not None:
+                progress.say(json.dumps(row))
+            elif row["error"] is None and not on_ray:
+                progress.say(_describe(row))
+            if row["error"] is not None:
                 failed += 1
-                progress.say(f"Error: {prediction.error}", err=True)
-            doubtful += bool(prediction.summary.get("warnings"))
-            progress(number, len(sources))
-    if coco:
-        coco.write()
+                progress.say(f"Error: {row['error']}", err=True)
+            doubtful += bool(row.get("warnings"))
+            progress(count, total)
     if not as_json:
-        done = len(sources) - failed
-        click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")
-        if doubtful:
+        now = f", {count} now" if on_ray else ""
+        click.echo(f"{total - failed} of {total} pictures done{now}, in {out}")
+        if doubtful and not on_ray:
             click.echo(f"{doubtful} of them unsure: look at these masks before you use them")
         click.echo(NOTICE)
     if failed:
         sys.exit(1)
 
 
-def _describe(prediction: Any) -> str:
+def _describe(row: dict[str, Any]) -> str:
     from ulvm.predict import caption
 
-    summary = prediction.summary
-    if summary["bounding_box_xyxy"] is None:
+    if row["bounding_box_xyxy"] is None:
         found = "no lesion found"
     else:
-        left, top, right, bottom = summary["bounding_box_xyxy"]
-        area = f" = {summary['area_mm2']:.1f} mm²" if summary["area_mm2"] is not None else ""
+        left, top, right, bottom = row["bounding_box_xyxy"]
+        area = f" = {row['area_mm2']:.1f} mm²" if row["area_mm2"] is not None else ""
         found = (
-            f"lesion {100 * summary['area_fraction']:.1f} % of the frame{area}, "
+            f"lesion {100 * row['area_fraction']:.1f} % of the frame{area}, "
             f"box x {left}–{right} y {top}–{bottom}, "
-            f"mean probability inside {summary['mean_probability_inside']:.2f}"
+            f"mean probability inside {row['mean_probability_inside']:.2f}"
         )
-    doubts = caption(summary)
-    more = [*filter(None, [prediction.overlay_path]), *prediction.dicom_paths]
-    written = "".join(f" and {path.name}" for path in more)
+    doubts = caption(row)
+    more = [*filter(None, [row["overlay_path"]]), *row["dicom_paths"]]
+    written = "".join(f" and {Path(path).name}" for path in more)
     return printable(
-        f"{prediction.source}: {found}, {doubts and doubts + ', '}{summary['latency_ms']:.0f} ms"
-        f" → {prediction.mask_path}{written}"
+        f"{row['source']}: {found}, {doubts and doubts + ', '}{row['latency_ms']:.0f} ms"
+        f" → {row['mask_path']}{written}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,10 +44,7 @@ def reproduce(
     data_dir: Path,
     results_dir: Path,
     runs_dir: Path,
-    device: str,
-    side_by_side: int,
-    only: tuple[str, ...],
-    assignments: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Train and score the runs of each TABLE that have no result yet, then print the tables.
 
@@ -56,16 +54,7 @@ def reproduce(
     from ulvm.reproduce.report import render
     from ulvm.reproduce.runs import reproduce as run_tables
 
-    for said, done, count in run_tables(
-        tables,
-        data_dir,
-        results_dir,
-        runs_dir,
-        device=device,
-        side_by_side=side_by_side,
-        only=only,
-        assignments=assignments,
-    ):
+    for said, done, count in run_tables(tables, data_dir, results_dir, runs_dir, **options):
         click.echo(f"{done} of {count}: {said}")
     for table in tables:
         click.echo(render(table, results_dir))

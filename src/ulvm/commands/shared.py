@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +13,36 @@ import click
 from ulvm.spec import DatasetName, EngineName
 from ulvm.use import NOTICE as NOTICE
 
+Command = Callable[..., None]
+
 DATASETS = click.Choice(get_args(DatasetName))
 FOLDER = click.Path(path_type=Path, file_okay=False)
 GROUPS = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
-def data_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option(
+def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Options that go together, as one decorator."""
+    return lambda command: functools.reduce(lambda made, add: add(made), options[::-1], command)
+
+
+data_options = _all(
+    click.option("--dataset", type=DATASETS, required=True, help="Which data set it is."),
+    click.option(
         "--data", "data_dir", type=FOLDER, required=True, help="Folder of the data as downloaded."
-    )(command)
-    return click.option("--dataset", type=DATASETS, required=True, help="Which data set it is.")(
-        command
-    )
-
-
-threshold_option = click.option(
-    "--threshold-masks", is_flag=True, help="Accept grey masks: lesion from half their range on."
+    ),
 )
-resize_option = click.option(
-    "--resize-masks", is_flag=True, help="Accept masks of another size than pictures."
+mask_options = _all(  # named as `datasets.decode` names them
+    click.option(
+        "--threshold-masks",
+        is_flag=True,
+        help="Accept grey masks: lesion from half their range on.",
+    ),
+    click.option(
+        "--resize-masks",
+        "allow_mask_resize",
+        is_flag=True,
+        help="Accept masks of another size than pictures.",
+    ),
 )
 engine_option = click.option(
     "--engine",
@@ -80,8 +92,3 @@ class Progress:
     def _draw(self) -> None:
         if self._bar:
             click.echo(f"\r{self._bar}", nl=False, err=True)
-
-
-def show_progress(label: str) -> Progress:
-    """As a context: what is called for each step."""
-    return Progress(label)

@@ -9,15 +9,15 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ulvm.commands.shared import (
     DATASETS,
     FOLDER,
-    resize_option,
+    mask_options,
     set_option,
-    threshold_option,
 )
 from ulvm.errors import InputError
 
@@ -40,8 +40,7 @@ from ulvm.errors import InputError
     metavar="[NAME=]SPLIT",
     help="Split name or file; else the preset's. NAME=SPLIT for one of several data sets.",
 )
-@threshold_option
-@resize_option
+@mask_options
 @click.option(
     "--teacher",
     "teacher_dir",
@@ -59,15 +58,10 @@ def train(
     folders: tuple[str, ...],
     dataset: str | None,
     split_names: tuple[str, ...],
-    threshold_masks: bool,
-    resize_masks: bool,
-    teacher_dir: Path | None,
     parent_name: str | None,
     out_dir: Path,
     assignments: tuple[str, ...],
-    device: str,
-    resume: bool,
-    tensorboard: bool,
+    **options: Any,
 ) -> None:
     """Train a preset, such as paper; `ulvm presets` lists them.
 
@@ -94,18 +88,7 @@ def train(
             if launched().rank == 0 and parent.model != run.model:
                 click.echo(f"The network is that of {parent_name}, not of the preset {preset}.")
             run = parent.apply(run, assignments)
-        weights = run_training(
-            run,
-            where,
-            out_dir,
-            teacher_dir=teacher_dir,
-            parent=parent,
-            threshold_masks=threshold_masks,
-            allow_mask_resize=resize_masks,
-            device=device,
-            resume=resume,
-            tensorboard=tensorboard,
-        )
+        weights = run_training(run, where, out_dir, parent=parent, **options)
     if launched().rank > 0:  # rank 0 says it
         return
     stored = json.loads((out_dir / "run.json").read_text())
@@ -119,7 +102,8 @@ def train(
             f"ended after epoch {stored['epochs_done']} of {run.train.epochs}: the validation "
             f"loss was not lower for {run.train.patience} epochs"
         )
-    masks = ["--threshold-masks"] * threshold_masks + ["--resize-masks"] * resize_masks
+    masks = ["--threshold-masks"] * options["threshold_masks"]
+    masks += ["--resize-masks"] * options["allow_mask_resize"]
     for split in stored["splits"]:
         name = split["dataset"]
         if split["sizes"]["test"]:

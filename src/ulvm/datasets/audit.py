@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ulvm.datasets.classes import Classes, find_classes
 from ulvm.datasets.find import Found, Pair, find_parts, ids_in_two_parts, join_parts
 from ulvm.datasets.read import (
-    MaskSizes,
+    MaskRules,
     Progress,
-    accepted_sizes,
+    mask_rules,
     read_pair,
     run_all,
     width_by_height,
@@ -161,9 +160,10 @@ def check(
     problems = [str(problem) for found in found_parts for problem in found.problems()]
     pairs = join_parts(found_parts)
     problems += [str(problem) for problem in ids_in_two_parts(pairs)]
-    accepted = accepted_sizes(dataset, allow_mask_resize)
-    classes = find_classes(data_dir, dataset)
-    seen = run_all(lambda pair: _look_at(pair, accepted, threshold_masks, classes), pairs, progress)
+    rules = mask_rules(
+        dataset, data_dir, allow_mask_resize=allow_mask_resize, threshold_masks=threshold_masks
+    )
+    seen = run_all(lambda pair: _look_at(pair, rules), pairs, progress)
     problems += [str(problem) for one in seen for problem in one.problems]
 
     ids = {pair.id for pair in pairs}
@@ -192,26 +192,18 @@ def check(
     )
 
 
-def _look_at(
-    pair: Pair, accepted: MaskSizes, threshold_masks: bool, classes: Classes | None
-) -> _Seen:
+def _look_at(pair: Pair, rules: MaskRules) -> _Seen:
     """Decode a pair, keeping its problems instead of raising them."""
-    read = read_pair(pair, accepted, threshold_masks=threshold_masks, classes=classes)
+    read = read_pair(pair, rules)
     image_rgb, mask = read.image_rgb, read.mask
     digest = thumbnail = None
     if image_rgb is not None:
         digest = hashlib.sha256(pair.image.read_bytes()).digest()
         side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
         thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
-    return _Seen(
-        pair,
-        read.problems,
-        digest,
-        thumbnail,
-        None if image_rgb is None else (image_rgb.shape[0], image_rgb.shape[1]),
-        None if mask is None else (mask.shape[0], mask.shape[1]),
-        None if mask is None else float((mask > 0).mean()),
-    )
+    image_hw, mask_hw = (None if each is None else each.shape[:2] for each in (image_rgb, mask))
+    area = None if mask is None else float((mask > 0).mean())
+    return _Seen(pair, read.problems, digest, thumbnail, image_hw, mask_hw, area)
 
 
 def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import threading
@@ -16,15 +15,13 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 
-from ulvm.datasets.classes import Classes, find_classes
 from ulvm.datasets.find import Pair, find_pairs
 from ulvm.datasets.read import (
-    MaskSizes,
+    MaskRules,
     Pixels,
     Progress,
-    accepted_sizes,
+    mask_rules,
     read_pair,
     run_all,
     width_by_height,
@@ -152,19 +149,17 @@ def decode(
     if size < 1:
         raise InputError(f"size {size}", "it is one pixel or more", "give the network's size")
     pairs = find_pairs(dataset, data_dir)
-    mask_sizes = accepted_sizes(dataset, allow_mask_resize)
+    rules = mask_rules(
+        dataset, data_dir, allow_mask_resize=allow_mask_resize, threshold_masks=threshold_masks
+    )
     root = Path(cache_dir) if cache_dir else find_cache_folder()
-    classes = find_classes(data_dir, dataset)
-    kind = f"{mask_sizes} thresholded" if threshold_masks else mask_sizes
-    if classes is not None:
-        kind = f"{mask_sizes} {classes}"
-    folder = root / f"{dataset}-{size}-{_fingerprint(pairs, kind)}"
+    folder = root / f"{dataset}-{size}-{_fingerprint(pairs, rules)}"
     shape = (len(pairs), size, size)
     try:
         arrays = _map_arrays(folder, shape) if folder.exists() else None
         if arrays is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _write_cache(folder, pairs, size, mask_sizes, threshold_masks, classes, progress)
+            _write_cache(folder, pairs, size, rules, progress)
             arrays = _map_arrays(folder, shape)
             assert arrays is not None
     except OSError as error:
@@ -174,7 +169,9 @@ def decode(
             f"it needs a folder with {needed:,.0f} MB of room",
             "name another one in the variable ULVM_CACHE",
         ) from error
-    return DecodedDataset(dataset, pairs, *arrays, folder, classes.names if classes else ())
+    return DecodedDataset(
+        dataset, pairs, *arrays, folder, rules.classes.names if rules.classes else ()
+    )
 
 
 def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Pixels, Pixels] | None:
@@ -191,8 +188,8 @@ def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Pixels, Pixe
     return None
 
 
-def _fingerprint(pairs: Sequence[Pair], kind: str) -> str:
-    digest = hashlib.sha256(f"{CACHE_FORMAT} {kind}\n".encode())
+def _fingerprint(pairs: Sequence[Pair], rules: MaskRules) -> str:
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {rules}\n".encode())
     for pair in pairs:
         lines = [f"{pair.id} {pair.part}"]
         lines += [f"{f.path.absolute()} {f.size} {f.changed}" for f in (pair.image, pair.mask)]
@@ -202,28 +199,30 @@ def _fingerprint(pairs: Sequence[Pair], kind: str) -> str:
 
 
 def _write_cache(
-    folder: Path,
-    pairs: Sequence[Pair],
-    size: int,
-    mask_sizes: MaskSizes,
-    threshold_masks: bool,
-    classes: Classes | None,
-    progress: Progress | None,
+    folder: Path, pairs: Sequence[Pair], size: int, rules: MaskRules, progress: Progress | None
 ) -> None:
     """Decode into a folder of another name, then rename it in one step."""
+
+    def decode_row(row: int) -> None:
+        read = read_pair(pairs[row], rules)
+        for error in read.problems:
+            remedy = f"{error.remedy}; `ulvm data check` lists all such files"
+            raise InputError(error.given, error.accepted, remedy) from error
+        assert read.image_rgb is not None
+        assert read.mask is not None
+        images[row] = resize(read.image_rgb, (size, size))
+        masks[row] = rules.resize(read.mask, (size, size))
+
     _sweep(folder.parent)
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     partial.mkdir()
+    shape = (len(pairs), size, size)
     try:
-        _write_arrays(partial, pairs, size, mask_sizes, threshold_masks, classes, progress)
-        index = [
-            {"id": pair.id, "part": pair.part, "image": str(pair.image), "mask": str(pair.mask)}
-            for pair in pairs
-        ]
-        (partial / "index.json").write_text(
-            json.dumps({"size": size, "pillow": PIL.__version__, "pairs": index}, indent=1),
-            encoding="utf-8",
-        )
+        with (
+            _ArrayFile(partial / "images.npy", (*shape, 3)) as images,
+            _ArrayFile(partial / "masks.npy", shape) as masks,
+        ):
+            run_all(decode_row, range(len(pairs)), progress)
         flush_folder(partial)
         try:
             partial.rename(folder)
@@ -270,32 +269,3 @@ class _ArrayFile:
             if kind is None:  # then the disk shall have it before the folder gets its name
                 self._file.flush()
                 os.fsync(self._file.fileno())
-
-
-def _write_arrays(
-    folder: Path,
-    pairs: Sequence[Pair],
-    size: int,
-    mask_sizes: MaskSizes,
-    threshold_masks: bool,
-    classes: Classes | None,
-    progress: Progress | None,
-) -> None:
-    shape = (len(pairs), size, size)
-
-    def decode_row(row: int) -> None:
-        read = read_pair(pairs[row], mask_sizes, threshold_masks=threshold_masks, classes=classes)
-        for error in read.problems:
-            remedy = f"{error.remedy}; `ulvm data check` lists all such files"
-            raise InputError(error.given, error.accepted, remedy) from error
-        assert read.image_rgb is not None
-        assert read.mask is not None
-        images[row] = resize(read.image_rgb, (size, size))
-        shrink = resize if classes is None else classes.resize
-        masks[row] = shrink(read.mask, (size, size))
-
-    with (
-        _ArrayFile(folder / "images.npy", (*shape, 3)) as images,
-        _ArrayFile(folder / "masks.npy", shape) as masks,
-    ):
-        run_all(decode_row, range(len(pairs)), progress)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from ulvm.datasets.layouts import DATASETS, DOWNLOADS, FORMS, JUNK, MASK_ENDINGS, Form, Layout
-from ulvm.errors import InputError
+from ulvm.errors import InputError, unknown_name
 from ulvm.limits import ZIP_MEMBER_BYTES, open_regular
 from ulvm.picture import SUFFIXES
 from ulvm.splits import name_some, normal_id
@@ -124,11 +124,7 @@ class Found:
     def problems(self) -> list[InputError]:
         """Files that are none, pictures without mask, masks without picture, ids found twice."""
         found = [
-            InputError(
-                f"{path} leads to no file",
-                "",
-                "remove it or repair the link",
-            )
+            InputError(f"{path} leads to no file", "", "remove it or repair the link")
             for path in self.unreadable
         ]
         for given, wanted, names in [
@@ -220,9 +216,7 @@ def find_parts(dataset: str, data_dir: str | os.PathLike[str]) -> list[Found]:
         InputError: There are none, or of one only the pictures or only the masks.
     """
     if dataset not in DATASETS:
-        raise InputError(
-            f"no data set '{dataset}'", f"there are {', '.join(DATASETS)}", "choose one of these"
-        )
+        raise unknown_name(f"no data set '{dataset}'", dataset, DATASETS)
     root = Path(data_dir)
     places = _Places(root, dataset)
     parts = []

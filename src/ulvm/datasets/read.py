@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ulvm.datasets.classes import Classes
+from ulvm.datasets.classes import Classes, find_classes
 from ulvm.datasets.find import Pair, SourceFile
 from ulvm.errors import InputError
-from ulvm.image import read_mask
+from ulvm.image import read_mask, resize
 from ulvm.picture import TURNED, UPRIGHT, ImageSource, read_picture
 
 MAX_WORKERS = 8  # files read at once, where there are so many processors
@@ -46,24 +46,51 @@ class PairPixels:
     problems: list[InputError]
 
 
-def accepted_sizes(dataset: str, allow_mask_resize: bool) -> MaskSizes:
-    """Which masks a data set may have; see `decode`."""
-    if allow_mask_resize:
-        return "any"
-    return "squashed" if dataset.startswith("isic") else "same"
-
-
-def read_pair(
-    pair: Pair, sizes: MaskSizes, *, threshold_masks: bool, classes: Classes | None = None
-) -> PairPixels:
-    """Decode a picture and its mask, and compare them.
+@dataclass(frozen=True)
+class MaskRules:
+    """Which masks a data set may have, and what they are read as.
 
     Args:
-        pair: Which.
-        sizes: Which sizes of masks are accepted.
-        threshold_masks: See `read_mask`.
-        classes: Of the mask, if it has several.
+        sizes: Which sizes are accepted.
+        threshold: See `read_mask`.
+        classes: Of masks that have several.
     """
+
+    sizes: MaskSizes
+    threshold: bool = False
+    classes: Classes | None = None
+
+    def __str__(self) -> str:
+        kind = f"{self.sizes} thresholded" if self.threshold else self.sizes
+        return kind if self.classes is None else f"{self.sizes} {self.classes}"
+
+    def read(self, source: ImageSource) -> Pixels:
+        """A file's mask, uint8 (height, width): 0 and 255, or the numbers of classes."""
+        if self.classes is not None:
+            return self.classes.read(source)
+        return read_mask(source, threshold=self.threshold)
+
+    def resize(self, mask: Pixels, size_hw: tuple[int, int]) -> Pixels:
+        """A mask at another size: soft, 0..255, or the numbers of classes."""
+        return resize(mask, size_hw) if self.classes is None else self.classes.resize(mask, size_hw)
+
+
+def mask_rules(
+    dataset: str,
+    data_dir: str | os.PathLike[str],
+    *,
+    allow_mask_resize: bool = False,
+    threshold_masks: bool = False,
+) -> MaskRules:
+    """The rules of a data set and the classes of the table beside it; see `decode`."""
+    sizes: MaskSizes = "squashed" if dataset.startswith("isic") else "same"
+    if allow_mask_resize:
+        sizes = "any"
+    return MaskRules(sizes, threshold_masks, find_classes(data_dir, dataset))
+
+
+def read_pair(pair: Pair, rules: MaskRules) -> PairPixels:
+    """Decode a picture and its mask, and compare them."""
     problems: list[InputError] = []
     picture = image_rgb = mask = None
     try:
@@ -72,14 +99,13 @@ def read_pair(
     except InputError as error:
         problems.append(error)
     try:
-        mask = read_masks(pair, threshold_masks, classes)
+        mask = read_masks(pair, rules)
     except InputError as error:
         problems.append(error)
     if picture is not None and image_rgb is not None and mask is not None:
         turn = picture.info.get(TURNED)
-        lesion = mask if classes is None else np.where(mask > 0, 255, 0).astype(np.uint8)
-        problem = turn and _turn_problem(pair, image_rgb, lesion, turn)
-        problem = problem or _size_problem(pair, image_rgb.shape[:2], mask.shape, sizes)
+        problem = turn and _turn_problem(pair, image_rgb, mask, turn)
+        problem = problem or _size_problem(pair, image_rgb.shape[:2], mask.shape, rules.sizes)
         if problem:
             problems.append(problem)
     return PairPixels(image_rgb, mask, problems)
@@ -109,18 +135,13 @@ def _read(file: SourceFile, reader: Callable[[ImageSource], Result]) -> Result:
             raise InputError(given, error.accepted, error.remedy) from error
 
 
-def read_masks(pair: Pair, threshold_masks: bool, classes: Classes | None = None) -> Pixels:
+def read_masks(pair: Pair, rules: MaskRules) -> Pixels:
     """The mask of all lesions of a picture, at its own size, uint8 (height, width).
 
     It holds 0 and 255, or the numbers of classes; where several masks overlap, the highest.
     """
-    reader: Callable[[ImageSource], Pixels] = functools.partial(
-        read_mask, threshold=threshold_masks
-    )
-    if classes is not None:
-        reader = classes.read
     files = (pair.mask, *pair.more_masks)
-    masks = [_read(file, reader) for file in files]
+    masks = [_read(file, rules.read) for file in files]
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
             raise InputError(
@@ -138,6 +159,7 @@ def _turn_problem(pair: Pair, image_rgb: Pixels, mask: Pixels, turn: int) -> Inp
     Sizes tell where the turn changes them. Else the mask is taken for one of the stored picture
     if turned likewise it sets off the lesion's mean colour by 5 grey levels more.
     """
+    mask = np.where(mask > 0, 255, 0).astype(np.uint8)  # of classes too
     turned = np.asarray(Image.fromarray(mask).transpose(UPRIGHT[turn]))
     height, width = image_rgb.shape[:2]
     if turn >= 5 and mask.shape[0] != mask.shape[1]:

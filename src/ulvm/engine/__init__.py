@@ -68,13 +68,9 @@ class Engine:
     def _open(self) -> int:
         """The handle, made if there is none."""
         if self._handle is None:
-            library, error = _library(), _Error()
-            self._handle = library.ulvm_open(
-                self._weights, len(self._weights), self._threads, ctypes.byref(error)
-            )
-            if self._handle is None:
-                raise error.exception()
-            self._close = weakref.finalize(self, library.ulvm_close, self._handle)
+            weights = self._weights
+            self._handle = _call("ulvm_open", weights, len(weights), self._threads)
+            self._close = weakref.finalize(self, _library().ulvm_close, self._handle)
             self._close.atexit = False  # a thread may be in the library still
         return self._handle
 
@@ -126,19 +122,10 @@ class Engine:
         batch, height, width, _ = shape
         images_rgb = np.ascontiguousarray(images_rgb)
         probability = np.empty((batch, self.classes, height, width), np.float32)
-        error = _Error()
         for image_rgb, maps in zip(images_rgb, probability, strict=True):
+            picture, result = image_rgb.ctypes.data, maps.ctypes.data
             with self._lock:
-                code = _library().ulvm_run(
-                    self._open(),
-                    image_rgb.ctypes.data,
-                    height,
-                    width,
-                    maps.ctypes.data,
-                    ctypes.byref(error),
-                )
-            if code:
-                raise error.exception()
+                _call("ulvm_run", self._open(), picture, height, width, result)
         return probability
 
 
@@ -204,12 +191,8 @@ def clean_probability(
         MemoryError: There is too little memory.
     """
     cleaned = np.array(probability, np.float32, order="C")
-    error = _Error()
-    code = _library().ulvm_clean_probability(
-        cleaned.ctypes.data, *cleaned.shape, threshold, cleaned.ctypes.data, ctypes.byref(error)
-    )
-    if code:
-        raise error.exception()
+    place = cleaned.ctypes.data
+    _call("ulvm_clean_probability", place, *cleaned.shape, threshold, place)
     return cleaned
 
 
@@ -221,20 +204,25 @@ def _resize(
     mask: int | None,
     area: Any,
 ) -> None:
-    probability = np.ascontiguousarray(probability, np.float32)
+    source = np.ascontiguousarray(probability, np.float32)
+    sizes = (*source.shape, *size_hw)
+    _call("ulvm_resize_probability", source.ctypes.data, *sizes, threshold, resized, mask, area)
+
+
+def _call(function: str, *arguments: Any) -> Any:
+    """What a function of the library returns, which takes an ``ulvm_error`` last.
+
+    Raises:
+        EngineError: It filled that in.
+        MemoryError: There is too little memory.
+    """
     error = _Error()
-    code = _library().ulvm_resize_probability(
-        probability.ctypes.data,
-        *probability.shape,
-        *size_hw,
-        threshold,
-        resized,
-        mask,
-        area,
-        ctypes.byref(error),
-    )
-    if code:
-        raise error.exception()
+    result = getattr(_library(), function)(*arguments, ctypes.byref(error))
+    if error.code == _NO_MEMORY:
+        raise MemoryError(error.text())
+    if error.code:
+        raise EngineError(error.text(), error.code)
+    return result
 
 
 class _Error(ctypes.Structure):
@@ -242,11 +230,8 @@ class _Error(ctypes.Structure):
 
     _fields_ = (("code", ctypes.c_int), ("sentence", ctypes.c_char * 252))
 
-    def exception(self) -> Exception:
-        sentence = self.sentence.decode("utf-8", "replace")
-        if self.code == _NO_MEMORY:
-            return MemoryError(sentence)
-        return EngineError(sentence, self.code)
+    def text(self) -> str:
+        return str(self.sentence.decode("utf-8", "replace"))
 
 
 @functools.cache

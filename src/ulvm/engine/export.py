@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ulvm import segmenter
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.image import FloatArray, Uint8Array
-from ulvm.models import find_weights
+from ulvm.models import read_weights
+from ulvm.segmenter import load_bytes
 from ulvm.spec import RunSpec
 from ulvm.synthetic import draw_lesion, probe_images
 from ulvm.version import __version__
@@ -60,9 +60,9 @@ def export(
     """
     out = Path(out)
     name = _c_name(out)
-    loaded = segmenter.load(find_weights(model), engine="c")  # refuses what the engine doesn't run
+    file, weights = read_weights(model)
+    loaded = load_bytes(weights, str(file))  # refuses what the engine doesn't run
     run, reference = loaded.spec, reference or loaded.network
-    weights = find_weights(model).read_bytes()
     picture = _draw_picture(TEST_SIZE, run.model.in_channels)
     texts = {
         "lesion.c": join_sources(weights),

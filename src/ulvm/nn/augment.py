@@ -49,15 +49,12 @@ class Part:
         images: uint8 (pictures, channels, size, size).
         masks: uint8 (pictures, size, size), 0..255; class c of C is the nearest to 255·c/(C-1).
         pools: Which pictures are drawn how often; else each once an epoch.
-        marks: uint8 (marks, channels + 1, size, size) to lay over pictures, the last channel how
-            opaque they are; or none.
         classes: Names of the classes, if masks have several: then none lies between two others.
     """
 
     images: Tensor
     masks: Tensor
     pools: tuple[Pool, ...] = ()
-    marks: Tensor | None = None
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -99,9 +96,6 @@ class Draws:
             -1..1 over the picture, as ``F.affine_grid`` takes them.
         colours: float32 (pictures, 1 + channels + 1): factor of the saturation, gain of each
             channel, gamma; 1 changes nothing.
-        shades: float32 (pictures, 2): how much brighter the picture becomes from the middle to
-            the right and to the lower edge, as a share.
-        marks: int64 (pictures,): row of the mark that is laid over it, -1 for none.
         donors: int64 (pictures,): row of the picture whose lesion is laid on it, -1 for none; no
             tensor where a recipe lays none.
         donor_maps: float32 (pictures, 2, 3), the donors' ``maps``.
@@ -110,14 +104,12 @@ class Draws:
     kind: Augmentation
     maps: Tensor
     colours: Tensor
-    shades: Tensor
-    marks: Tensor
     donors: Tensor | None = None
     donor_maps: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """The numbers, each with a row a picture."""
-        every = [self.maps, self.colours, self.shades, self.marks, self.donors, self.donor_maps]
+        every = [self.maps, self.colours, self.donors, self.donor_maps]
         return [each for each in every if each is not None]
 
     def __getitem__(self, rows: Tensor | slice) -> Draws:
@@ -129,18 +121,15 @@ class Draws:
         return Draws(self.kind, *(each.to(device) for each in self.tensors()))
 
 
-def draw(
-    kind: Augmentation, count: int, channels: int, generator: torch.Generator, *, marks: int = 0
-) -> Draws:
+def draw(kind: Augmentation, count: int, channels: int, generator: torch.Generator) -> Draws:
     """Draw for ``count`` pictures, one after the other independent and alike.
 
     Args:
         kind: ``none``; ``paper`` is the released code's; ``strong`` adds scale, shift and colour,
-            ``stronger`` half as much again, ``wide`` distance, dark skin, shading and marks.
+            ``stronger`` half as much again.
         count: Number of pictures.
         channels: Channels of each.
         generator: Source of every random number, on the CPU.
-        marks: How many marks ``wide`` chooses from.
 
     Returns:
         What ``augment`` applies, on the CPU.
@@ -152,31 +141,17 @@ def draw(
     linear = torch.eye(2).repeat(count, 1, 1)
     shift = torch.zeros(count, 2, 1)
     colours = torch.ones(count, 1 + channels + 1)
-    shades = torch.zeros(count, 2)
-    chosen = torch.full((count,), -1)
     if kind == "paper":
         linear = _turns_and_flips(count, 0.5, generator)
         angle = torch.randint(20, 80, (count,), generator=generator)
         linear = linear @ _rotation(torch.where(_coin(count, 0.5, generator), angle, 0))
-    elif kind == "strong":
-        linear, shift = _strong_maps(count, generator)
+    elif kind in ("strong", "stronger"):
+        scale, ends, gain = {"strong": (0.3, 0.2, 0.08), "stronger": (0.4, 0.3, 0.12)}[kind]
+        linear, shift = _strong_maps(count, generator, scale)
         # Saturation, gain of each channel and gamma, as lamps and cameras differ.
-        spread = torch.tensor([0.2, *[0.08] * channels, 0.2])
+        spread = torch.tensor([ends, *[gain] * channels, ends])
         colours = (spread * torch.randn(colours.shape, generator=generator)).exp()
-    elif kind in ("stronger", "wide"):
-        linear, shift = _strong_maps(count, generator, scale=0.4)
-        spread = torch.tensor([0.3, *[0.12] * channels, 0.3])
-        colours = (spread * torch.randn(colours.shape, generator=generator)).exp()
-    if kind == "wide":
-        linear = linear * _far(count, generator)[:, None, None]
-        colours[:, 1:-1] *= _darkening(count, channels, generator)
-        shaded = _coin(count, 0.3, generator)[:, None]
-        shades = torch.where(shaded, 0.15 * torch.randn(count, 2, generator=generator), shades)
-        if marks:
-            marked = _coin(count, 0.25, generator)
-            which = torch.randint(0, marks, (count,), generator=generator)
-            chosen = torch.where(marked, which, chosen)
-    return Draws(kind, _to_grid(linear, shift), colours, shades, chosen)
+    return Draws(kind, _to_grid(linear, shift), colours)
 
 
 def draw_donors(
@@ -223,9 +198,7 @@ def augment(part: Part, rows: Tensor, draws: Draws) -> Pair:
     images, soft = _gather(part, rows, draws)
     if draws.donors is not None:
         images, soft = _paste(part, images, soft, draws)
-    if draws.kind == "wide":
-        images = normalise(_mark(_shade(_recolour(images, draws.colours), draws), part, draws))
-    elif draws.kind in ("strong", "stronger"):
+    if draws.kind in ("strong", "stronger"):
         images = normalise(_recolour(images, draws.colours))
     return images, soft
 
@@ -283,25 +256,6 @@ def _recolour(images: Tensor, factors: Tensor) -> Tensor:
     return 255 * (images / 255).clamp(0, 1) ** gamma
 
 
-def _shade(images: Tensor, draws: Draws) -> Tensor:
-    """Brighter towards one side, darker towards the other."""
-    height, width = images.shape[-2:]
-    x = torch.linspace(-1, 1, width, device=images.device)
-    y = torch.linspace(-1, 1, height, device=images.device)[:, None]
-    along, down = draws.shades[:, None, None, :].split(1, dim=-1)  # (batch, 1, 1, 1)
-    light = (1 + along * x + down * y).clamp_min(0.1)
-    return (images * light).clamp(0, 255)
-
-
-def _mark(images: Tensor, part: Part, draws: Draws) -> Tensor:
-    """Hair, pen and glare laid over the pictures."""
-    if part.marks is None:
-        return images
-    marks = part.marks[draws.marks.clamp_min(0)].to(torch.float32)
-    cover = marks[:, -1:] / 255 * draws.marks.ge(0)[:, None, None, None]
-    return images + (marks[:, :-1] - images) * cover
-
-
 def _to_grid(linear: Tensor, shift: Tensor) -> Tensor:
     """Maps drawn as (row, column) as torch's grids (x, y): swap rows and the linear columns."""
     maps = torch.cat([linear, shift], dim=2)
@@ -316,19 +270,6 @@ def _turns_and_flips(count: int, probability: float, generator: torch.Generator)
     flip = torch.eye(2).repeat(count, 1, 1)
     flip[torch.arange(count), axis, axis] = -1
     return torch.where(chosen[:, None, None], _rotation(90 * quarter) @ flip, torch.eye(2))
-
-
-def _far(count: int, generator: torch.Generator) -> Tensor:
-    """(count,) factors: one picture in four is seen from farther away, at up to 2 times."""
-    far = 1 + 1.0 * torch.rand(count, generator=generator)
-    return torch.where(_coin(count, 0.25, generator), far, 1.0)
-
-
-def _darkening(count: int, channels: int, generator: torch.Generator) -> Tensor:
-    """(count, channels) factors: one picture in seven is darkened, blue most, as by melanin."""
-    depth = 1.1 * torch.rand(count, 1, generator=generator)
-    absorbed = torch.linspace(0.7, 1.3, channels)
-    return torch.where(_coin(count, 0.15, generator)[:, None], (-depth * absorbed).exp(), 1.0)
 
 
 def _strong_maps(count: int, generator: torch.Generator, scale: float = 0.3) -> Pair:

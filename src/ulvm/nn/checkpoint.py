@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 
 from ulvm.errors import InputError, not_found
 from ulvm.files import write_atomically
-from ulvm.limits import MODEL_BYTES, read_file
-from ulvm.models import RUN_WEIGHTS, find_weights
+from ulvm.models import RUN_WEIGHTS, read_weights
 from ulvm.nn.kernels import accelerate
 from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
 from ulvm.nn.networks import build_network
@@ -28,7 +28,6 @@ from ulvm.splits import name_some
 
 WEIGHTS = RUN_WEIGHTS
 COUNTER = "num_batches_tracked"
-_DEPTH = 6
 # The released code keeps losses as numpy floats beside the weights; numpy 2 renamed their module.
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_FLOAT: list[Any] = [
@@ -71,22 +70,26 @@ def load_weights(
         InputError: The file is missing, no safetensors file, not written by ulvm, or its tensors
             are not those of its network, finite.
     """
-    path = find_weights(model)
-    content = read_file(path, MODEL_BYTES)
+    path, content = read_weights(model)
+    return load_bytes(content, str(path), device)
+
+
+def load_bytes(
+    content: bytes, name: str, device: str = "cpu"
+) -> tuple[nn.Module, RunSpec, dict[str, Any]]:
+    """``load_weights`` of a file's bytes; ``name`` is for messages."""
     try:
         state = load(content)
     except safetensors.SafetensorError as problem:
         raise InputError(
-            f"{path} cannot be read as safetensors ({problem})",
+            f"{name} cannot be read as safetensors ({problem})",
             "it must be a .safetensors file that ulvm wrote",
             "for the authors' .pth use load_authors_checkpoint",
         ) from None
-    run, stored = read_run(read_header(content), str(path))
+    run, stored = read_run(read_header(content), name)
     with torch.device("meta"):  # without memory, for a wrong width may ask for any
-        shapes = {
-            name: value.shape for name, value in build_network(run.model).state_dict().items()
-        }
-    _require_tensors(state, shapes, str(path))
+        shapes = {key: value.shape for key, value in build_network(run.model).state_dict().items()}
+    _require_tensors(state, shapes, name)
     network = build_network(run.model)
     network.load_state_dict(state)
     return accelerate(network.to(device)).eval(), run, {"format": FORMAT, **stored}
@@ -215,37 +218,27 @@ def model_from_authors(state: Mapping[str, Tensor]) -> UltraLightVMUNet:
 
 def authors_names(spec: ModelSpec) -> dict[str, str]:
     """Our parameter name → the released code's, for every parameter of the network."""
-    pvm = {
-        "skip_scale": "skip_scale",
-        "norm.weight": "norm.weight",
-        "norm.bias": "norm.bias",
-        "mixer.in_proj.weight": "mamba.in_proj.weight",
-        "mixer.conv.weight": "mamba.conv1d.weight",
-        "mixer.conv.bias": "mamba.conv1d.bias",
-        "mixer.scan.x_proj.weight": "mamba.x_proj.weight",
-        "mixer.scan.dt_proj.weight": "mamba.dt_proj.weight",
-        "mixer.scan.dt_proj.bias": "mamba.dt_proj.bias",
-        "mixer.scan.A_log": "mamba.A_log",
-        "mixer.scan.D": "mamba.D",
-        "mixer.out_proj.weight": "mamba.out_proj.weight",
-        "project.weight": "proj.weight",
-        "project.bias": "proj.bias",
-    }
-    affine = {"weight": "weight", "bias": "bias"}
-    table: dict[str, str] = {}
+    with torch.device("meta"):
+        names = UltraLightVMUNet(spec).state_dict()
+    return {name: _authors_name(name) for name in names}
 
-    def add(ours: str, theirs: str, leaves: Mapping[str, str]) -> None:
-        table.update({f"{ours}.{leaf}": f"{theirs}.{name}" for leaf, name in leaves.items()})
 
-    for part, kinds in (("encoder", spec.encoder), ("decoder", spec.decoder)):
-        for index, kind in enumerate(kinds):
-            leaves = pvm if kind == "pvm" else affine
-            add(f"{part}.{index}", f"{part}{index + 1}.0", leaves)
-    for index in range(_DEPTH - 1):
-        add(f"encoder_norms.{index}", f"ebn{index + 1}", affine)
-        add(f"decoder_norms.{index}", f"dbn{index + 1}", affine)
-        add(f"bridge.channel.heads.{index}", f"scab.catt.att{index + 1}", affine)
-    add("bridge.spatial.conv", "scab.satt.shared_conv2d.0", affine)
-    table["bridge.channel.conv.weight"] = "scab.catt.get_all_att.weight"
-    add("head", "final", affine)
-    return table
+def _authors_name(name: str) -> str:
+    name = re.sub(r"(?<=\.)\d(?=\.)", lambda found: str(int(found[0]) + 1), name)
+    for ours, theirs in _THEIRS.items():
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+# Patterns of our names → the released code's, which count from 1.
+_THEIRS = {
+    r"^(en|de)coder\.(\d)": r"\1coder\2.0",
+    r"^(e|d)\wcoder_norms\.(\d)": r"\1bn\2",
+    r"^bridge\.channel\.heads\.(\d)": r"scab.catt.att\1",
+    r"^bridge\.channel\.conv": "scab.catt.get_all_att",
+    r"^bridge\.spatial\.conv": "scab.satt.shared_conv2d.0",
+    r"^head": "final",
+    r"mixer\.conv": "mamba.conv1d",
+    r"mixer(\.scan)?": "mamba",
+    r"project": "proj",
+}

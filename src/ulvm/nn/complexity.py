@@ -349,19 +349,8 @@ _COUNTS: dict[str, _Count] = {
     **dict.fromkeys(("mean", "sum", "amax", "max_pool2d_with_indices", "avg_pool2d"), _READ),
     **dict.fromkeys(("add", "sub", "mul", "div", "sqrt"), _WRITTEN),
     **dict.fromkeys(("relu", "hardtanh", "gelu", "silu", "sigmoid", "tanh"), _WRITTEN),
-    **dict.fromkeys(
-        (
-            "clone",
-            "cat",
-            "stack",
-            "upsample_nearest2d",
-            "flip",
-            "constant_pad_nd",
-            "reflection_pad2d",
-        ),
-        _FREE,
-    ),
-    "empty": _FREE,
+    **dict.fromkeys(("clone", "cat", "stack", "empty", "flip", "upsample_nearest2d"), _FREE),
+    **dict.fromkeys(("constant_pad_nd", "reflection_pad2d"), _FREE),
 }
 
 

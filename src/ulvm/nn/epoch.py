@@ -48,7 +48,6 @@ def draw_epoch(
     generator: torch.Generator,
     *,
     pools: Sequence[Pool] = (),
-    marks: int = 0,
 ) -> Epoch:
     """Order, augmentation and schedule of an epoch.
 
@@ -59,7 +58,6 @@ def draw_epoch(
         channels: Channels of each.
         generator: Source of every random number, on the CPU.
         pools: Where the pictures come from; else each comes once.
-        marks: How many drawn marks augmentation chooses from.
     """
     steps = -(-pictures // recipe.batch_size)
     rows = draw_rows(pools or [Pool(0, pictures, pictures)], generator)
@@ -67,7 +65,7 @@ def draw_epoch(
         [learning_rate(recipe, epoch + step / steps), _pull(recipe, epoch * steps + step + 1)]
         for step in range(steps)
     ]
-    draws = draw(recipe.augmentation, pictures, channels, generator, marks=marks)
+    draws = draw(recipe.augmentation, pictures, channels, generator)
     if recipe.pasted and any(pool.bare for pool in pools):
         donors, maps = draw_donors(rows, pools, recipe.pasted, generator)
         draws = dataclasses.replace(draws, donors=donors, donor_maps=maps)

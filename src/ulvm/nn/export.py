@@ -35,7 +35,7 @@ TOLERANCE = 1e-3
 SLOW_RULE = "SlicesSplit"  # of the exporter
 
 
-def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE) -> dict[str, Any]:
+def export(source: str | Path, out: str | Path) -> dict[str, Any]:
     """Write a trained network as ONNX, with its spec inside and in ``NAME.onnx.json`` beside it.
 
     The graph's input is ``image_rgb``, uint8 (batch, size, size, 3); its output
@@ -44,25 +44,24 @@ def export(source: str | Path, out: str | Path, *, tolerance: float = TOLERANCE)
     Args:
         source: As for ``load_weights``.
         out: The ONNX file.
-        tolerance: Largest difference of probability between ONNX Runtime and torch.
 
     Returns:
         The content of that file.
 
     Raises:
-        InputError: ``source`` is no run, or the two runtimes differ by more than the
-            tolerance; then nothing is written.
+        InputError: ``source`` is no run, or the two runtimes differ by more than
+            ``TOLERANCE``; then nothing is written.
     """
     out = Path(out)
     network, run, provenance = load_weights(source)
     module = PictureToProbability(network).eval()
     content = build_onnx(module, run, provenance)
     difference = largest_difference(module, content, run.data.image_size, run.model.in_channels)
-    if not difference <= tolerance:
+    if not difference <= TOLERANCE:
         raise InputError(
             f"ONNX Runtime {onnxruntime.__version__} and torch {torch.__version__} differ by "
             f"{difference:.1e} in probability",
-            f"up to {tolerance:.0e} is allowed",
+            f"up to {TOLERANCE:.0e} is allowed",
             "nothing was written. Try other versions of torch, onnx or onnxruntime",
         )
     side = {
@@ -93,8 +92,6 @@ def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str,
     model = trace_onnx(
         for_export(module), example, "image_rgb", opset_version=OPSET, dynamic_shapes=free
     )
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
-        del part.metadata_props[:]  # the exporter's traces: paths of this machine
     for node in model.graph.node:
         node.doc_string = ""
     del model.graph.value_info[:]
@@ -134,7 +131,10 @@ def trace_onnx(
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # the exporter's traces: paths of this machine
+    return model
 
 
 def largest_difference(

@@ -346,9 +346,9 @@ def init_weights(module: nn.Module, init: Init) -> None:
                     _init_step_size(part.dt_proj)
 
 
-def _init_step_size(dt_proj: nn.Linear, lowest: float = 1e-3, highest: float = 0.1) -> None:
+def _init_step_size(dt_proj: nn.Linear) -> None:
     bound = dt_proj.in_features**-0.5
     nn.init.uniform_(dt_proj.weight, -bound, bound)
-    low, high = math.log(lowest), math.log(highest)
+    low, high = math.log(1e-3), math.log(0.1)
     step = torch.exp(low + torch.rand(dt_proj.out_features) * (high - low)).clamp_min(1e-4)
     dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus

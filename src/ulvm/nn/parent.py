@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ulvm.errors import InputError
-from ulvm.limits import MODEL_BYTES, read_file
-from ulvm.models import find_weights
-from ulvm.nn.checkpoint import load_weights
+from ulvm.models import read_weights
+from ulvm.nn.checkpoint import load_bytes
 from ulvm.provenance import Seen, read_seen
 from ulvm.spec import ModelSpec, RunSpec
 
@@ -93,8 +92,8 @@ def load_parent(model: str | Path) -> Parent:
     Raises:
         InputError: See ``load_weights`` and ``read_seen``.
     """
-    path = find_weights(model)
-    network, run, provenance = load_weights(path)
+    path, content = read_weights(model)
+    network, run, provenance = load_bytes(content, str(path))
     state = {name: each.detach() for name, each in network.state_dict().items()}
-    sha256 = hashlib.sha256(read_file(path, MODEL_BYTES)).hexdigest()
+    sha256 = hashlib.sha256(content).hexdigest()
     return Parent(str(model), sha256, run.model, state, tuple(read_seen(run, provenance)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from ulvm.provenance import Seen
 from ulvm.spec import RunSpec, SourceSpec, require_rgb
 
 DRAWN_PICTURES = 200
-MARKS = 200
 CROPS = 1000  # tried for each data set, at least
 _SEED = 16  # of what the project draws for training; a run's own seed decides what is drawn when
 
@@ -31,9 +31,7 @@ def load_parts(
     data_dir: Folders,
     device: torch.device,
     teacher_dir: Path | None = None,
-    *,
-    threshold_masks: bool = False,
-    allow_mask_resize: bool = False,
+    **masks_accepted: Any,
 ) -> tuple[tuple[Seen, ...], Part, Part]:
     """The training and validation pictures of a run on the device, and what is known of them.
 
@@ -42,7 +40,7 @@ def load_parts(
         data_dir: Where they lie.
         device: Where the pictures go.
         teacher_dir: What ``read_teacher`` reads, if the recipe has a teacher.
-        threshold_masks, allow_mask_resize: See ``datasets.decode``.
+        masks_accepted: ``threshold_masks`` and ``allow_mask_resize`` of ``datasets.decode``.
 
     Returns:
         For each data set, in the order of ``run.data.sources``, its resolved split and
@@ -58,13 +56,8 @@ def load_parts(
     names: tuple[str, ...] = ()
     held_images, held_masks = [], []
     for source in run.data.sources:
-        decoded = datasets.decode(
-            source.dataset,
-            folders[source.dataset],
-            size=run.data.image_size,
-            threshold_masks=threshold_masks,
-            allow_mask_resize=allow_mask_resize,
-        )
+        place, size = folders[source.dataset], run.data.image_size
+        decoded = datasets.decode(source.dataset, place, size=size, **masks_accepted)
         _require_classes(run, source.dataset, decoded.classes)
         if images and decoded.classes != names:
             raise InputError(
@@ -104,25 +97,9 @@ def load_parts(
         images += [*without, drawings]
         masks += [*(np.zeros(each.shape[:3], np.uint8) for each in without), outlines]
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
-    mixed = len(counts) > 1
-    marks = None
-    if run.train.augmentation == "wide":
-        marks = _to_device(lesion_free.draw_marks(MARKS, _SEED, run.data.image_size), device)
-    training = Part(
-        _to_device(np.concatenate(images), device),
-        torch.from_numpy(np.concatenate(masks)).to(device),
-        tuple(Pool(*each) for each in zip(firsts, counts, drawn, bare, strict=True))
-        if mixed
-        else (),
-        marks,
-        names,
-    )
-    validation = Part(
-        _to_device(np.concatenate(held_images), device),
-        torch.from_numpy(np.concatenate(held_masks)).to(device),
-        classes=names,
-    )
-    return tuple(used), training, validation
+    mixed = tuple(Pool(*each) for each in zip(firsts, counts, drawn, bare, strict=True))
+    training = _part(images, masks, device, mixed if len(mixed) > 1 else (), names)
+    return tuple(used), training, _part(held_images, held_masks, device, (), names)
 
 
 def _require_classes(run: RunSpec, dataset: str, names: Sequence[str]) -> None:
@@ -169,21 +146,15 @@ def folder_of_each(sources: Sequence[SourceSpec], data_dir: Folders) -> Mapping[
         InputError: One has none, or a name belongs to no data set of the run.
     """
     names = [source.dataset for source in sources]
-    if not isinstance(data_dir, Mapping):
-        if names[1:]:
-            raise InputError(
-                f"one folder for the data sets {', '.join(names)}",
-                "each needs a folder of its own",
-                "write --data NAME=DIR for each of them",
-            )
-        return {names[0]: data_dir}
-    if set(data_dir) != set(names):
+    folders: Mapping[str, str | Path]
+    folders = data_dir if isinstance(data_dir, Mapping) else {names[0]: data_dir}
+    if set(folders) != set(names):
         raise InputError(
-            f"folders of {', '.join(data_dir) or 'no data set'}",
-            f"this run has {', '.join(names)}",
+            f"folders of {', '.join(folders) or 'no data set'}",
+            f"this run has {', '.join(names)}. Each needs a folder of its own",
             "write --data NAME=DIR for each of them",
         )
-    return data_dir
+    return folders
 
 
 def share_out(pools: Sequence[tuple[int, float]], total: int) -> list[int]:
@@ -241,6 +212,14 @@ def write_teacher(folder: Path, dataset: str, ids: Sequence[str], probability: P
     np.savez_compressed(folder / f"{dataset}.npz", ids=np.array(ids), probability=probability)
 
 
-def _to_device(images: Pixels, device: torch.device) -> torch.Tensor:
-    """(pictures, channels, size, size), contiguous."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+def _part(
+    images: Sequence[Pixels],
+    masks: Sequence[Pixels],
+    device: torch.device,
+    pools: tuple[Pool, ...],
+    names: tuple[str, ...],
+) -> Part:
+    pictures, truth = (
+        torch.from_numpy(np.concatenate(each)).to(device) for each in (images, masks)
+    )
+    return Part(pictures.permute(0, 3, 1, 2).contiguous(), truth, pools, classes=names)

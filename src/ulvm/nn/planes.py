@@ -75,8 +75,6 @@ def build_onnx_of_planes(module: PlanesToProbability, run: RunSpec) -> tuple[byt
     model = trace_onnx(
         for_export(module), _example(run), "image", opset_version=OPSET, dynamic_shapes=free
     )
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
-        del part.metadata_props[:]  # the exporter's traces: paths of this machine
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0

@@ -20,7 +20,7 @@ import torch
 
 from ulvm.contact_sheet import import_matplotlib
 from ulvm.errors import InputError, RunWarning, install_extra
-from ulvm.files import flush_folder, make_folder, sweep_leftovers, write_atomically
+from ulvm.files import flush_folder, make_folder, sweep_leftovers, unwritable, write_atomically
 from ulvm.provenance import git_commit, processor, versions
 
 RUN = "run.json"
@@ -54,11 +54,7 @@ def only_here(out_dir: Path) -> Iterator[None]:
     except NotImplementedError:  # a file system without locks
         pass
     except OSError as error:
-        raise InputError(
-            f"{out_dir} cannot be written to ({error.strerror or error})",
-            "",
-            "choose a folder that you may write to",
-        ) from error
+        raise unwritable(out_dir, error) from error
     try:
         sweep_leftovers(out_dir)
         yield
@@ -93,10 +89,9 @@ def load_checkpoint(out_dir: Path, device: torch.device) -> tuple[dict[str, Any]
         path = out_dir / name
         if not path.exists():
             continue
-        try:
-            content = _read_checkpoint(path, device)
-        except _UnusableError as problem:
-            damaged.append(f"{path} {problem}")
+        content = _read_checkpoint(path, device)
+        if isinstance(content, str):
+            damaged.append(f"{path} {content}")
             continue
         if damaged:
             warnings.warn(
@@ -119,22 +114,20 @@ _FOREIGN = "is no checkpoint that this version of ulvm wrote"
 _OTHER_FOLDER = "resume with the version that wrote it, or start again in another folder"
 
 
-class _UnusableError(Exception):
-    pass
-
-
-def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | str:
+    """The content of a checkpoint, or what is wrong with it."""
     try:
         content = path.read_bytes()
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             wrong = archive.testzip()  # torch doesn't look at the sums
     except OSError as problem:
-        raise _UnusableError(f"cannot be read ({problem.strerror or problem})") from problem
+        return f"cannot be read ({problem.strerror or problem})"
     except Exception as problem:  # zipfile has many
-        raise _UnusableError(f"is damaged ({str(problem) or type(problem).__name__})") from problem
+        return f"is damaged ({str(problem) or type(problem).__name__})"
     if wrong is not None:
-        raise _UnusableError(f"is damaged (the sum of {wrong} is wrong)")
+        return f"is damaged (the sum of {wrong} is wrong)"
     try:
+        stored: dict[str, Any]
         stored = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         if {"run", "epoch", "history", "model", "best"} <= stored.keys():
             return stored
@@ -142,7 +135,7 @@ def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         raise
     except Exception:  # torch's advice, to trust the file, is no help
         pass
-    raise _UnusableError(_FOREIGN)
+    return _FOREIGN
 
 
 def foreign(path: Path) -> InputError:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, unknown_name
 
 Backend = Literal["reference", "parallel"]
 
@@ -55,11 +55,8 @@ def selective_scan(
     """
     _check_shapes(x, delta, A, B, C, D)
     if backend not in ("reference", "parallel"):
-        raise InputError(
-            f"selective_scan has no backend {backend!r}",
-            "choose from reference, parallel",
-            "",
-        )
+        given = f"selective_scan has no backend {backend!r}"
+        raise unknown_name(given, backend, ("reference", "parallel"))
     precise = torch.promote_types(x.dtype, torch.float32)
     scan = _scan_reference if backend == "reference" else _scan_parallel
     return scan(*(operand.to(precise) for operand in (x, delta, A, B, C, D))).to(x.dtype)

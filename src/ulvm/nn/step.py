@@ -240,10 +240,9 @@ class Steps:
 
 
 def draw_epoch_of(part: Part, recipe: TrainSpec, epoch: int, generator: torch.Generator) -> Epoch:
-    """``draw_epoch`` for the pictures and marks of a part."""
-    marks = 0 if part.marks is None else len(part.marks)
+    """``draw_epoch`` for the pictures of a part."""
     channels = part.images.shape[1]
-    return draw_epoch(recipe, epoch, part.drawn, channels, generator, pools=part.pools, marks=marks)
+    return draw_epoch(recipe, epoch, part.drawn, channels, generator, pools=part.pools)
 
 
 def _random_of(device: torch.device) -> Any:

@@ -39,7 +39,6 @@ from ulvm.nn.step import Learner, Steps, draw_epoch_of
 from ulvm.nn.validate import Validation
 from ulvm.provenance import Seen, versions
 from ulvm.spec import RunSpec, TrainSpec
-from ulvm.splits import Split
 
 # Shortest time between two: a GPU has done an epoch in less, and a large network's take seconds.
 CHECKPOINT_SECONDS = 5.0
@@ -101,43 +100,7 @@ def train(
     torch_device = choose_device(device)
     if torch_device.type == "cuda":  # for what launches on the current device, such as Triton
         torch.cuda.set_device(torch_device.index or 0)
-    with join(torch_device) as processes, _memory_in_words():
-        _train(
-            run,
-            data_dir,
-            out_dir,
-            torch_device,
-            processes,
-            teacher_dir,
-            start_from,
-            parent,
-            threshold_masks=threshold_masks,
-            allow_mask_resize=allow_mask_resize,
-            resume=resume,
-            tensorboard=tensorboard,
-            progress=progress,
-        )
-    return out_dir / WEIGHTS
-
-
-def _train(
-    run: RunSpec,
-    data_dir: Folders,
-    out_dir: Path,
-    device: torch.device,
-    processes: Processes,
-    teacher_dir: Path | None,
-    start_from: Path | None,
-    parent: Parent | None,
-    *,
-    threshold_masks: bool,
-    allow_mask_resize: bool,
-    resume: bool,
-    tensorboard: bool,
-    progress: bool,
-) -> None:
-    """This process's part of ``train``."""
-    with contextlib.ExitStack() as held:
+    with join(torch_device) as processes, _memory_in_words(), contextlib.ExitStack() as held:
         if processes.rank == 0:
             held.enter_context(only_here(out_dir))
         if not resume and has_checkpoint(out_dir):
@@ -150,22 +113,24 @@ def _train(
             seen, training, validation = load_parts(
                 run,
                 data_dir,
-                device,
+                torch_device,
                 teacher_dir,
                 threshold_masks=threshold_masks,
                 allow_mask_resize=allow_mask_resize,
             )
-        state = _State(run, device, processes, seen, parent)
+        state = _State(run, torch_device, processes, seen, parent)
         state.classes = training.classes
         if start_from:
-            state.learner.start_from(torch.load(start_from, map_location=device, weights_only=True))
+            stored = torch.load(start_from, map_location=torch_device, weights_only=True)
+            state.learner.start_from(stored)
         if resume:
             state.load(out_dir)
         if processes.rank > 0:
             _follow(state, training)
-            return
-        with _Bar(run.train, training.drawn, state.epoch, shown=progress) as bar:
-            _lead(state, training, validation, data_dir, out_dir, bar, tensorboard=tensorboard)
+        else:
+            with _Bar(run.train, training.drawn, state.epoch, shown=progress) as bar:
+                _lead(state, training, validation, data_dir, out_dir, bar, tensorboard=tensorboard)
+    return out_dir / WEIGHTS
 
 
 @contextlib.contextmanager
@@ -363,8 +328,12 @@ class _State:
         for name in ("epochs", "patience"):
             theirs["train"][name] = ours["train"][name]
         if theirs != ours:
-            ours_flat, theirs_flat = _flatten(ours), _flatten(theirs)
-            changed = [name for name, value in ours_flat.items() if theirs_flat[name] != value]
+            changed = [
+                f"{part}.{name}"
+                for part in ("model", "data", "train")
+                for name, value in ours[part].items()
+                if theirs[part][name] != value
+            ] + ["threshold"] * (theirs["threshold"] != ours["threshold"])
             raise InputError(
                 f"{out_dir} was run with other values of {', '.join(changed)}",
                 "only epochs and patience may differ where a run goes on",
@@ -395,7 +364,16 @@ class _State:
 
     def describe(self, data_dir: Folders) -> dict[str, Any]:
         """What ``run.json`` says of the run."""
-        described = [_describe_split(each.split) for each in self.seen]
+        described = [
+            {
+                "dataset": split.dataset,
+                "name": split.name,
+                "hash": split.hash,
+                "sizes": {part: len(ids) for part, ids in split.parts.items()},
+            }
+            for split in (each.split for each in self.seen)
+        ]
+        parent = self.parent and {"from": {name: self.parent[name] for name in ("model", "sha256")}}
         return {
             "run": self.run.to_dict(),
             "data_dir": {name: str(folder) for name, folder in data_dir.items()}
@@ -403,37 +381,12 @@ class _State:
             else str(data_dir),
             "split": described[0],
             "splits": described,
-            **self._describe_parent(),
+            **(parent or {}),
             "parameters": sum(each.numel() for each in self.learner.model.parameters()),
             "processes": self.processes.count,
             "epochs_done": self.epoch,
             "best": self.best_row,
         }
-
-    def _describe_parent(self) -> dict[str, Any]:
-        if self.parent is None:
-            return {}
-        return {"from": {name: self.parent[name] for name in ("model", "sha256")}}
-
-
-def _describe_split(split: Split) -> dict[str, Any]:
-    return {
-        "dataset": split.dataset,
-        "name": split.name,
-        "hash": split.hash,
-        "sizes": {part: len(ids) for part, ids in split.parts.items()},
-    }
-
-
-def _flatten(run: dict[str, Any]) -> dict[str, Any]:
-    """``{"train": {"seed": 1}, …}`` → ``{"train.seed": 1, …}``, as ``--set`` names fields."""
-    flat: dict[str, Any] = {}
-    for part, value in run.items():
-        if isinstance(value, dict):
-            flat |= {f"{part}.{name}": each for name, each in value.items()}
-        else:
-            flat[part] = value
-    return flat
 
 
 class _Bar:
