@@ -36,8 +36,6 @@ RUNTIMES = {
     ONNX: (".onnx", "onnxruntime"),
     "executorch": (".pte", "executorch"),
     "litert": (".tflite", "ai-edge-litert"),
-    "ncnn": (".ncnn.param", "ncnn"),
-    "openvino": (".xml", "openvino"),
 }
 
 
