@@ -2,8 +2,8 @@
 
 Our model runs in the engine, at each instruction set that this processor has, and as a graph in
 ONNX Runtime, as the peers do; one picture of 256×256 each. Peers have random weights, since time
-does not depend on them, and take float32 planes; our model also does its own conversion from uint8
-and its min–max. Writes ``results/speed/cpu.json``, prints the medians. Run it on an idle machine.
+does not depend on them. All convert from uint8 and do their min–max. Writes
+``results/speed/cpu.json``, prints the medians. Run it on an idle machine.
 
 With ``--presets``, times the networks of the tables of REPRODUCE.md instead, on one thread, with
 fresh weights, in the engine or, where it doesn't run them, in ONNX Runtime; writes
@@ -39,8 +39,7 @@ from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.export import build_onnx
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
 from ulvm.nn.networks import build_network
-from ulvm.nn.peers import PEERS, build_peer, count_parameters
-from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
+from ulvm.nn.peers import PEERS, count_parameters
 from ulvm.onnx import onnxruntime
 from ulvm.presets import PLUS_MODEL, find_preset
 from ulvm.reproduce.experiments import EXPERIMENTS
@@ -130,28 +129,8 @@ def open_engine(entry: Entry, threads: int) -> Engine:
         del os.environ["ULVM_LEVEL"]
 
 
-def peer_entry(name: str, random: np.random.Generator) -> Entry:
-    """A peer with random weights, its count asserted and its graph compared with torch."""
-    peer = PEERS[name]
-    torch.manual_seed(0)
-    network = build_peer(name)
-    assert count_parameters(network) == peer.parameters, name
-    image = random.uniform(0, 255, (1, 3, SIZE, SIZE)).astype(np.float32)
-    settle(network, torch.from_numpy(image))
-    module = ImageToProbability(network).eval()
-    content = build_graph(module, SIZE)
-    return check(
-        Entry(name=peer.title, parameters=peer.parameters, content=content, feed={"image": image}),
-        module,
-    )
-
-
 def preset_entry(name: str, image_rgb: np.ndarray[Any, Any]) -> Entry:
-    """A preset with fresh weights: in the engine, or as the package exports it for ONNX Runtime.
-
-    The graph is compared with torch on this picture only: ``ulvm export`` asks for agreement on
-    extreme ones too, where some peers' norms lose digits in ONNX Runtime.
-    """
+    """A preset with fresh weights: in the engine, or as ``network_entry``."""
     preset = find_preset(name)
     spec, feed = preset.run.model, {"image_rgb": image_rgb}
     if spec.network == ModelSpec.network and spec.mixer == ModelSpec.mixer:
@@ -163,12 +142,24 @@ def preset_entry(name: str, image_rgb: np.ndarray[Any, Any]) -> Entry:
             feed=feed,
             level=Engine(content).level,
         )
+    return network_entry(name, preset.run, feed)
+
+
+def network_entry(name: str, run: RunSpec, feed: dict[str, np.ndarray[Any, Any]]) -> Entry:
+    """A network with fresh weights as the package exports it for ONNX Runtime.
+
+    The graph is compared with torch on this picture only: ``ulvm export`` asks for agreement on
+    extreme ones too, where some peers' norms lose digits in ONNX Runtime.
+    """
     torch.manual_seed(0)
-    network = build_network(preset.run.model)
+    network = build_network(run.model)
+    (image_rgb,) = feed.values()
     settle(network, torch.from_numpy(image_rgb).permute(0, 3, 1, 2).float())
     module = PictureToProbability(network).eval()
-    content = build_onnx(module, preset.run, {})
-    return check(Entry(name=name, parameters=preset.parameters, content=content, feed=feed), module)
+    content = build_onnx(module, run, {})
+    return check(
+        Entry(name=name, parameters=count_parameters(network), content=content, feed=feed), module
+    )
 
 
 def check(entry: Entry, module: torch.nn.Module) -> Entry:
@@ -208,7 +199,8 @@ def build_peers(model: Path) -> list[Entry]:
     ]
     for name in TIMED_PEERS:
         print(f"building {name}", file=sys.stderr)
-        entries.append(peer_entry(name, random))
+        run = RunSpec(model=ModelSpec(network=name))
+        entries.append(network_entry(PEERS[name].title, run, graph.feed))
     return entries
 
 
