@@ -103,7 +103,7 @@ bench: .venv-test/ready
 lock: .venv-lock/bin/uv
 	$(LOCK) $(UPGRADE) --output-file requirements/run.txt
 	$(LOCK) $(UPGRADE) --group build --output-file requirements/build.txt
-	$(LOCK) $(UPGRADE) --group dev --extra train --extra tensorboard --extra ncnn --output-file requirements/test.txt
+	$(LOCK) $(UPGRADE) --group dev --extra train --extra tensorboard --output-file requirements/test.txt
 
 .venv-lock/bin/uv:
 	$(PYTHON) -m venv .venv-lock

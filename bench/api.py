@@ -7,28 +7,24 @@ the run: figures of a busy machine are upper bounds.
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import io
 import json
-import os
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from gpu import RESULTS, today, write_result
-from ulvm.provenance import processor, versions
+from measure import command_line, cpu_seconds, provenance, write_result
 from ulvm.segmenter import load
 from ulvm.synthetic import draw_lesion
 
-RESULT = RESULTS / "api.json"
 PICTURE_HW = (866, 1155)  # 1 megapixel
 DRAWN = 10  # different pictures
 
@@ -69,28 +65,14 @@ def send(port: int, contents: list[bytes], areas: list[int], requests: int, clie
     with ThreadPoolExecutor(clients) as pool:
         answers = list(pool.map(one, range(requests)))
     times = sorted(latency_ms for kind, latency_ms in answers if kind == "right")
-    others: dict[str, int] = {}
-    for kind, _ in answers:
-        if kind != "right":
-            others[kind] = others.get(kind, 0) + 1
-    return times, others
-
-
-def cpu_seconds(process: int) -> float:
-    """Of a running process, on Linux."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return times, Counter(kind for kind, _ in answers if kind != "right")
 
 
 def main() -> None:
     """Start, warm up, load, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=500)
-    parser.add_argument("--clients", type=int, default=16, help="at the same time")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args()
+    numbers = ("requests", 500, "in all"), ("clients", 16, "at the same time")
+    options = command_line(__doc__, "api.json", *numbers).parse_args()
     contents, areas = draw_pictures()
-    load_before = os.getloadavg()[0]
     command = [sys.executable, "-m", "ulvm", "serve", "--api", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -106,13 +88,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "what": "answers of `ulvm serve --api` to POST /segment as JSON, drawn JPEG pictures; "
         "clients on the same machine, each sending its next request when it has its answer",
-        "date": today(),
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "load_average_before": round(load_before, 1),
-        },
-        "versions": versions("starlette", "uvicorn"),
+        **provenance(options.commit, "starlette", "uvicorn"),
         "size_hw": list(PICTURE_HW),
         "requests": options.requests,
         "clients": options.clients,

@@ -7,7 +7,6 @@ Needs chromium and playwright. Writes ``results/speed/browser.json``. Run it on 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import threading
@@ -15,16 +14,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import ulvm
-from gpu import RESULTS, today, write_result
-from ulvm.nn.run_folder import machine
+from measure import command_line, provenance, write_result
 from ulvm.serve import make_server
-from ulvm.version import __version__
 
-RESULT = RESULTS / "browser.json"
 EXAMPLES = Path(ulvm.__file__).parent / "examples"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream"]
@@ -85,12 +80,12 @@ def watch_camera(page: Page, seconds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Visit, watch, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=15, help="of each run")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--visits", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args()
+    numbers = (
+        ("seconds", 15, "of each run"),
+        ("runs", 3, "of the camera"),
+        ("visits", 9, "first ones"),
+    )
+    options = command_line(__doc__, "browser.json", *numbers).parse_args()
     with make_server(0) as server, sync_playwright() as driver:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
@@ -110,14 +105,14 @@ def main() -> None:
         version = chromium.version
         chromium.close()
         server.shutdown()
+    where = provenance(options.commit)
+    where["versions"]["chromium"] = version
     result = {
         "what": "headless Chromium without a GPU; visits: ms from the start of a first visit, with "
         "a picture of 1024×768 chosen as soon as the page can take one; files: what a first visit "
         "loads, as it is and by gzip; runs: live outlines over a fake camera of 640×480 at 60 "
         "frames/s, 256×256 inference, the page's own figures once a second",
-        "date": today(),
-        "machine": machine(torch.device("cpu")),
-        "versions": {"ulvm": __version__, "chromium": version},
+        **where,
         "frames_per_second": statistics.median(run["frames_per_second"] for run in runs),
         "runs": runs,
         "first_outline_ms": statistics.median(times["outline"] for times in visits),

@@ -2,8 +2,8 @@
 
 Our model runs in the engine, at each instruction set that this processor has, and as a graph in
 ONNX Runtime, as the peers do; one picture of 256×256 each. Peers have random weights, since time
-does not depend on them, and take float32 planes; our model also does its own conversion from uint8
-and its min–max. Writes ``results/speed/cpu.json``, prints the medians. Run it on an idle machine.
+does not depend on them. All convert from uint8 and do their min–max. Writes
+``results/speed/cpu.json``, prints the medians. Run it on an idle machine.
 
 With ``--presets``, times the networks of the tables of REPRODUCE.md instead, on one thread, with
 fresh weights, in the engine or, where it doesn't run them, in ONNX Runtime; writes
@@ -13,7 +13,6 @@ for where neighbours share the cores, the fastest is what the network takes.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import multiprocessing
@@ -31,7 +30,7 @@ import numpy as np
 import onnx
 import torch
 
-from gpu import RESULTS, time_block, today, write_result
+from measure import LOAD_BEFORE, RESULTS, SIZE, command_line, provenance, time_block, write_result
 from ulvm import segmenter
 from ulvm.engine import Engine
 from ulvm.errors import InputError
@@ -40,23 +39,18 @@ from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.export import build_onnx
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
 from ulvm.nn.networks import build_network
-from ulvm.nn.peers import PEERS, build_peer, count_parameters
-from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
-from ulvm.nn.run_folder import machine
+from ulvm.nn.peers import PEERS, count_parameters
 from ulvm.onnx import onnxruntime
 from ulvm.presets import PLUS_MODEL, find_preset
-from ulvm.provenance import versions
 from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.spec import ModelSpec, RunSpec
 
 BUNDLED = find_weights(onnx=True)
 BUNDLED_WEIGHTS = find_weights()
 LEVELS = ("avx512", "avx2", "sse2", "neon")
-RESULT = RESULTS / "cpu.json"
-PRESETS_RESULT = RESULTS / "presets.json"
 TIMED_PEERS = ("unext-s", "lb-unet", "malunet", "ege-unet", "unext", "unet")
-SIZE = 256
 TOLERANCE = 1e-3  # largest difference of probability between torch and a graph, random weights
+ROUNDS = ("rounds", 40, "of all models")
 IDLE = 0.5  # load average above which the machine is busy with something else
 WARM_UP = 5  # untimed runs before each block, so that the threads of the block before sleep
 
@@ -135,28 +129,8 @@ def open_engine(entry: Entry, threads: int) -> Engine:
         del os.environ["ULVM_LEVEL"]
 
 
-def peer_entry(name: str, random: np.random.Generator) -> Entry:
-    """A peer with random weights, its count asserted and its graph compared with torch."""
-    peer = PEERS[name]
-    torch.manual_seed(0)
-    network = build_peer(name)
-    assert count_parameters(network) == peer.parameters, name
-    image = random.uniform(0, 255, (1, 3, SIZE, SIZE)).astype(np.float32)
-    settle(network, torch.from_numpy(image))
-    module = ImageToProbability(network).eval()
-    content = build_graph(module, SIZE)
-    return check(
-        Entry(name=peer.title, parameters=peer.parameters, content=content, feed={"image": image}),
-        module,
-    )
-
-
 def preset_entry(name: str, image_rgb: np.ndarray[Any, Any]) -> Entry:
-    """A preset with fresh weights: in the engine, or as the package exports it for ONNX Runtime.
-
-    The graph is compared with torch on this picture only: ``ulvm export`` asks for agreement on
-    extreme ones too, where some peers' norms lose digits in ONNX Runtime.
-    """
+    """A preset with fresh weights: in the engine, or as ``network_entry``."""
     preset = find_preset(name)
     spec, feed = preset.run.model, {"image_rgb": image_rgb}
     if spec.network == ModelSpec.network and spec.mixer == ModelSpec.mixer:
@@ -168,12 +142,24 @@ def preset_entry(name: str, image_rgb: np.ndarray[Any, Any]) -> Entry:
             feed=feed,
             level=Engine(content).level,
         )
+    return network_entry(name, preset.run, feed)
+
+
+def network_entry(name: str, run: RunSpec, feed: dict[str, np.ndarray[Any, Any]]) -> Entry:
+    """A network with fresh weights as the package exports it for ONNX Runtime.
+
+    The graph is compared with torch on this picture only: ``ulvm export`` asks for agreement on
+    extreme ones too, where some peers' norms lose digits in ONNX Runtime.
+    """
     torch.manual_seed(0)
-    network = build_network(preset.run.model)
+    network = build_network(run.model)
+    (image_rgb,) = feed.values()
     settle(network, torch.from_numpy(image_rgb).permute(0, 3, 1, 2).float())
     module = PictureToProbability(network).eval()
-    content = build_onnx(module, preset.run, {})
-    return check(Entry(name=name, parameters=preset.parameters, content=content, feed=feed), module)
+    content = build_onnx(module, run, {})
+    return check(
+        Entry(name=name, parameters=count_parameters(network), content=content, feed=feed), module
+    )
 
 
 def check(entry: Entry, module: torch.nn.Module) -> Entry:
@@ -213,7 +199,8 @@ def build_peers(model: Path) -> list[Entry]:
     ]
     for name in TIMED_PEERS:
         print(f"building {name}", file=sys.stderr)
-        entries.append(peer_entry(name, random))
+        run = RunSpec(model=ModelSpec(network=name))
+        entries.append(network_entry(PEERS[name].title, run, graph.feed))
     return entries
 
 
@@ -296,48 +283,37 @@ def runner(entry: Entry, threads: int) -> Callable[[], object]:
 
 def main() -> None:
     """Build, time, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__, "cpu.json", ROUNDS, ("repeats", 30, "runs of a model a round"))
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("model", nargs="?", type=Path, default=BUNDLED, help="our ONNX file")
     chosen.add_argument("--presets", nargs="*", help="time these presets; if none, all")
-    parser.add_argument("--rounds", type=int, help="default 40")
-    parser.add_argument("--repeats", type=int, default=30, help="timed runs of a model a round")
     parser.add_argument(
         "--seconds", type=float, help="a round of a model at most; 0.1, --presets: 0.7"
     )
     parser.add_argument("--threads", type=int, nargs="+", help="1 and 2; with --presets 1")
-    parser.add_argument("--out", type=Path)
+    parser.set_defaults(out=None)
     options = parser.parse_args()
-    presets = options.presets
-    threads = options.threads or ([1, 2] if presets is None else [1])
-    rounds = options.rounds or 40
-    seconds = options.seconds or (0.1 if presets is None else 0.7)
-    runtimes = "" if presets is None else "engine, other networks and mixers in ONNX Runtime; "
-    out = options.out or (RESULT if presets is None else PRESETS_RESULT)
-    cores = len(os.sched_getaffinity(0))
-    if max(threads) > cores:
-        sys.exit(f"{max(threads)} threads asked for, this process may use {cores} cores")
-
-    load = os.getloadavg()[0]
-    if load > IDLE:
-        print(f"the machine is busy (load {load:.1f}); times will be too long", file=sys.stderr)
+    presets, rounds = options.presets, options.rounds
+    if presets is None:
+        default_threads, default_seconds, name, runtimes = [1, 2], 0.1, "cpu.json", ""
+    else:
+        default_threads, default_seconds, name = [1], 0.7, "presets.json"
+        runtimes = "engine, other networks and mixers in ONNX Runtime; "
+    threads, seconds = options.threads or default_threads, options.seconds or default_seconds
+    where = provenance(options.commit, "onnxruntime", "onnx")
+    if max(threads) > where["machine"]["cores"]:
+        sys.exit(f"{max(threads)} threads asked for, there are {where['machine']['cores']} cores")
+    if LOAD_BEFORE > IDLE:
+        print(f"the machine is busy (load {LOAD_BEFORE}); times will be too long", file=sys.stderr)
     entries = build_peers(options.model) if presets is None else build_presets(presets)
-    described = machine(torch.device("cpu"))
     result: dict[str, Any] = {
         "what": f"{runtimes}CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
         f"{options.repeats} runs or {seconds:g} s",
-        "date": today(),
-        "machine": {
-            "platform": described["platform"],
-            "processor": described["processor"],
-            "cores": cores,
-            "load_before": round(load, 2),
-        },
-        "versions": versions() | {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
+        **where,
         "threads": threads,
         "models": measure(entries, threads, rounds, options.repeats, seconds),
     }
-    write_result(out, result)
+    write_result(options.out or RESULTS / name, result)
     for row in result["models"]:
         times = (f"{at['median_ms']:8.2f} ms" for at in row["threads"].values())
         print(f"{row['name']:45}" + "".join(times))

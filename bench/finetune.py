@@ -9,25 +9,22 @@ in no picture that the model was trained with. Runs the page's three commands on
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from measure import LOAD_BEFORE, command_line, today, write_result
 from ulvm import synthetic
-from ulvm.files import write_atomically
 from ulvm.provenance import processor, versions
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "speed" / "finetune.json"
 COUNTS = {"train": 30, "val": 10, "test": 100}
 SEED = 19
 SIZE_HW = (300, 400)
@@ -82,20 +79,19 @@ def measure(work: Path) -> dict[str, Any]:
         "best_epoch": stored["best"]["epoch"],
         "threads": stored["machine"]["threads"],
         "processor": processor(),
-        "load": round(os.getloadavg()[0], 1),
+        "load": LOAD_BEFORE,
         "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": today(),
     }
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__, "finetune.json")
     parser.add_argument("--work", type=Path, help="an empty folder; else one that is removed")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(given.work or Path(folder))
-    write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        write_result(given.out, measure(given.work or Path(folder)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import gpu
+import measure
+from measure import SIZE
 from ulvm import datasets, splits
 from ulvm.image import BoolArray, Uint8Array
 from ulvm.metrics import confusion, dice, pooled
@@ -54,10 +55,10 @@ def in_precision(function: Function, precision: str, *, kernels: bool) -> Functi
     return run
 
 
-def measure(network: UltraLightVMUNet, batch: int, rounds: int, repeats: int) -> dict[str, Any]:
+def time_batch(network: UltraLightVMUNet, batch: int, rounds: int, repeats: int) -> dict[str, Any]:
     """A summary for each precision, and for plain torch in float32."""
     device = next(network.parameters()).device
-    pictures = gpu.draw_pictures(batch)[0].to(device)
+    pictures = measure.draw_pictures(batch)[0].to(device)
     images = normalise(pictures.permute(0, 3, 1, 2))
     images = images.contiguous(memory_format=torch.channels_last)
 
@@ -74,15 +75,15 @@ def measure(network: UltraLightVMUNet, batch: int, rounds: int, repeats: int) ->
 
     replays = {name: recorded(name, kernels=True) for name in PRECISIONS}
     replays[PLAIN] = recorded("float32", kernels=False)
-    times = gpu.time_interleaved(replays, rounds, repeats)
+    times = measure.time_interleaved(replays, rounds, repeats)
     rows: dict[str, Any] = {}
     for name, replay in replays.items():
-        back_to_back_ms = gpu.time_back_to_back(replay)
+        back_to_back_ms = measure.time_back_to_back(replay)
         rows[name] = {
-            **gpu.spread(times[name]),
+            **measure.spread(times[name]),
             "back_to_back_ms": round(back_to_back_ms, 4),
             "images_per_second": round(batch / back_to_back_ms * 1e3),
-            **gpu.summarise_kernels(gpu.profile_kernels(replay)),
+            **measure.summarise_kernels(measure.profile_kernels(replay)),
         }
     return rows
 
@@ -116,7 +117,7 @@ def agreement(masks: BoolArray, reference: BoolArray, ids: list[str]) -> dict[st
 
 def compare(network: UltraLightVMUNet, data_dir: Path, threshold: float) -> dict[str, Any]:
     """Agreement of each lower precision with float32 on the test pictures."""
-    decoded = datasets.decode("isic2017", data_dir, size=gpu.SIZE)
+    decoded = datasets.decode("isic2017", data_dir, size=SIZE)
     split = splits.load_split("isic2017", SPLIT).resolve(decoded.pairs)
     ids = list(split.ids("test"))
     images_rgb = np.asarray(decoded.images[decoded.indices(ids)])
@@ -125,55 +126,37 @@ def compare(network: UltraLightVMUNet, data_dir: Path, threshold: float) -> dict
     return {"split": SPLIT, "hash": split.hash, "pictures": len(ids), "precisions": rows}
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    lines = [
-        "| batch | precision | median, ms | quartiles | range | images/s | kernels | busy, µs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for batch, rows in result["batches"].items():
-        for name, row in rows.items():
-            lines.append(
-                f"| {batch} | {name} | {gpu.spread_cells(row)} | {row['images_per_second']:,} "
-                f"| {row['kernels']} | {row['busy_us']:.0f} |"
-            )
-    for name, row in (result["agreement"] or {"precisions": {}})["precisions"].items():
-        lines.append(
-            f"\n{name} against float32: Dice {row['pooled_dice']:.5f} pooled, at least "
-            f"{row['lowest_dice']:.5f} ({row['lowest_id']})"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Record, time, compare, write, print."""
-    parser = gpu.command_line(__doc__, "inference.json")
+    parser = measure.command_line(
+        __doc__, "inference.json", ("batches", [1, 64, 256], "pictures"), *measure.ROUNDS
+    )
     parser.add_argument("--data", type=Path, help="folder of ISIC 2017, to compare masks")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each a round")
     options = parser.parse_args()
-    device = gpu.require_gpu()
-    gpu.use_float32()
+    device = measure.require_gpu()
+    measure.use_float32()
 
     network, run, _ = load_weights(WEIGHTS, str(device))
     if options.data:
-        datasets.decode("isic2017", options.data, size=gpu.SIZE)  # found again below
+        datasets.decode("isic2017", options.data, size=SIZE)  # found again below
     batches: dict[str, Any] = {}
     for batch in options.batches:
         print(f"batch {batch}", file=sys.stderr)
-        batches[str(batch)] = measure(network, batch, options.rounds, options.repeats)
+        batches[str(batch)] = time_batch(network, batch, options.rounds, options.repeats)
     result = {
-        "what": f"normalised drawn pictures of {gpu.SIZE}×{gpu.SIZE} on the GPU → probability, "
-        "one CUDA graph, each replay waited for; lower precisions by autocast (float32 without "
-        f"TF32); {options.rounds} interleaved rounds of {options.repeats}; images_per_second "
+        "what": f"normalised drawn pictures of {SIZE}×{SIZE} on the GPU → probability, one "
+        "CUDA graph, each replay waited for; lower precisions by autocast (float32 without TF32); "
+        f"{options.rounds} interleaved rounds of {options.repeats}; images_per_second "
         "from replays back to back",
-        **gpu.provenance(options.commit),
+        **measure.provenance(options.commit, device="cuda"),
         "batches": batches,
         "agreement": compare(network, options.data, run.threshold) if options.data else None,
     }
-    gpu.write_result(options.out, result)
-    print(table(result))
+    measure.write_result(options.out, result)
+    for batch, rows in batches.items():
+        print(f"\nbatch {batch}")
+        measure.show(rows, "median_ms", "q1_ms", "q3_ms", "images_per_second", "kernels", "busy_us")
+    print(result["agreement"])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ the right one. Writes ``results/speed/many_pictures.json``. Linux only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -21,18 +22,15 @@ from typing import Any
 
 from PIL import Image
 
-from gpu import RESULTS, today, write_result
+from measure import command_line, cpu_seconds, provenance, write_result
 from ulvm.image import encode_png
-from ulvm.provenance import processor, versions
 from ulvm.segmenter import load
 from ulvm.synthetic import draw_lesion
 from ulvm.use.ray_data import BLOCK, PART, Address, Worker, find_addresses, predict_on_ray
 
-RESULT = RESULTS / "many_pictures.json"
 PICTURE_HW = (450, 600)  # as HAM10000's
 DRAWN = 20  # different pictures; the others are links to them
 WORKERS = 2
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def draw_folder(folder: Path, count: int) -> dict[int, bytes]:
@@ -110,11 +108,8 @@ class Clock:
     def read(self) -> float:
         """Seconds until now."""
         for process in ray_processes():
-            try:
-                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            self.used[process] = (int(fields[11]) + int(fields[12])) / TICKS
+            with contextlib.suppress(OSError):  # it has ended
+                self.used[process] = cpu_seconds(process)
         return sum(self.used.values())
 
 
@@ -176,17 +171,14 @@ def check(out: Path, addresses: list[Address], masks: dict[int, bytes]) -> None:
 
 def main() -> None:
     """Draw, time, check, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=20_000)
-    parser.add_argument("--alone", type=int, default=2_000, help="for one process, each time")
+    numbers = ("pictures", 20_000, "in all"), ("alone", 2_000, "for one process, each time")
+    parser = command_line(__doc__, "many_pictures.json", *numbers)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.one:
         folder, out = options.one
         print(json.dumps(run_one(find_addresses([folder])[: options.pictures], out)))
         return
-    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder, out = Path(temporary, "pictures"), Path(temporary, "out")
         masks = draw_folder(folder, options.pictures)
@@ -200,13 +192,7 @@ def main() -> None:
         "what": "`ulvm predict --ray` on a local cluster of two processes, a worker killed, beside "
         "one process without Ray; drawn JPEG pictures; processor time of all of Ray's processes, "
         "raylet and driver too, once the first rows are there",
-        "date": today(),
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "load_average_before": round(load_before, 1),
-        },
-        "versions": versions("ray", "numpy"),
+        **provenance(options.commit, "ray"),
         "size_hw": list(PICTURE_HW),
         "pictures": options.pictures,
         "each_once": True,  # or nothing is written

@@ -32,10 +32,21 @@ import time
 import traceback
 import warnings
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from ulvm import datasets, lesion_free, synthetic
+from ulvm.groups import read_groups
+from ulvm.image import read_image, resize
+from ulvm.metrics import Confusion, confusion, dice, pooled
+from ulvm.presets import find_preset
+from ulvm.spec import DataSpec, RunSpec, SourceSpec
+from ulvm.splits import Split, load_split
 
 FOLDS = 5
 HELD_OUT = 0.05  # of the training pictures, to validate with
@@ -44,12 +55,6 @@ SIZE = 256
 
 def make_pack(folder: Path, data: dict[str, str]) -> None:
     """Pack the training and validation pictures of ``skin``, and of the others what they have."""
-    import numpy as np
-
-    from ulvm import datasets
-    from ulvm.groups import read_groups
-    from ulvm.splits import load_split
-
     folder.mkdir(parents=True, exist_ok=True)
     for name, where in data.items():
         decoded = datasets.decode(name, where, size=SIZE)
@@ -73,10 +78,6 @@ def make_pack(folder: Path, data: dict[str, str]) -> None:
 
 def load_pack(folder: Path, name: str, size: int = SIZE) -> Any:
     """A data set of the pack, as ``datasets.decode`` gives one."""
-    import numpy as np
-
-    from ulvm.image import read_image, resize
-
     index = json.loads((folder / f"{name}.json").read_text())
     blob = (folder / f"{name}.jpgs").read_bytes()
     ends = np.cumsum(index["sizes"])
@@ -97,8 +98,6 @@ def load_pack(folder: Path, name: str, size: int = SIZE) -> Any:
 
 def as_decoded(folder: Path, name: str, images: Any, masks: Any) -> Any:
     """Arrays of a data set of the pack with its ids."""
-    from ulvm import datasets
-
     index = json.loads((folder / f"{name}.json").read_text())
     file = datasets.SourceFile(folder, 0, 0)
     pairs = [
@@ -117,8 +116,6 @@ def make_split(
     pack: Path, name: str, leave: list[int], path: Path, only: str | None = None
 ) -> None:
     """The split of a data set that leaves folds out; the first of them is its test part."""
-    from ulvm.splits import Split, load_split
-
     index = json.loads((pack / f"{name}.json").read_text())
     known = set(load_split(name, only).ids("train")) if only else set(index["ids"])
     parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
@@ -136,70 +133,48 @@ def make_split(
     split.save(path)
 
 
-class Scorer:
-    """Counts of a model on pictures, and how often it marks pictures without a lesion."""
+def scorer(data: dict[str, Any], size: int) -> Callable[[Any, dict[str, list[str]]], Any]:
+    """A function that counts a model's pixels of pictures, by the ids of each data set.
 
-    def __init__(self, data: dict[str, Any], size: int) -> None:
-        import numpy as np
+    It gives of each set the counts a picture, and of pictures without a lesion the share marked.
+    """
+    draw = synthetic.draw_lesion
+    dark = [draw(9000 + seed, (size, size), skin_tone=("V", "VI")[seed % 2]) for seed in range(60)]
+    dark_images = np.stack([each.image_rgb for each in dark])
+    dark_masks = np.stack([each.mask for each in dark])
+    free = lesion_free.draw_pictures(200, 77, size)
 
-        from ulvm import lesion_free, synthetic
+    def score(probability: Any, test_ids: dict[str, list[str]]) -> dict[str, Any]:
+        def masks(images: Any) -> Any:
+            parts = np.array_split(images, -(-len(images) // 64))
+            return np.concatenate([probability(part)[:, 0] >= 0.5 for part in parts])
 
-        self.data = data
-        dark = [
-            synthetic.draw_lesion(9000 + seed, (size, size), skin_tone=("V", "VI")[seed % 2])
-            for seed in range(60)
-        ]
-        self.dark = np.stack([one.image_rgb for one in dark]), np.stack([one.mask for one in dark])
-        drawn = lesion_free.draw_pictures(200, 77, size)
-        self.free = {"drawn skin": drawn[::2], "no skin": drawn[1::2]}
+        def count(images: Any, truth: Any) -> dict[str, list[int]]:
+            found = confusion(masks(images), truth)
+            return {name: getattr(found, name).tolist() for name in ("tp", "fp", "fn")}
 
-    def score(self, probability: Any, test_ids: dict[str, list[str]]) -> dict[str, Any]:
-        """Of each data set the counts a picture; shares marked of pictures without a lesion."""
-        import numpy as np
-
-        from ulvm import lesion_free
-
-        found: dict[str, Any] = {}
-        marked = {}
+        counts, crops = {}, {}
         for name, ids in test_ids.items():
-            rows = self.data[name].indices(ids)
-            images = np.asarray(self.data[name].images[rows])
-            truth = np.asarray(self.data[name].masks[rows])
-            found[name] = _count(probability, images, truth >= 128)
-            crops = lesion_free.crop_beside(images, truth, 5)
-            if len(crops):
-                marked[f"skin of {name}"] = _marked(probability, crops)
-        found["dark drawn"] = _count(probability, *self.dark)
-        for kind, images in self.free.items():
-            marked[kind] = _marked(probability, images)
-        return {"counts": found, "marked": marked}
+            rows = data[name].indices(ids)
+            images, truth = np.asarray(data[name].images[rows]), np.asarray(data[name].masks[rows])
+            counts[name] = count(images, truth >= 128)
+            crops[f"skin of {name}"] = lesion_free.crop_beside(images, truth, 5)
+        counts["dark drawn"] = count(dark_images, dark_masks)
+        crops |= {"drawn skin": free[::2], "no skin": free[1::2]}
+        marked = {
+            name: masks(images).mean((1, 2)).round(4).tolist()
+            for name, images in crops.items()
+            if len(images)
+        }
+        return {"counts": counts, "marked": marked}
 
-
-def _count(probability: Any, images: Any, truth: Any) -> dict[str, list[int]]:
-    counts: dict[str, list[int]] = {"tp": [], "fp": [], "fn": []}
-    for start in range(0, len(images), 64):
-        mask = probability(images[start : start + 64])[:, 0] >= 0.5
-        true = truth[start : start + 64]
-        for key, both in (("tp", mask & true), ("fp", mask & ~true), ("fn", ~mask & true)):
-            counts[key] += both.sum((1, 2)).tolist()
-    return counts
-
-
-def _marked(probability: Any, images: Any) -> list[float]:
-    shares: list[float] = []
-    for start in range(0, len(images), 64):
-        mask = probability(images[start : start + 64])[:, 0] >= 0.5
-        shares += [round(float(share), 4) for share in mask.mean((1, 2))]
-    return shares
+    return score
 
 
 def predict(probability: Any, images: Any) -> Any:
     """Mean probability over the four flips, uint8."""
-    import numpy as np
-
     out = []
-    for start in range(0, len(images), 64):
-        some = images[start : start + 64]
+    for some in np.array_split(images, -(-len(images) // 64)):
         total = 0
         for axes in ((), (1,), (2,), (1, 2)):
             flipped = probability(np.ascontiguousarray(np.flip(some, axes)))[:, 0]
@@ -208,13 +183,11 @@ def predict(probability: Any, images: Any) -> Any:
     return np.concatenate(out)
 
 
-def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Scorer) -> Any:
+def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], score: Any) -> Any:
     """Train and score one job."""
     from ulvm.nn.checkpoint import load_probability
     from ulvm.nn.parts import write_teacher
     from ulvm.nn.train import train
-    from ulvm.presets import find_preset
-    from ulvm.spec import DataSpec, RunSpec, SourceSpec
 
     device = given.device
     folder = given.out / "runs" / job["name"]
@@ -263,7 +236,7 @@ def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Sc
                 predict(last, decoded[name].images[rows]),
             )  # fmt: skip
         (given.out / "teachers" / job["teaches"] / "done").touch()
-    if not leave or job.get("unscored"):
+    if not leave:
         return {}
     tests = {
         name: [id_ for id_, fold in fold_by_id(given, name).items() if fold == leave[0]]
@@ -271,7 +244,7 @@ def run_job(job: dict[str, Any], given: Any, decoded: dict[str, Any], scorer: Sc
     }
     for name in job.get("outside", []):
         tests[name] = decoded[name].ids[::3]
-    return {"best": scorer.score(probability, tests), "last": scorer.score(last, tests)}
+    return {"best": score(probability, tests), "last": score(last, tests)}
 
 
 def _keep_last(folder: Path, run: Any) -> Path:
@@ -297,8 +270,6 @@ def fold_by_id(given: Any, name: str) -> dict[str, int]:
 
 def gather_teacher(job: dict[str, Any], given: Any, decoded: Any, into: Path) -> None:
     """Of each picture, the mean of what the teachers said that trained without it and its test."""
-    import numpy as np
-
     from ulvm.nn.parts import write_teacher
 
     for name in job["data"]:
@@ -338,7 +309,6 @@ def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: 
     """Take jobs until there are none."""
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     warnings.filterwarnings("ignore")
-    import numpy as np
     import torch
 
     torch.set_num_threads(1)
@@ -355,7 +325,7 @@ def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: 
         masks = np.load(given.out / f"{name}.masks.npy", mmap_mode="r")
         decoded[name] = as_decoded(given.pack, name, images, masks)
     parts.datasets.decode = lambda dataset, _folder, **_: decoded[dataset]  # type: ignore
-    scorer = Scorer(decoded, given.size)
+    score = scorer(decoded, given.size)
     waiting: list[dict[str, Any]] = []
     while time.time() < end:
         job = next((each for each in waiting if ready(each, given)), None)
@@ -376,67 +346,52 @@ def work(gpu: str, jobs: Any, done: Any, plan: dict[str, Any], given: Any, end: 
                 continue
         start = time.time()
         try:
-            scored = run_job(job, given, decoded, scorer)
+            scored = run_job(job, given, decoded, score)
             done.put((job["name"], scored, time.time() - start, None))
         except Exception:
             done.put((job["name"], None, time.time() - start, traceback.format_exc()[-1500:]))
 
 
-def dice(counts: dict[str, list[int]]) -> tuple[float, float, float]:
-    """Pooled, mean over pictures, share below .5."""
-    tp, fp, fn = (sum(counts[key]) for key in ("tp", "fp", "fn"))
-    each = each_dice(counts)
-    low = sum(x < 0.5 for x in each) / len(each)
-    return 2 * tp / max(1, 2 * tp + fp + fn), sum(each) / len(each), low
-
-
-def each_dice(counts: dict[str, list[int]]) -> list[float]:
-    """Of each picture."""
-    return [
-        2 * a / (2 * a + b + c) if a + b + c else 1.0
-        for a, b, c in zip(counts["tp"], counts["fp"], counts["fn"], strict=True)
-    ]
-
-
-def small_dice(counts: dict[str, list[int]], size: int) -> tuple[float, int]:
-    """Mean over pictures whose lesion covers less than 4 % of the frame, and how many."""
-    limit = 0.04 * size * size
-    true = [a + b for a, b in zip(counts["tp"], counts["fn"], strict=True)]
-    small = [x for x, t in zip(each_dice(counts), true, strict=True) if 0 < t < limit]
-    return sum(small) / max(1, len(small)), len(small)
+def together(scores: list[Any], name: str, size: int) -> Confusion:
+    """The counts of a data set by several jobs as one."""
+    tp, fp, fn = (
+        np.array([count for score in scores for count in score["counts"][name][key]])
+        for key in ("tp", "fp", "fn")
+    )
+    return Confusion(tp=tp, fp=fp, fn=fn, tn=size * size - tp - fp - fn)
 
 
 def summarise(plan: dict[str, Any], results: list[Any], size: int) -> list[str]:
-    """A line for each group of jobs: folds pooled; data sets outside averaged."""
+    """A line for each group of jobs: folds pooled; data sets outside averaged.
+
+    Of each data set Dice, pooled and mean, its share below .5, and that of lesions below 4 % of
+    the frame.
+    """
     lines = []
     groups: dict[str, list[Any]] = {}
     jobs = {job["name"]: job for job in plan["jobs"]}
     for result in results:
         if result[1]:
             groups.setdefault(jobs[result[0]]["group"], []).append(result)
-    for group, kept in itertools.product(groups, ("best", "last")):
-        good = groups[group]
+    for (group, good), kept in itertools.product(groups.items(), ("best", "last")):
         scores = [result[1][kept] for result in good]
         line = f"{group} {kept}, {len(good)} x {sum(r[2] for r in good) / len(good):.0f} s"
         for name in scores[0]["counts"]:
-            together: dict[str, list[int]] = {
-                key: [count for score in scores for count in score["counts"][name][key]]
-                for key in ("tp", "fp", "fn")
-            }
-            pooled, each, low = dice(together)
-            small, count = small_dice(together, size)
-            line += f" | {name} {pooled:.4f} {each:.4f} <.5 {low:.3f} small({count}) {small:.3f}"
+            counts = together(scores, name, size)
+            each, area = dice(counts), counts.tp + counts.fn
+            small = each[(area > 0) & (area < 0.04 * size * size)]
+            line += f" | {name} {pooled(dice)(counts):.4f} {each.mean():.4f}"
+            line += f" <.5 {(each < 0.5).mean():.3f}"
+            line += f" small({len(small)}) {small.sum() / max(1, len(small)):.3f}"
         for kind in scores[0]["marked"]:
             shares = [share for score in scores for share in score["marked"].get(kind, [])]
-            line += f" | {kind} >1% {sum(s > 0.01 for s in shares) / len(shares):.3f}"
+            line += f" | {kind} >1% {np.mean(np.array(shares) > 0.01):.3f}"
         lines.append(line)
     return lines
 
 
 def bundle(out: Path, jobs: list[dict[str, Any]]) -> None:
     """What is worth bringing back, in few files: weights; what the teachers said, coarser."""
-    import numpy as np
-
     with tarfile.open(out / "weights.tar", "w") as tar:
         for job in jobs:
             path = out / "runs" / job["name"] / "last.safetensors"
@@ -474,8 +429,6 @@ def main() -> None:
     if given.data:
         make_pack(given.pack, dict(each.split("=", 1) for each in given.data))
         return
-    import numpy as np
-
     began = time.time()
     back, given.out = given.out, given.work or given.out
     for folder in (back, given.out):

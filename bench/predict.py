@@ -6,8 +6,6 @@ Each run is a new process, timed from its start to its exit; pictures are drawn.
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
 import statistics
 import subprocess
@@ -18,17 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-import torch
 from PIL import Image
 
-from gpu import RESULTS, today, write_result
-from ulvm.nn.run_folder import machine
+from measure import command_line, provenance, write_result
 from ulvm.segmenter import load
 from ulvm.synthetic import draw_lesion
-from ulvm.version import __version__
 
-RESULT = RESULTS / "predict.json"
 PHOTO_HW = (3024, 4032)  # 12 megapixels
 PICTURE_HW = (866, 1155)  # 1 megapixel
 NOISE = 6.0  # grey levels, so that a file is as large as a camera's
@@ -121,22 +114,15 @@ def measure_folder(folder: Path, counts: list[int]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Draw, time, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=15, help="of the photo")
-    parser.add_argument("--pictures", type=int, nargs="+", default=[200, 2000])
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args()
+    numbers = ("runs", 15, "of the photo"), ("pictures", [200, 2000], "in each folder")
+    options = command_line(__doc__, "predict.json", *numbers).parse_args()
+    where = provenance(options.commit, "pillow")
+    where["machine"]["level"] = load().network.level
     with tempfile.TemporaryDirectory() as temporary:
         result: dict[str, Any] = {
             "what": "wall time of `ulvm predict`, a new process each, masks without overlays, "
             "drawn JPEG pictures",
-            "date": today(),
-            "machine": machine(torch.device("cpu"))
-            | {"cores": os.cpu_count(), "level": load().network.level},
-            "versions": {
-                "ulvm": __version__,
-                "pillow": PIL.__version__,
-            },
+            **where,
             "photo": measure_photo(Path(temporary), options.runs),
             "folders": measure_folder(Path(temporary), options.pictures),
             "one_picture_peak_mb": peak_memory("-c", ONE_PICTURE),

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gpu
+import measure
 from ulvm import datasets
 from ulvm.nn.run_folder import RUN
 
@@ -89,33 +89,15 @@ def _validation(row: Numbers) -> dict[str, float | int]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    lines = [
-        "| compiled kernels | wall, s | start-up | first epoch | rest | epoch, median "
-        "| best validation DSC |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, run in result["runs"].items():
-        best = run["best"]
-        lines.append(
-            f"| {name} | {run['wall_s']:.1f} | {run['start_up_s']:.1f} "
-            f"| {run['first_epoch_s']:.2f} | {run['rest_s']:.1f} | {run['epoch_median_s']:.3f} "
-            f"| {best['validation_dsc_pooled']:.4f} (epoch {best['epoch']}) |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Decode, train twice, write, print."""
-    parser = gpu.command_line(__doc__, "schedule.json")
+    parser = measure.command_line(__doc__, "schedule.json", ("epochs", 250, "of each run"))
     parser.add_argument("--data", type=Path, required=True, help="folder of ISIC 2017")
-    parser.add_argument("--epochs", type=int, default=250)
     parser.add_argument("--runs", type=Path, help="new folder that keeps both runs")
     options = parser.parse_args()
-    gpu.require_gpu()
+    measure.require_gpu()
 
-    datasets.decode("isic2017", options.data, size=gpu.SIZE)
+    datasets.decode("isic2017", options.data, size=measure.SIZE)
     runs: dict[str, Any] = {}
     losses = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -125,12 +107,8 @@ def main() -> None:
         for name in ("cold", "warm"):
             print(f"{options.epochs} epochs, {name}", file=sys.stderr)
             out_dir = folder / name
-            command = [
-                sys.executable,
-                "-m",
-                "ulvm",
-                *arguments(options.data, out_dir, options.epochs),
-            ]
+            words = arguments(options.data, out_dir, options.epochs)
+            command = [sys.executable, "-m", "ulvm", *words]
             times = time_command(command, out_dir, os.environ | caches)
             rows = read_metrics(out_dir / "metrics.csv")
             runs[name] = summarise(times, rows)
@@ -141,12 +119,13 @@ def main() -> None:
         "second finds them; start-up ends where the first epoch begins",
         "command": " ".join(["ulvm", *arguments("DIR", "OUT", options.epochs)]),
         "epochs": options.epochs,
-        **gpu.provenance(options.commit),
+        **measure.provenance(options.commit, device="cuda"),
         "same_losses": losses[0] == losses[1],
         "runs": runs,
     }
-    gpu.write_result(options.out, result)
-    print(table(result))
+    measure.write_result(options.out, result)
+    measure.show(runs, "wall_s", "start_up_s", "first_epoch_s", "rest_s", "epoch_median_s")
+    print(*(run["best"] for run in runs.values()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ wrote.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import tempfile
@@ -19,25 +18,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu import RESULTS, today, write_result
+from measure import command_line, provenance, today, write_result
 from ulvm import segmenter
 from ulvm.models import find_weights
 from ulvm.nn.checkpoint import load_weights
 from ulvm.nn.export import export, probe_images
 from ulvm.nn.model import PictureToProbability
-from ulvm.nn.run_folder import machine
 from ulvm.nn.targets import TARGETS, compare, export_for
 
 WEIGHTS = find_weights("isic2017")
-RESULT = RESULTS / "targets.json"
 ONNX = "onnx"
 # Of each target: the ending of its file, and the package that ran it here.
 RUNTIMES = {
     ONNX: (".onnx", "onnxruntime"),
     "executorch": (".pte", "executorch"),
     "litert": (".tflite", "ai-edge-litert"),
-    "ncnn": (".ncnn.param", "ncnn"),
-    "openvino": (".xml", "openvino"),
 }
 
 
@@ -85,9 +80,8 @@ def count_pixels(size: int) -> int:
 
 def main() -> None:
     """Export, compare, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__, "targets.json")
     parser.add_argument("targets", nargs="*", default=[ONNX, *TARGETS], help="all, if none")
-    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     rows = json.loads(options.out.read_text())["targets"] if options.out.exists() else {}
     for target in options.targets:
@@ -96,7 +90,7 @@ def main() -> None:
         result = {
             "what": "the bundled weights, exported by ulvm export: bytes of all files, largest "
             "difference of probability from torch, pixels of masks that differ",
-            "machine": machine(torch.device("cpu")),
+            "machine": provenance(options.commit)["machine"],
             "targets": {name: rows[name] for name in RUNTIMES if name in rows},
         }
         write_result(options.out, result)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-import gpu
+import measure
 from ulvm.nn.augment import Part
 from ulvm.nn.epoch import draw_epoch
 from ulvm.nn.step import Learner, Steps
@@ -39,22 +39,20 @@ def time_steps(run: RunSpec, part: Part, count: int) -> list[float]:
 
 def main() -> None:
     """Draw, time, write, print."""
-    parser = gpu.command_line(__doc__, "train_cpu.json")
-    parser.add_argument("--steps", type=int, default=40)
-    options = parser.parse_args()
+    options = measure.command_line(__doc__, "train_cpu.json", ("steps", 40, "timed")).parse_args()
     run = find_preset("paper").run
-    images, masks = gpu.draw_pictures(8 * run.train.batch_size)
+    images, masks = measure.draw_pictures(8 * run.train.batch_size)
     part = Part(images.permute(0, 3, 1, 2).contiguous(), (masks * 255).to(torch.uint8))
-    times = gpu.spread(time_steps(run, part, options.steps))
+    times = measure.spread(time_steps(run, part, options.steps))
     result: dict[str, Any] = {
         "what": "a step of ulvm train paper on the CPU: augmentation, forward, BCE + Dice, "
-        f"backward, AdamW in float32 on {run.train.batch_size} drawn pictures of {gpu.SIZE}×"
-        f"{gpu.SIZE}",
-        **gpu.provenance(options.commit, "cpu"),
+        f"backward, AdamW in float32 on {run.train.batch_size} drawn pictures of {measure.SIZE}×"
+        f"{measure.SIZE}",
+        **measure.provenance(options.commit),
         **times,
         "images_per_second": round(run.train.batch_size / times["median_ms"] * 1e3, 1),
     }
-    gpu.write_result(options.out, result)
+    measure.write_result(options.out, result)
     print(f"{result['images_per_second']} images/s")
 
 

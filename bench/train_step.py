@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import gpu
+import measure
+from measure import SIZE
 from ulvm.nn.graph import record
 from ulvm.nn.kernels import compiling_ahead
 from ulvm.nn.kernels.device import enable
@@ -85,7 +86,7 @@ def gives_same_bits(images: Tensor, masks: Tensor) -> bool:
     return all(torch.equal(*pair) for pair in zip(*ends, strict=True))
 
 
-def least_bytes(spec: ModelSpec, batch: int, size: int = gpu.SIZE) -> int:
+def least_bytes(spec: ModelSpec, batch: int, size: int = SIZE) -> int:
     """Bytes that a training step in float32 must move, with everything inside a stage on chip.
 
     Forward, every picture and mask is read, every output of a stage (encoder, bridge, decoder,
@@ -119,57 +120,35 @@ def floors(
     }
 
 
-def measure(step: Step, durations: list[float]) -> dict[str, Any]:
+def measure_step(step: Step, durations: list[float]) -> dict[str, Any]:
     """All figures of one step but its floors."""
     last_loss = float(step.loss)
     assert math.isfinite(last_loss), f"the loss became {last_loss}"
     return {
-        **gpu.spread(durations),
-        "back_to_back_ms": round(gpu.time_back_to_back(step.replay), 4),
+        **measure.spread(durations),
+        "back_to_back_ms": round(measure.time_back_to_back(step.replay), 4),
         "peak_mib": round(step.peak_bytes / 2**20, 1),
         "first_step_s": round(step.first_step_s, 2),
         "first_loss": step.first_loss,
         "last_loss": last_loss,
-        **gpu.summarise_kernels(gpu.profile_kernels(step.replay)),
+        **measure.summarise_kernels(measure.profile_kernels(step.replay)),
     }
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    lines = [
-        "| batch | | median, ms | quartiles | range | back to back | MiB | kernels | busy, µs |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for batch, row in result["batches"].items():
-        for name in ("ours", "plain"):
-            one = row[name]
-            lines.append(
-                f"| {batch} | {name} | {gpu.spread_cells(one)} | {one['back_to_back_ms']:.3f} "
-                f"| {one['peak_mib']:.0f} | {one['kernels']} | {one['busy_us']:.0f} |"
-            )
-        floor = row["floors"]
-        lines.append(
-            f"| {batch} | floors | bytes {floor['bytes_ms']:.3f}, launches "
-            f"{floor['launches_ms']:.3f} | | | | | | |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> None:
     """Record, time, write, print."""
-    parser = gpu.command_line(__doc__, "train_step.json")
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 64])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=10, help="timed steps of each a round")
+    parser = measure.command_line(
+        __doc__, "train_step.json", ("batches", [8, 64], "pictures"), *measure.ROUNDS
+    )
     options = parser.parse_args()
-    device = gpu.require_gpu()
-    gpu.use_float32()
+    device = measure.require_gpu()
+    measure.use_float32()
 
-    bandwidth, empty_kernel_us = gpu.measure_bandwidth(), gpu.measure_empty_kernel()
+    bandwidth, empty_kernel_us = measure.measure_bandwidth(), measure.measure_empty_kernel()
     batches: dict[str, Any] = {}
     for batch in options.batches:
         print(f"batch {batch}", file=sys.stderr)
-        pictures, masks = (each.to(device) for each in gpu.draw_pictures(batch))
+        pictures, masks = (each.to(device) for each in measure.draw_pictures(batch))
         images = normalise(pictures.permute(0, 3, 1, 2))
         same_bits = gives_same_bits(images, masks)
         steps = {
@@ -177,8 +156,8 @@ def main() -> None:
             "plain": Step(images, masks, kernels=False),
         }
         replays = {name: step.replay for name, step in steps.items()}
-        times = gpu.time_interleaved(replays, options.rounds, options.repeats)
-        row = {name: measure(step, times[name]) for name, step in steps.items()}
+        times = measure.time_interleaved(replays, options.rounds, options.repeats)
+        row = {name: measure_step(step, times[name]) for name, step in steps.items()}
         least = least_bytes(steps["ours"].learner.model.spec, batch)
         kernels = row["ours"]["kernels"]
         row["floors"] = floors(least, bandwidth, kernels, empty_kernel_us)
@@ -186,21 +165,22 @@ def main() -> None:
         batches[str(batch)] = row
     result = {
         "what": "forward, BCE + Dice, backward, AdamW in float32 (no TF32) on one batch of drawn "
-        f"pictures of {gpu.SIZE}×{gpu.SIZE} on the GPU, one CUDA graph, each replay waited for; "
+        f"pictures of {SIZE}×{SIZE} on the GPU, one CUDA graph, each replay waited for; "
         f"ours and plain torch in {options.rounds} interleaved rounds of {options.repeats}; "
         "memory: the most that one eager step has allocated, with weights, moments, gradients "
         "and activations, without the batch; same_bits: our weights after "
         f"{REPEATED} steps from one seed, twice",
-        **gpu.provenance(options.commit),
+        **measure.provenance(options.commit, device="cuda"),
         "bandwidth_tb_s": round(bandwidth / 1e12, 3),
         "empty_kernel_us": round(empty_kernel_us, 3),
         "batches": batches,
     }
-    gpu.write_result(options.out, result)
-    print(table(result))
+    measure.write_result(options.out, result)
     for batch, row in batches.items():
-        print(f"\nbatch {batch}, ours; same bits twice: {row['same_bits']}")
-        print(gpu.kernel_table(row["ours"]))
+        print(f"\nbatch {batch}; same bits twice: {row['same_bits']}; floors: {row['floors']}")
+        shown = {name: row[name] for name in steps}
+        measure.show(shown, "median_ms", "q1_ms", "q3_ms", "back_to_back_ms", "peak_mib", "kernels")
+        print(measure.kernel_table(row["ours"]))
 
 
 if __name__ == "__main__":

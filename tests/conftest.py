@@ -5,4 +5,4 @@ import os
 # Here, before numpy, torch or a test's own process reads them.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # ncnn takes several all the same
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

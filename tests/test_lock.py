@@ -18,7 +18,7 @@ GROUPS: dict[str, list[Any]] = PROJECT["dependency-groups"]
 RUN: list[str] = PROJECT["project"]["dependencies"]
 BUILD = [*RUN, *GROUPS["build"], *PROJECT["build-system"]["requires"]]
 TEST = [*BUILD, *(word for word in GROUPS["dev"] if isinstance(word, str))]
-TEST += [word for name in ("eval", "onnx", "train", "tensorboard", "ncnn") for word in EXTRAS[name]]
+TEST += [word for name in ("eval", "onnx", "train", "tensorboard") for word in EXTRAS[name]]
 ASKED = {"run": RUN, "build": BUILD, "test": TEST}
 HASHES = r"(    --hash=sha256:[0-9a-f]{64}.*\n)+"
 ENTRY = re.compile(rf"^[a-z0-9-]+==\S+( ;.*)? \\\n{HASHES}", re.MULTILINE)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import cpu
-import gpu
 import inference
+import measure
 import predict
 import schedule
 import train_cpu
@@ -42,7 +42,7 @@ def test_the_timed_prediction_is_one_that_the_command_line_takes(tmp_path: Path)
 
 def test_spread_is_numpys() -> None:
     durations = [3.0, 1.0, 2.0, 10.0, 4.0, 4.5]
-    found = gpu.spread(durations)
+    found = measure.spread(durations)
     expected = np.percentile(durations, [0, 25, 50, 75, 100])
     names = ("min_ms", "q1_ms", "median_ms", "q3_ms", "max_ms")
     assert [found[name] for name in names] == pytest.approx(expected, abs=1e-4)
@@ -52,16 +52,16 @@ def test_spread_is_numpys() -> None:
 def test_blocks_take_turns_and_only_repeats_are_timed() -> None:
     calls: list[str] = []
     runs = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
-    times = gpu.time_interleaved(runs, rounds=2, repeats=3, wait=lambda: None)
+    times = measure.time_interleaved(runs, rounds=2, repeats=3, wait=lambda: None)
     blocks = [(name, len(list(group))) for name, group in itertools.groupby(calls)]
-    assert blocks == [("a", gpu.WARM_UP + 3), ("b", gpu.WARM_UP + 3)] * 2
+    assert blocks == [("a", measure.WARM_UP + 3), ("b", measure.WARM_UP + 3)] * 2
     assert [len(each) for each in times.values()] == [6, 6]
 
 
 def test_a_round_ends_with_its_repeats_or_its_time() -> None:
-    assert len(gpu.time_block(lambda: None, 4, math.inf)) == 4
-    assert len(gpu.time_block(lambda: time.sleep(0.02), 1000, 0.1)) <= 5
-    (long,) = gpu.time_block(lambda: time.sleep(0.05), 1000, 0.01)
+    assert len(measure.time_block(lambda: None, 4, math.inf)) == 4
+    assert len(measure.time_block(lambda: time.sleep(0.02), 1000, 0.1)) <= 5
+    (long,) = measure.time_block(lambda: time.sleep(0.05), 1000, 0.01)
     assert long >= 50
 
 
@@ -84,7 +84,7 @@ def test_the_fastest_round_is_told_from_all() -> None:
 
 
 def test_steps_on_a_cpu_are_counted_over_epochs_without_the_first() -> None:
-    images, masks = gpu.draw_pictures(3)
+    images, masks = measure.draw_pictures(3)
     part = Part(images.permute(0, 3, 1, 2)[..., ::8, ::8].contiguous(), masks[..., ::8, ::8].byte())
     run = find_preset("paper").run.override(["train.batch_size=2", "data.image_size=32"])
     durations = train_cpu.time_steps(run, part, count=4)
@@ -94,26 +94,26 @@ def test_steps_on_a_cpu_are_counted_over_epochs_without_the_first() -> None:
 
 def test_kernels_are_summed_per_run() -> None:
     events = [("void add", 1.0), ("scan", 5.0), ("void add", 2.0), ("scan", 7.0)]
-    rows = gpu.sum_kernels(events, runs=2)
+    rows = measure.sum_kernels(events, runs=2)
     assert rows == [
         {"name": "scan", "count": 1.0, "us": 6.0},
         {"name": "add", "count": 1.0, "us": 1.5},
     ]
-    summary = gpu.summarise_kernels(rows, shown=1)
+    summary = measure.summarise_kernels(rows, shown=1)
     assert (summary["kernels"], summary["busy_us"], summary["others_us"]) == (2, 7.5, 1.5)
-    assert "| `scan` | 1 | 6.0 |" in gpu.kernel_table(summary)
+    assert "| `scan` | 1 | 6.0 |" in measure.kernel_table(summary)
 
 
 def test_without_a_gpu_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a CUDA GPU"):
-        gpu.require_gpu()
+        measure.require_gpu()
 
 
 def test_pictures_repeat_beyond_those_drawn() -> None:
-    images, masks = gpu.draw_pictures(3, drawn=2)
-    assert images.shape == (3, gpu.SIZE, gpu.SIZE, 3)
-    assert masks.shape == (3, gpu.SIZE, gpu.SIZE)
+    images, masks = measure.draw_pictures(3, drawn=2)
+    assert images.shape == (3, measure.SIZE, measure.SIZE, 3)
+    assert masks.shape == (3, measure.SIZE, measure.SIZE)
     assert torch.equal(images[0], images[2])
     assert not torch.equal(images[0], images[1])
     assert 0 < masks.mean() < 1
@@ -166,7 +166,7 @@ def test_masks_are_those_of_the_weights_file(monkeypatch: pytest.MonkeyPatch) ->
     # The benchmark sets it; this sets it back.
     monkeypatch.setattr("ulvm.nn.kernels.device.enabled", True)
     network = load_weights(inference.WEIGHTS)[0]
-    images_rgb = gpu.draw_pictures(2)[0].numpy()
+    images_rgb = measure.draw_pictures(2)[0].numpy()
     expected = load_probability(inference.WEIGHTS)[0](images_rgb)[:, 0] >= 0.5
     exact = inference.predict_masks(network, images_rgb, "float32", 0.5)
     assert np.array_equal(exact, expected)
@@ -218,7 +218,7 @@ def test_a_recorded_step_repeats_bit_for_bit_and_is_that_of_plain_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ulvm.nn.kernels.device.enabled", True)
-    pictures, masks = (each.cuda() for each in gpu.draw_pictures(4))
+    pictures, masks = (each.cuda() for each in measure.draw_pictures(4))
     images: Tensor = normalise(pictures.permute(0, 3, 1, 2))
     assert train_step.gives_same_bits(images, masks)
     with torch.backends.cudnn.flags(allow_tf32=False):

@@ -22,7 +22,6 @@ from ulvm.nn.peers import (
     vm_unet,
 )
 from ulvm.nn.peers.blocks import ChannelNorm
-from ulvm.nn.peers.to_onnx import ImageToProbability, build_graph
 from ulvm.onnx import onnxruntime
 from ulvm.reproduce.experiments import published, published_parameters
 from ulvm.spec import DataSpec, ModelSpec, RunSpec
@@ -95,19 +94,17 @@ def test_pvm_layers_stand_for_the_deep_convolutions(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["unext-s", "lb-unet", "aulunet"])
 def test_onnx_runtime_gives_what_torch_gives(name: str) -> None:
-    network = draw_peer(name)
-    image = torch.rand(1, 3, SIZE, SIZE) * 255
-    module = ImageToProbability(network.eval()).eval()
-    session = onnxruntime.InferenceSession(build_graph(module, SIZE))
-    (found,) = session.run(["probability"], {"image": image.numpy()})
-    with torch.no_grad():
-        np.testing.assert_allclose(found, module(image).numpy(), atol=1e-3)
+    assert_exports_as_torch(name, SIZE)
 
 
 def test_both_ways_of_the_scan_export_for_any_number_of_pictures() -> None:
-    size = 32  # a scan of few steps, for the exporter takes its time over each
-    run = RunSpec(model=ModelSpec(network="ultralbm-unet-student"), data=DataSpec(image_size=size))
-    module = PictureToProbability(draw_peer("ultralbm-unet-student").eval()).eval()
+    # A scan of few steps, for the exporter takes its time over each.
+    assert_exports_as_torch("ultralbm-unet-student", 32)
+
+
+def assert_exports_as_torch(name: str, size: int) -> None:
+    run = RunSpec(model=ModelSpec(network=name), data=DataSpec(image_size=size))
+    module = PictureToProbability(draw_peer(name).eval()).eval()
     session = onnxruntime.InferenceSession(build_onnx(module, run, {}))
     pictures = torch.randint(256, (3, size, size, 3), dtype=torch.uint8)
     (found,) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})

@@ -19,7 +19,7 @@ FOLDERS = {"monai": "ulvm.use.monai_bundle", "bioimageio": "ulvm.use.bioimageio"
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option(
     "--target",
-    type=click.Choice(["c", "executorch", "litert", "ncnn", "openvino", *FOLDERS]),
+    type=click.Choice(["c", "executorch", "litert", *FOLDERS]),
     help="C, a phone's runtime, or a folder for another tool; else ONNX.",
 )
 def export(run: str, out: Path, target: str | None) -> None:
@@ -31,8 +31,7 @@ def export(run: str, out: Path, target: str | None) -> None:
     torch is not needed.
 
     With another --target, for a runtime on phones; each needs the extra of its name. OUT ends in
-    .pte (executorch), .tflite (litert), .ncnn.param (ncnn) or .xml (openvino); the last two write a
-    .bin beside it.
+    .pte (executorch) or .tflite (litert).
 
     With --target monai or bioimageio OUT is a folder: a MONAI bundle, a model for bioimage.io.
     """

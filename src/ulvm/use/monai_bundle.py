@@ -7,8 +7,9 @@ Specification.
 from __future__ import annotations
 
 import json
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from ulvm.nn.planes import build_torchscript, state_dict_file
@@ -128,93 +129,17 @@ def _metadata(loaded: Loaded) -> dict[str, Any]:
 
 
 def _inference(loaded: Loaded) -> dict[str, Any]:
-    """Preprocessing, network and postprocessing, as MONAI's own runner and its apps read them."""
+    """Preprocessing, network and postprocessing, as MONAI's own runner and its apps read them.
+
+    The last step swaps the axes, for MONAI writes pictures with them swapped.
+    """
     if len(loaded.classes) == 1:
         decide = f"(probability >= {loaded.run.threshold}).float() * 255"
     else:
         decide = "probability.argmax(0, keepdim=True).float()"
-    # MONAI writes pictures with their axes swapped, as it reads them unless told otherwise.
-    finish = (
-        "$lambda data: {**data, 'pred': monai.data.MetaTensor("
-        "(lambda probability: " + decide + ")(torch.nn.functional.interpolate("
-        "torch.as_tensor(data['pred'])[None], size=tuple(data['picture'].shape[1:]), "
-        "mode='bilinear', antialias=True)[0]).transpose(1, 2), meta=data['picture'].meta)}"
-    )
-    shrink = (
-        "$lambda data: {**data, 'picture': data['image'], 'image': torch.nn.functional.interpolate("
-        "data['image'].as_tensor()[None].to(torch.uint8), size=(@image_size, @image_size), "
-        "mode='bilinear', antialias=True)[0].float()}"
-    )
-    return {
-        "imports": [
-            "$import glob",
-            "$import monai",
-            "$import torch",
-            "$from PIL import ImageOps",
-        ],
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/pictures'",
-        "output_dir": "$@bundle_root + '/masks'",
-        "image_size": loaded.run.data.image_size,
-        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "pictures": "$sorted(sum((glob.glob(@dataset_dir + '/*' + end) for end in "
-        "('.png', '.jpg', '.jpeg', '.PNG', '.JPG', '.JPEG')), []))",
-        "network_def": "$torch.jit.load(@bundle_root + '/models/model.ts', map_location='cpu')",
-        "network": "$@network_def.to(@device)",
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "LoadImaged",
-                    "keys": "image",
-                    "reader": "PILReader",
-                    "converter": "$lambda picture: ImageOps.exif_transpose(picture).convert('RGB')",
-                    "reverse_indexing": False,
-                },
-                {"_target_": "EnsureChannelFirstd", "keys": "image", "channel_dim": -1},
-                shrink,
-            ],
-        },
-        "dataset": {
-            "_target_": "Dataset",
-            "data": "$[{'image': path} for path in @pictures]",
-            "transform": "@preprocessing",
-        },
-        "dataloader": {
-            "_target_": "DataLoader",
-            "dataset": "@dataset",
-            "batch_size": 1,
-            "shuffle": False,
-            "num_workers": 0,
-        },
-        "inferer": {"_target_": "SimpleInferer"},
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                finish,
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_ext": ".png",
-                    "output_postfix": "mask",
-                    "output_dtype": "$torch.uint8",
-                    "separate_folder": False,
-                    "resample": False,
-                    "writer": "PILWriter",
-                },
-            ],
-        },
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-        },
-        "run": ["$@evaluator.run()"],
-    }
+    text = resources.files(__package__).joinpath("monai_inference.json").read_text(encoding="utf-8")
+    config: dict[str, Any] = json.loads(Template(text).safe_substitute(decide=decide))
+    return config | {"image_size": loaded.run.data.image_size}
 
 
 def _json(content: dict[str, Any]) -> bytes:

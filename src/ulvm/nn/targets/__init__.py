@@ -28,12 +28,7 @@ from ulvm.provenance import versions
 from ulvm.spec import FORMAT, RunSpec
 from ulvm.synthetic import probe_images
 
-TARGETS = (
-    "executorch",
-    "litert",
-    "ncnn",
-    "openvino",
-)  # each the name of a module here and of an extra
+TARGETS = ("executorch", "litert")  # each the name of a module here and of an extra
 TOLERANCE = 1e-3
 
 

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: pictures, timing, a profile per kernel, and where it ran."""
+"""What the benchmarks share: options, pictures, timing, where it ran, result files; GPU kernels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -29,16 +30,30 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "speed"
 SIZE = 256
 WARM_UP = 5  # untimed runs before each block: clocks and caches settle
+# Of `time_interleaved`, on a GPU.
+ROUNDS = (("rounds", 5, "of all"), ("repeats", 10, "timed runs of each a round"))
 PROFILED = 5  # runs in a profile
+LOAD_BEFORE = round(os.getloadavg()[0], 1)
 NAME = 100  # characters kept of a kernel's name; torch's own are long templates
 Run = Callable[[], object]
 
 
-def command_line(description: str | None, result: str) -> argparse.ArgumentParser:
-    """A parser with the options of every GPU benchmark."""
+def command_line(
+    description: str | None, result: str, *numbers: tuple[str, int | list[int], str]
+) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark.
+
+    Args:
+        description: What it does.
+        result: The file that it writes into ``results/speed/``.
+        numbers: Name, default and help of options that are numbers, or lists of them.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=RESULTS / result)
     parser.add_argument("--commit", help="to record where this folder is no git checkout")
+    for name, value, words in numbers:
+        nargs = "+" if isinstance(value, list) else None
+        parser.add_argument(f"--{name}", type=int, nargs=nargs, default=value, help=words)
     return parser
 
 
@@ -55,18 +70,23 @@ def use_float32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def provenance(commit: str | None, device: str = "cuda") -> dict[str, Any]:
-    """Date, commit, machine and versions; ``commit`` overrides git's."""
-    of_gpu = {}
-    if device == "cuda":
-        import triton
+def provenance(commit: str | None, *packages: str, device: str = "cpu") -> dict[str, Any]:
+    """Date, commit, machine and its load before, versions of what decides the result.
 
-        of_gpu = {"triton": triton.__version__, "cuda": torch.version.cuda}
+    Args:
+        commit: Overrides git's.
+        packages: Besides torch and numpy.
+        device: ``cpu`` or ``cuda``.
+    """
+    found = versions("torch", "numpy", *packages, *(["triton"] if device == "cuda" else []))
+    if device == "cuda":
+        found["cuda"] = str(torch.version.cuda)
+    where = {"cores": len(os.sched_getaffinity(0)), "load_average_before": LOAD_BEFORE}
     return {
         "date": today(),
         "git_commit": commit or git_commit(),
-        "machine": machine(torch.device(device)),
-        "versions": versions() | of_gpu,
+        "machine": machine(torch.device(device)) | where,
+        "versions": found,
     }
 
 
@@ -142,12 +162,10 @@ def spread(durations: list[float]) -> dict[str, float | int]:
     }
 
 
-def spread_cells(row: dict[str, Any]) -> str:
-    """Cells of a Markdown table: median, quartiles, range."""
-    return (
-        f"{row['median_ms']:.3f} | {row['q1_ms']:.3f}–{row['q3_ms']:.3f} "
-        f"| {row['min_ms']:.3f}–{row['max_ms']:.3f}"
-    )
+def show(rows: Mapping[str, Mapping[str, Any]], *names: str) -> None:
+    """Print these figures of each row, if it has them."""
+    for title, row in rows.items():
+        print(title, *(f"{name} {row[name]:g}" for name in names if name in row), sep=", ")
 
 
 def profile_kernels(run: Run) -> list[dict[str, Any]]:
@@ -190,6 +208,12 @@ def summarise_kernels(rows: list[dict[str, Any]], shown: int = 40) -> dict[str, 
         "per_kernel": rows[:shown],
         "others_us": round(sum(row["us"] for row in rows[shown:]), 1),
     }
+
+
+def cpu_seconds(process: int) -> float:
+    """Processor time that a running process has used, on Linux."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure_bandwidth() -> float:
