@@ -69,7 +69,8 @@ def in_short(folder: Path = SCORES, bare_path: Path = BARE) -> str:
     if not rows or not bare_path.exists():
         return NOT_YET.format("scores")
     marked = [row["marked"] for name, row in read(bare_path).items() if "beside" in name]
-    said = f"`skin` also marks something in {min(marked):.0%} to {max(marked):.0%} of photos of bare skin."
+    shares = f"{min(marked):.0%} to {max(marked):.0%}"
+    said = f"`skin` also marks something in {shares} of photos of bare skin."
     return table(["model", "pictures", "n", "mean Dice", "below .5"], rows, said)
 
 
