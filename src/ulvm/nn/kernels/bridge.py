@@ -35,19 +35,17 @@ from ulvm.nn.kernels.bridge_layout import (
     SIDE,
     STEP,
     TAPS,
-    WARPS,
     Layout,
     Pointers,
     add_partials,
     block_pixels,
-    each_block,
-    each_frame_block,
     first_tap,
     frame_pixels,
     lay_out,
     load,
     per_channel,
     places,
+    run_blocks,
     store,
     write_partial,
 )
@@ -56,13 +54,8 @@ from ulvm.nn.kernels.bridge_layout import (
 
 
 @triton.jit
-def _map_kernel(p, LAYOUT: tl.constexpr):
-    """A program writes mean and maximum over the channels for one block of a frame."""
-    each_frame_block(_map, p, LAYOUT)
-
-
-@triton.jit
 def _map(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program writes mean and maximum over the channels for one block of a frame."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     place, pixel, inside = frame_pixels(block, STAGE)
     here, real = places(image, pixel, inside, STAGE)
@@ -75,13 +68,8 @@ def _map(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _attend_kernel(p, LAYOUT: tl.constexpr):
-    """A program makes one block's spatial attention, and its channel sums or the result."""
-    each_block(_attend, p, LAYOUT)
-
-
-@triton.jit
 def _attend(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program makes one block's spatial attention, and its channel sums or the result."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     residual = load(p.skips[S], here, real)
@@ -156,13 +144,8 @@ def _head_tile(head, column, real, S: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _result_kernel(p, LAYOUT: tl.constexpr):
-    """A program weighs one block of a skip with both attentions."""
-    each_block(_weigh_skip, p, LAYOUT)
-
-
-@triton.jit
 def _weigh_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program weighs one block of a skip with both attentions."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     x = load(p.skips[S], here, real)
@@ -193,13 +176,8 @@ def _factor(p, attention, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _product_kernel(p, LAYOUT: tl.constexpr):
-    """A program writes one block's part of dc, and the part of da that needs no other pixel."""
-    each_block(_multiply, p, LAYOUT)
-
-
-@triton.jit
 def _multiply(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program writes one block's part of dc, and the part of da that needs no other pixel."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     product = load(p.skips[S], here, real)
@@ -255,13 +233,8 @@ def _d_logits(p, image, part, S: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _spatial_back_kernel(p, LAYOUT: tl.constexpr):
-    """A program writes the gradient before the sigmoid for one block of a frame."""
-    each_frame_block(_differentiate_attention, p, LAYOUT)
-
-
-@triton.jit
 def _differentiate_attention(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program writes the gradient before the sigmoid for one block of a frame."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     place, pixel, inside = frame_pixels(block, STAGE)
     here, real = places(image, pixel, inside, STAGE)
@@ -280,13 +253,8 @@ def _differentiate_attention(p, image, block, S: tl.constexpr, LAYOUT: tl.conste
 
 
 @triton.jit
-def _skip_back_kernel(p, LAYOUT: tl.constexpr):
-    """A program writes one block of a skip's gradient and its part of the 7×7 weights' one."""
-    each_block(_differentiate_skip, p, LAYOUT)
-
-
-@triton.jit
 def _differentiate_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program writes one block of a skip's gradient and its part of the 7×7 weights' one."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     d_skip = load(p.d_results[S], here, real)
@@ -433,7 +401,6 @@ class _Bridge(torch.autograd.Function):
         skips = tensors[:stages]
         layout = lay_out(tuple((t.shape[1], t.shape[2], t.shape[3]) for t in skips))
         batch = len(skips[0])
-        blocks = (layout.blocks, batch)
 
         def empty(*shape: int) -> Tensor:
             return skips[0].new_empty(shape, dtype=torch.float32)
@@ -446,7 +413,7 @@ class _Bridge(torch.autograd.Function):
                 maps=empty(batch, layout.frames, 2),
                 attention=empty(batch, layout.points),
             )
-            _map_kernel[(layout.frame_blocks, batch)](p, LAYOUT=layout, num_warps=WARPS)
+            run_blocks(_map, p, layout, frames=True)
         if channel:
             p = p._replace(
                 conv=conv_weight,
@@ -456,10 +423,10 @@ class _Bridge(torch.autograd.Function):
                 means=empty(batch, layout.channels),
                 weights=empty(batch, layout.channels),
             )
-        _attend_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+        run_blocks(_attend, p, layout)
         if channel:
             _channel_kernel[(batch, stages)](p, LAYOUT=layout)
-            _result_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+            run_blocks(_weigh_skip, p, layout)
         ctx.layout = layout
         kept = (p.spatial_weight, p.maps, p.attention, p.conv, p.means, p.weights)
         ctx.save_for_backward(*kept, *skips, *(p.heads or ()))
@@ -473,7 +440,6 @@ class _Bridge(torch.autograd.Function):
         spatial_weight, maps, attention, conv, means, weights, *tensors = ctx.saved_tensors
         skips, heads = tuple(tensors[:stages]), tuple(tensors[stages:])
         batch = len(skips[0])
-        blocks = (layout.blocks, batch)
         parts = triton.cdiv(width, COLUMNS.value)
 
         def empty(*shape: int) -> Tensor:
@@ -502,7 +468,7 @@ class _Bridge(torch.autograd.Function):
                 d_biases=empty(width),
                 d_conv=empty(1, 1, 3),
             )
-            _product_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+            run_blocks(_multiply, p, layout)
             _channel_back_kernel[(batch, parts)](p, LAYOUT=layout)
         if attention is not None:
             p = p._replace(
@@ -510,8 +476,8 @@ class _Bridge(torch.autograd.Function):
                 spatial_partials=empty(batch, layout.blocks, ROW.value),
                 d_spatial=empty(2 * TAPS.value + 1),
             )
-            _spatial_back_kernel[(layout.frame_blocks, batch)](p, LAYOUT=layout, num_warps=WARPS)
-        _skip_back_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+            run_blocks(_differentiate_attention, p, layout, frames=True)
+        run_blocks(_differentiate_skip, p, layout)
         tiles = 0 if weights is None else triton.cdiv(width, ROWS.value) * parts
         sectors = 0 if attention is None else ROW.value // SECTOR.value
         programs = tiles + (weights is not None) + sectors

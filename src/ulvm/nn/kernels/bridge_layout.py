@@ -112,24 +112,23 @@ class Pointers(NamedTuple):
     d_conv: Any = None  # (1, 1, 3)
 
 
-@triton.jit
-def each_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
-    """Run ``body`` for the stage that this program's block lies in."""
-    block = tl.program_id(0)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        first = LAYOUT.stages[S].block
-        if (block >= first) & (block < first + LAYOUT.stages[S].blocks):
-            body(p, tl.program_id(1), block - first, S, LAYOUT)
+def run_blocks(body: Any, p: Pointers, layout: Layout, *, frames: bool = False) -> None:
+    """Launch ``body`` for each block of all stages and pictures, or for those of the frames."""
+    blocks = layout.frame_blocks if frames else layout.blocks
+    _block_kernel[(blocks, len(p.skips[0]))](
+        p, BODY=body, LAYOUT=layout, FRAMES=frames, num_warps=WARPS
+    )
 
 
 @triton.jit
-def each_frame_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
-    """Run ``body`` for the stage that this program's block of a frame lies in."""
+def _block_kernel(p, BODY: tl.constexpr, LAYOUT: tl.constexpr, FRAMES: tl.constexpr):
+    """Run ``BODY`` for the stage that this program's block lies in."""
     block = tl.program_id(0)
     for S in tl.static_range(len(LAYOUT.stages)):
-        first = LAYOUT.stages[S].frame_block
-        if (block >= first) & (block < first + LAYOUT.stages[S].frame_blocks):
-            body(p, tl.program_id(1), block - first, S, LAYOUT)
+        first = LAYOUT.stages[S].frame_block if FRAMES else LAYOUT.stages[S].block
+        blocks = LAYOUT.stages[S].frame_blocks if FRAMES else LAYOUT.stages[S].blocks
+        if (block >= first) & (block < first + blocks):
+            BODY(p, tl.program_id(1), block - first, S, LAYOUT)
 
 
 @triton.jit
