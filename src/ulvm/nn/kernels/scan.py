@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ulvm.nn.kernels import device
-from ulvm.nn.kernels.sums import sum_partials
+from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
 
 LARGEST_STATE = 64
 TILE = 256  # states of one program at most: eight registers of each thread
@@ -136,60 +136,49 @@ class _Scan(torch.autograd.Function):
             d_y=d_y.contiguous(),
             d_x=torch.empty_like(x),
             d_delta=torch.empty_like(delta),
-            d_D=x.new_empty((len(x) * chunks, len(D)), dtype=torch.float32),
+            d_D=scratch(x, len(x) * chunks, len(D)),
         )
         p = run_scan_back(p, ctx.steps, ctx.sizes, maxnreg=REGISTERS)
         d_A, d_D = sum_partials(p.d_A, p.d_D)
         d_B, d_C = (each.sum(0) if len(each) > 1 else each[0] for each in (p.d_B, p.d_C))
-        return (
-            p.d_x,
-            p.d_delta,
-            d_A.view_as(A).to(A.dtype),
-            d_B.to(B.dtype),
-            d_C.to(C.dtype),
-            d_D.to(D.dtype),
-            None,
-        )
+        (d_A,), (d_D,) = split_as(d_A, A), split_as(d_D, D)
+        return p.d_x, p.d_delta, d_A, d_B.to(B.dtype), d_C.to(C.dtype), d_D, None
 
 
 def run_scan(p: Pointers, steps: int, sizes: Sizes, *, keep: bool) -> Pointers:
     """Fill ``y``, in chunks of so many steps; ``kept`` is made and filled too, to go back."""
-    sequences, length, _ = p.x.shape
-    chunks, blocks = triton.cdiv(length, steps), sizes.W // sizes.LANES
-
-    def scratch(*shape: int) -> Tensor:
-        return p.x.new_empty(shape, dtype=torch.float32)
-
-    p = p._replace(
-        states=scratch(sequences, chunks, sizes.W, sizes.N),
-        spans=scratch(sequences, chunks, sizes.W),
-        kept=scratch(sequences, triton.cdiv(length, STEPS), sizes.W, sizes.N) if keep else None,
-    )
-    if chunks > 1:  # nothing follows the last
-        ends_kernel[(sequences, chunks - 1, blocks)](p, length, steps, S=sizes, num_warps=1)
-    scan_kernel[(sequences, chunks, blocks)](p, length, steps, S=sizes, num_warps=1)
-    return p
+    if keep:
+        sequences, length, _ = p.x.shape
+        kept = scratch(p.x, sequences, triton.cdiv(length, STEPS), sizes.W, sizes.N)
+        p = p._replace(kept=kept)
+    return _walk(p, steps, sizes)
 
 
 def run_scan_back(p: Pointers, steps: int, sizes: Sizes, **options: int) -> Pointers:
     """Fill the gradients; those of A, B and C are made here, and need to be added up."""
     sequences, length, _ = p.x.shape
-    chunks, blocks = triton.cdiv(length, steps), sizes.W // sizes.LANES
-
-    def scratch(*shape: int) -> Tensor:
-        return p.x.new_empty(shape, dtype=torch.float32)
-
+    blocks = sizes.W // sizes.LANES
     p = p._replace(
-        states=scratch(sequences, chunks, sizes.W, sizes.N),
-        spans=scratch(sequences, chunks, sizes.W),
-        d_B=scratch(blocks, *p.B.shape),
-        d_C=scratch(blocks, *p.C.shape),
-        d_A=scratch(sequences * chunks, p.A.numel()),
+        d_B=scratch(p.x, blocks, *p.B.shape),
+        d_C=scratch(p.x, blocks, *p.C.shape),
+        d_A=scratch(p.x, sequences * triton.cdiv(length, steps), p.A.numel()),
     )
-    grid = (sequences, chunks, blocks)
-    if chunks > 1:
-        leaving_kernel[grid](p, length, steps, S=sizes, num_warps=1)
-    scan_back_kernel[grid](p, length, steps, S=sizes, num_warps=1, **options)
+    return _walk(p, steps, sizes, back=True, **options)
+
+
+def _walk(p: Pointers, steps: int, sizes: Sizes, *, back: bool = False, **options: int) -> Pointers:
+    """Launch what each chunk adds alone, then what each gives from what enters it."""
+    sequences, length, _ = p.x.shape
+    chunks, blocks = triton.cdiv(length, steps), sizes.W // sizes.LANES
+    p = p._replace(
+        states=scratch(p.x, sequences, chunks, sizes.W, sizes.N),
+        spans=scratch(p.x, sequences, chunks, sizes.W),
+    )
+    if chunks > 1:  # forward nothing follows the last
+        grid = (sequences, chunks if back else chunks - 1, blocks)
+        ends_kernel[grid](p, length, steps, S=sizes, BACK=back, num_warps=1)
+    kernel = scan_back_kernel if back else scan_kernel
+    kernel[(sequences, chunks, blocks)](p, length, steps, S=sizes, num_warps=1, **options)
     return p
 
 
@@ -315,8 +304,11 @@ def _load_operands(delta, x, B, C, gate, sequence, start, length, e, n, S: tl.co
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def ends_kernel(p, length, steps, S: tl.constexpr):
-    """What a chunk alone adds to the state, and the sum of its step sizes."""
+def ends_kernel(p, length, steps, S: tl.constexpr, BACK: tl.constexpr):
+    """What a chunk alone adds to the state after it, and the sum of its step sizes.
+
+    BACK: what its outputs alone add to the gradient of the state before it.
+    """
     STEPS: tl.constexpr = S.STEPS
     N: tl.constexpr = S.N
     LANES: tl.constexpr = S.LANES
@@ -324,15 +316,24 @@ def ends_kernel(p, length, steps, S: tl.constexpr):
     rates = _decay_rates(p.A, e, n, S)
     state = tl.zeros((N, LANES), tl.float32)
     span = tl.zeros((LANES,), tl.float32)
+    x, B = (p.d_y, p.C) if BACK else (p.x, p.B)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_operands(p.delta, p.x, p.B, None, None, sequence, first, length, e, n, S)
-    for start in range(first, last + STEPS, STEPS):
+    start = last if BACK else first
+    ahead = _load_operands(p.delta, x, B, None, None, sequence, start, length, e, n, S)
+    for done in range(STEPS, steps + STEPS, STEPS):
         deltas, xs, Bs, _, _ = ahead
-        following = tl.minimum(start + STEPS, last)
-        ahead = _load_operands(p.delta, p.x, p.B, None, None, sequence, following, length, e, n, S)
-        for i in tl.static_range(STEPS):
-            state = _advance(state, rates, deltas[i], xs[i], Bs[i], S)
-            span += deltas[i].to(tl.float32)
+        following = tl.maximum(last - done, first) if BACK else tl.minimum(first + done, last)
+        ahead = _load_operands(p.delta, x, B, None, None, sequence, following, length, e, n, S)
+        if BACK:
+            for i in tl.static_range(STEPS - 1, -1, -1):
+                delta = deltas[i].to(tl.float32)
+                state += Bs[i].to(tl.float32)[:, None] * xs[i].to(tl.float32)[None, :]
+                state *= _decay(rates, delta)
+                span += delta
+        else:
+            for i in tl.static_range(STEPS):
+                state = _advance(state, rates, deltas[i], xs[i], Bs[i], S)
+                span += deltas[i].to(tl.float32)
     place = sequence * tl.cdiv(length, steps) + chunk
     tl.store(_state(p.states, place, e, n, S), state)
     tl.store(p.spans + place * S.W + e, span)
@@ -367,34 +368,6 @@ def scan_kernel(p, length, steps, S: tl.constexpr):
                 y *= gates[i].to(tl.float32)
             inside = _inside(start + i, length, e, S.INNER, S.E_ROW)
             _store(to + i * S.E_ROW, y, inside, S.EVEN)
-
-
-@triton.jit(do_not_specialize=_LENGTHS)
-def leaving_kernel(p, length, steps, S: tl.constexpr):
-    """The gradient of the state before a chunk, from this chunk's outputs alone."""
-    STEPS: tl.constexpr = S.STEPS
-    N: tl.constexpr = S.N
-    LANES: tl.constexpr = S.LANES
-    sequence, chunk, e, n = _program(S)
-    rates = _decay_rates(p.A, e, n, S)
-    d_state = tl.zeros((N, LANES), tl.float32)
-    span = tl.zeros((LANES,), tl.float32)
-    first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_operands(p.delta, p.d_y, None, p.C, None, sequence, last, length, e, n, S)
-    for done in range(0, steps, STEPS):
-        deltas, d_ys, _, Cs, _ = ahead
-        following = tl.maximum(last - STEPS - done, first)
-        ahead = _load_operands(
-            p.delta, p.d_y, None, p.C, None, sequence, following, length, e, n, S
-        )
-        for i in tl.static_range(STEPS - 1, -1, -1):
-            delta = deltas[i].to(tl.float32)
-            d_state += Cs[i].to(tl.float32)[:, None] * d_ys[i].to(tl.float32)[None, :]
-            d_state *= _decay(rates, delta)
-            span += delta
-    place = sequence * tl.num_programs(1) + chunk
-    tl.store(_state(p.states, place, e, n, S), d_state)
-    tl.store(p.spans + place * S.W + e, span)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
