@@ -176,8 +176,9 @@ def test_comparison_notices_a_forgotten_carry(
         def __getitem__(self, grid: Any) -> Any:
             def launch(p: Any, *args: Any, BACK: bool, **options: Any) -> None:
                 real[grid](p, *args, BACK=BACK, **options)
-                if BACK == back:
-                    p.states.zero_(), p.spans.zero_()
+                if back == BACK:
+                    p.states.zero_()
+                    p.spans.zero_()
 
             return launch
 

@@ -25,6 +25,7 @@ from ulvm.nn.kernels.norms import (
     load_channels,
     load_image_norm,
     norm_gradient,
+    places,
     read_norm,
     read_sums,
     save_norm,
@@ -33,7 +34,7 @@ from ulvm.nn.kernels.norms import (
     write_sums,
     zeros,
 )
-from ulvm.nn.kernels.sums import sum_partials
+from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
 
 # A tile of 2048 numbers is 8 a thread: the four neighbours, skip and result fit the registers.
 _TILE = 2048
@@ -77,6 +78,9 @@ class Sizes(NamedTuple):
     PIXELS: int  # of a tile
     DOUBLED: bool = True
     WHOLE: int = 0  # pixels of an image, padded, where a program reads all of it
+
+
+PLANE = tl.constexpr(Sizes(CHANNELS=1, C=1, PIXELS=0))  # of one class
 
 
 def norm_merge(
@@ -130,7 +134,7 @@ class _NormMerge(torch.autograd.Function):
             x,
             norm_weight,
             norm_bias,
-            norm=x.new_empty(batch, 2, 4, dtype=torch.float32),
+            norm=scratch(x, batch, 2, 4),
             skip=skip,
             merged=torch.empty_like(skip, dtype=x.dtype),
         )
@@ -138,8 +142,7 @@ class _NormMerge(torch.autograd.Function):
         if triton.next_power_of_2(pixels) * sizes.C <= _WHOLE:
             sizes = sizes._replace(WHOLE=triton.next_power_of_2(pixels))
         else:
-            partials = x.new_empty(batch, blocks, 2, channels, dtype=torch.float32)
-            p = p._replace(partials=partials)
+            p = p._replace(partials=scratch(x, batch, blocks, 2, channels))
             _sum_block[(blocks, batch)](p, height, width, S=sizes, num_warps=_WARPS)
         tiles, programs = _split(batch, 4 * pixels if doubled else pixels, sizes.PIXELS)
         _merge[(programs, batch)](p, height, width, blocks, tiles, eps, S=sizes, num_warps=_WARPS)
@@ -160,11 +163,11 @@ class _NormMerge(torch.autograd.Function):
             norm_weight,
             norm_bias,
             norm,
-            partials=x.new_empty(batch, blocks, 2, channels, dtype=torch.float32),
+            partials=scratch(x, batch, blocks, 2, channels),
             d_merged=d_merged,
             d_up=torch.empty_like(d_merged),
             d_x=torch.empty_like(x),
-            d_norm=x.new_empty(2, channels, dtype=torch.float32),
+            d_norm=scratch(x, 2, channels),
         )
         _merge_back[(blocks, batch)](p, height, width, tiles, S=sizes, num_warps=_WARPS)
         programs = triton.cdiv(height * width, sizes.PIXELS) * batch + 1
@@ -178,17 +181,17 @@ class _HeadDouble(torch.autograd.Function):
         x = x.contiguous()
         batch, height, width, channels = x.shape
         classes, sizes = len(weight), _sizes(channels)
-        logits = x.new_empty(batch, classes, 2 * height, 2 * width, dtype=torch.float32)
+        logits = scratch(x, batch, classes, 2 * height, 2 * width)
         p = Pointers(x, weight=weight, bias=bias, logits=logits)
         programs = triton.cdiv(4 * height * width, sizes.PIXELS)
         _head[(programs, batch)](p, height, width, classes, S=sizes, num_warps=_WARPS)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         batch, height, width, channels = x.shape
         classes, sizes = len(weight), _sizes(channels)
         blocks = triton.cdiv(height * width, sizes.PIXELS)
@@ -197,12 +200,11 @@ class _HeadDouble(torch.autograd.Function):
             d_x=torch.empty_like(x),
             weight=weight,
             d_logits=d_logits.contiguous(),
-            d_parameters=d_logits.new_empty(batch * blocks, classes * (channels + 1)),
+            d_parameters=scratch(x, batch * blocks, classes * (channels + 1)),
         )
         _head_back[(blocks, batch)](p, height, width, classes, S=sizes, num_warps=_WARPS)
-        (totals,) = sum_partials(p.d_parameters)
-        d_weight, d_bias = totals.split([classes * channels, classes])
-        return p.d_x, d_weight.view_as(weight), d_bias
+        (total,) = sum_partials(p.d_parameters)
+        return p.d_x, *split_as(total, weight, bias)
 
 
 def _sizes(channels: int) -> Sizes:
@@ -225,17 +227,10 @@ def _tent(fine, coarse, size):
 
 
 @triton.jit
-def _place(pixel, keep, C: tl.constexpr, CHANNELS: tl.constexpr):
-    """Offsets and mask (pixels, C) of the channels of some pixels."""
-    channel = tl.arange(0, C)[None, :]
-    return pixel[:, None] * CHANNELS + channel, keep[:, None] & (channel < CHANNELS)
-
-
-@triton.jit
-def _read(pointer, pixel, keep, C: tl.constexpr, CHANNELS: tl.constexpr):
+def _read(pointer, pixel, keep, S: tl.constexpr):
     """float32 (pixels, C) of an activation; zero outside."""
-    offset, mask = _place(pixel, keep, C, CHANNELS)
-    return tl.load(pointer + offset, mask=mask, other=0.0).to(tl.float32)
+    here, mask = places(pixel, keep, S)
+    return tl.load(pointer + here, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -243,17 +238,17 @@ def _read_up(x, image, pixel, keep, height, width, S: tl.constexpr):
     """float32 (pixels, C) of the doubled map of coarse ``height`` by ``width``, or of the map."""
     x += image * height * width * S.CHANNELS
     if not S.DOUBLED:
-        return _read(x, pixel, keep, S.C, S.CHANNELS)
+        return _read(x, pixel, keep, S)
     row, column = pixel // (2 * width), pixel % (2 * width)
     top = tl.maximum((row - 1) // 2, 0)
     bottom = tl.minimum((row + 1) // 2, height - 1)
     left = tl.maximum((column - 1) // 2, 0)
     right = tl.minimum((column + 1) // 2, width - 1)
     across = _tent(column, right, width)[:, None]
-    upper = _read(x, top * width + left, keep, S.C, S.CHANNELS)
-    upper += across * (_read(x, top * width + right, keep, S.C, S.CHANNELS) - upper)
-    lower = _read(x, bottom * width + left, keep, S.C, S.CHANNELS)
-    lower += across * (_read(x, bottom * width + right, keep, S.C, S.CHANNELS) - lower)
+    upper = _read(x, top * width + left, keep, S)
+    upper += across * (_read(x, top * width + right, keep, S) - upper)
+    lower = _read(x, bottom * width + left, keep, S)
+    lower += across * (_read(x, bottom * width + right, keep, S) - lower)
     return upper + _tent(row, bottom, height)[:, None] * (lower - upper)
 
 
@@ -263,22 +258,22 @@ def _sum_block(p, height, width, S: tl.constexpr):
     block, image = tl.program_id(0), tl.program_id(1)
     pixels = height * width
     pixel = block * S.PIXELS + tl.arange(0, S.PIXELS)
-    values = _read(p.x + image * pixels * S.CHANNELS, pixel, pixel < pixels, S.C, S.CHANNELS)
-    _, keep = _place(pixel, pixel < pixels, S.C, S.CHANNELS)
+    values = _read(p.x + image * pixels * S.CHANNELS, pixel, pixel < pixels, S)
+    _, keep = places(pixel, pixel < pixels, S)
     count = tl.minimum(pixels - block * S.PIXELS, S.PIXELS)
     blocks = tl.num_programs(0)
-    write_block(p.partials, image, block, blocks, values, keep, count, S.C, S.CHANNELS)
+    write_block(p.partials, image, block, blocks, values, keep, count, S)
 
 
 @triton.jit
 def _norm_of_image(x, image, pixels, eps, S: tl.constexpr):
     """(C,) mean and 1/deviation of the group, from one read of the whole image."""
     pixel = tl.arange(0, S.WHOLE)
-    values = _read(x + image * pixels * S.CHANNELS, pixel, pixel < pixels, S.C, S.CHANNELS)
+    values = _read(x + image * pixels * S.CHANNELS, pixel, pixel < pixels, S)
     count = pixels.to(tl.float32)
     total = tl.sum(values, 0)
     offset = tl.where((pixel < pixels)[:, None], values - (total / count)[None, :], 0.0)
-    return combine_channels(total, tl.sum(offset * offset, 0), count, eps, S.CHANNELS)
+    return combine_channels(total, tl.sum(offset * offset, 0), count, eps, S)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -289,11 +284,11 @@ def _merge(p, height, width, blocks, tiles, eps, S: tl.constexpr):
     if p.partials is None:
         mean, rstd = _norm_of_image(p.x, image, pixels, eps, S)
     else:
-        mean, rstd = read_norm(p.partials, image, blocks, S.PIXELS, pixels, eps, S.C, S.CHANNELS)
+        mean, rstd = read_norm(p.partials, image, blocks, S.PIXELS, pixels, eps, S)
     if tl.program_id(0) == 0:
-        save_norm(p.norm, image, mean, rstd, S.C, S.CHANNELS)
-    scale = rstd * load_channels(p.norm_weight, S.C, S.CHANNELS)
-    bias = load_channels(p.norm_bias, S.C, S.CHANNELS)
+        save_norm(p.norm, image, mean, rstd, S)
+    scale = rstd * load_channels(p.norm_weight, S)
+    bias = load_channels(p.norm_bias, S)
     if S.DOUBLED:
         pixels *= 4
     tile = tl.program_id(0) * tiles
@@ -302,7 +297,7 @@ def _merge(p, height, width, blocks, tiles, eps, S: tl.constexpr):
         pixel = tile * S.PIXELS + tl.arange(0, S.PIXELS)
         keep = pixel < pixels
         up = _read_up(p.x, image, pixel, keep, height, width, S)
-        here, mask = _place(image * pixels + pixel, keep, S.C, S.CHANNELS)
+        here, mask = places(image * pixels + pixel, keep, S)
         skip = tl.load(p.skip + here, mask=mask, other=0.0).to(tl.float32)
         merged = gelu((up - mean[None, :]) * scale[None, :] + bias[None, :]) + skip
         tl.store(p.merged + here, merged.to(p.merged.dtype.element_ty), mask=mask)
@@ -316,7 +311,7 @@ def _merge_back(p, height, width, tiles, S: tl.constexpr):
     Both sums may run over the doubled map, for its weights sum to one: Σ up(x̂)·d = Σ x̂·upᵀ(d).
     """
     image = tl.program_id(1)
-    norm = load_image_norm(p, image, S.C, S.CHANNELS)
+    norm = load_image_norm(p, image, S)
     pixels = height * width
     if S.DOUBLED:
         pixels *= 4
@@ -327,7 +322,7 @@ def _merge_back(p, height, width, tiles, S: tl.constexpr):
         pixel = tile * S.PIXELS + tl.arange(0, S.PIXELS)
         keep = pixel < pixels
         normal = standardise(_read_up(p.x, image, pixel, keep, height, width, S), norm)
-        here, mask = _place(image * pixels + pixel, keep, S.C, S.CHANNELS)
+        here, mask = places(image * pixels + pixel, keep, S)
         d_merged = tl.load(p.d_merged + here, mask=mask, other=0.0).to(tl.float32)
         d_up = d_merged * gelu_slope(normal * norm.weight[None, :] + norm.bias[None, :])
         tl.store(p.d_up + here, d_up.to(p.d_up.dtype.element_ty), mask=mask)
@@ -336,17 +331,15 @@ def _merge_back(p, height, width, tiles, S: tl.constexpr):
         tile += 1
     block, blocks = tl.program_id(0), tl.num_programs(0)
     sums, products = tl.sum(sums, 0), tl.sum(products, 0)
-    write_sums(p.partials, image, block, blocks, sums, products, S.C, S.CHANNELS)
+    write_sums(p.partials, image, block, blocks, sums, products, S)
 
 
 @triton.jit
-def _read_up_transposed(
-    fine, image, pixel, keep, height, width, C: tl.constexpr, CHANNELS: tl.constexpr
-):
+def _read_up_transposed(fine, image, pixel, keep, height, width, S: tl.constexpr):
     """float32 (pixels, C): each coarse pixel gathers from its 4 by 4 fine ones what it gave."""
-    fine += image * 4 * height * width * CHANNELS
+    fine += image * 4 * height * width * S.CHANNELS
     row, column = pixel // width, pixel % width
-    gathered = zeros(pixel.shape[0], C)
+    gathered = zeros(pixel.shape[0], S.C)
     for down in tl.static_range(4):
         fine_row = 2 * row - 1 + down
         in_height = keep & (fine_row >= 0) & (fine_row < 2 * height)
@@ -355,7 +348,7 @@ def _read_up_transposed(
             fine_column = 2 * column - 1 + across
             inside = in_height & (fine_column >= 0) & (fine_column < 2 * width)
             weight = row_weight * _tent(fine_column, column, width)
-            values = _read(fine, fine_row * 2 * width + fine_column, inside, C, CHANNELS)
+            values = _read(fine, fine_row * 2 * width + fine_column, inside, S)
             gathered += weight[:, None] * values
     return gathered
 
@@ -364,8 +357,8 @@ def _read_up_transposed(
 def _norm_back(p, batch, height, width, blocks, S: tl.constexpr):
     """Program 0 adds up the parameters' gradients; each other one writes a tile of d_x."""
     if tl.program_id(0) == 0:
-        sums, products = read_sums(p.partials, 0, batch * blocks, S.C, S.CHANNELS)
-        write_sums(p.d_norm, 0, 0, 1, sums, products, S.C, S.CHANNELS)
+        sums, products = read_sums(p.partials, 0, batch * blocks, S)
+        write_sums(p.d_norm, 0, 0, 1, sums, products, S)
     else:
         pixels = height * width
         programs = tl.cdiv(pixels, S.PIXELS)
@@ -373,16 +366,14 @@ def _norm_back(p, batch, height, width, blocks, S: tl.constexpr):
         pixel = (tl.program_id(0) - 1) % programs * S.PIXELS + tl.arange(0, S.PIXELS)
         keep = pixel < pixels
         if S.DOUBLED:
-            d_normal = _read_up_transposed(
-                p.d_up, image, pixel, keep, height, width, S.C, S.CHANNELS
-            )
+            d_normal = _read_up_transposed(p.d_up, image, pixel, keep, height, width, S)
         else:
-            d_normal = _read(p.d_up, image * pixels + pixel, keep, S.C, S.CHANNELS)
-        norm = load_image_norm(p, image, S.C, S.CHANNELS)
+            d_normal = _read(p.d_up, image * pixels + pixel, keep, S)
+        norm = load_image_norm(p, image, S)
         shift, slope, _, _ = norm_gradient(
-            p.partials, image, blocks, norm.weight, pixels.to(tl.float32), S.C, S.CHANNELS
+            p.partials, image, blocks, norm.weight, pixels.to(tl.float32), S
         )
-        here, mask = _place(image * pixels + pixel, keep, S.C, S.CHANNELS)
+        here, mask = places(image * pixels + pixel, keep, S)
         x = tl.load(p.x + here, mask=mask, other=0.0).to(tl.float32)
         normal = standardise(x, norm)
         d_x = d_normal * norm.weight[None, :] - shift[None, :] - normal * slope[None, :]
@@ -400,7 +391,7 @@ def _head(p, height, width, classes, S: tl.constexpr):
     up = _read_up(p.x, image, pixel, keep, height, width, S)
     of_class = 0
     while of_class < classes:
-        weight = load_channels(p.weight + of_class * S.CHANNELS, S.C, S.CHANNELS)
+        weight = load_channels(p.weight + of_class * S.CHANNELS, S)
         logits = tl.sum(up * weight[None, :], 1) + tl.load(p.bias + of_class)
         plane = (image * classes + of_class) * fine_pixels
         tl.store(p.logits + plane + pixel, logits, mask=keep)
@@ -415,7 +406,7 @@ def _head_back(p, height, width, classes, S: tl.constexpr):
     pixel = tl.program_id(0) * S.PIXELS + tl.arange(0, S.PIXELS)
     keep = pixel < pixels
     channel = tl.arange(0, S.C)
-    here, mask = _place(image * pixels + pixel, keep, S.C, S.CHANNELS)
+    here, mask = places(image * pixels + pixel, keep, S)
     x = tl.load(p.x + here, mask=mask, other=0.0).to(tl.float32)
     d_x = zeros(S.PIXELS, S.C)
     program = image * tl.num_programs(0) + tl.program_id(0)
@@ -423,8 +414,8 @@ def _head_back(p, height, width, classes, S: tl.constexpr):
     of_class = 0
     while of_class < classes:
         plane = image * classes + of_class
-        d_low = _read_up_transposed(p.d_logits, plane, pixel, keep, height, width, 1, 1)
-        d_x += d_low * load_channels(p.weight + of_class * S.CHANNELS, S.C, S.CHANNELS)[None, :]
+        d_low = _read_up_transposed(p.d_logits, plane, pixel, keep, height, width, PLANE)
+        d_x += d_low * load_channels(p.weight + of_class * S.CHANNELS, S)[None, :]
         d_weight = tl.sum(x * d_low, 0)
         tl.store(to + of_class * S.CHANNELS + channel, d_weight, mask=channel < S.CHANNELS)
         tl.store(to + classes * S.CHANNELS + of_class, tl.sum(d_low))

@@ -19,9 +19,7 @@ def scratch(like: Tensor, *shape: int) -> Tensor:
 def split_as(total: Tensor, *parameters: Tensor) -> list[Tensor]:
     """Gradients one after the other in one vector → each in its parameter's shape and type."""
     parts = total.split([each.numel() for each in parameters])
-    return [
-        part.view_as(each).to(each.dtype) for part, each in zip(parts, parameters, strict=True)
-    ]
+    return [part.view_as(each).to(each.dtype) for part, each in zip(parts, parameters, strict=True)]
 
 
 def sum_partials(*partials: Tensor) -> list[Tensor]:
