@@ -16,6 +16,7 @@ Source: Wu et al., arXiv 2403.20035, section 3.3; the formulas are ``SkipBridge`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ from ulvm.nn.kernels.bridge_layout import (
     store,
     write_partial,
 )
+from ulvm.nn.kernels.norms import zeros
+from ulvm.nn.kernels.sums import scratch
 
 # ---------------------------------------------------------------- forward
 
@@ -74,11 +77,10 @@ def _attend(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     residual = load(p.skips[S], here, real)
     if p.attention is not None:
-        PIXELS: tl.constexpr = STAGE.pixels
         half = tl.arange(0, 2)
         corner = first_tap(image, pixel, inside, STAGE, LAYOUT)
         taps = p.maps + corner[:, None] * 2 + half[None, :]  # mean and maximum side by side
-        sums = tl.zeros((PIXELS, 2), tl.float32)
+        sums = zeros(STAGE.pixels, 2)
         for down in range(SIDE):
             for right in tl.static_range(SIDE):
                 step = STEP * (down * STAGE.frame_width + right)
@@ -124,9 +126,7 @@ def _head_of_stage(p, image, S: tl.constexpr, T: tl.constexpr, LAYOUT: tl.conste
         to = p.means + image * LAYOUT.channels + SOURCE.channel + column
         tl.store(to, means, mask=real)
     # The convolution along the channels is moved onto the head's columns, which lie in memory.
-    PADDED: tl.constexpr = LAYOUT.stages[S].padded
-    WIDTH: tl.constexpr = SOURCE.padded
-    weight = tl.zeros((PADDED, WIDTH), tl.float32)
+    weight = zeros(LAYOUT.stages[S].padded, SOURCE.padded)
     for tap in tl.static_range(3):
         at = SOURCE.channel + column + (1 - tap)
         weight += tl.load(p.conv + tap) * _head_tile(p.heads[S], at, real, S, LAYOUT)
@@ -201,9 +201,7 @@ def _channel_back_kernel(p, LAYOUT: tl.constexpr):
     part = tl.program_id(1)
     column = part * COLUMNS + tl.arange(0, COLUMNS)
     real = column < LAYOUT.channels
-    before = tl.zeros((COLUMNS,), tl.float32)  # through each tap of the convolution
-    middle = tl.zeros((COLUMNS,), tl.float32)
-    after = tl.zeros((COLUMNS,), tl.float32)
+    before, middle, after = zeros(COLUMNS), zeros(COLUMNS), zeros(COLUMNS)  # through each tap
     for S in tl.static_range(len(LAYOUT.stages)):
         d_logits = _d_logits(p, image, part, S, LAYOUT)
         before += tl.sum(d_logits * _head_tile(p.heads[S], column + 1, real, S, LAYOUT), 0)
@@ -299,9 +297,7 @@ def _sum_spatial_gradient(p, image, block, STAGE: tl.constexpr, LAYOUT: tl.const
     tap = tl.arange(0, 64)
     kept = tl.where(tap < TAPS, tap, 0)
     step = STEP * ((kept // SIDE) * STAGE.frame_width + kept % SIDE)
-    by_mean = tl.zeros((64, LANES), tl.float32)
-    by_highest = tl.zeros((64, LANES), tl.float32)
-    bias = tl.zeros((LANES,), tl.float32)
+    by_mean, by_highest, bias = zeros(64, LANES), zeros(64, LANES), zeros(LANES)
     for chunk in range(STAGE.pixels // LANES):
         pixel = block * STAGE.pixels + chunk * LANES + tl.arange(0, LANES)
         inside = pixel < STAGE.size
@@ -346,14 +342,13 @@ def _sum_head_gradient(p, part, batch, LAYOUT: tl.constexpr, PARTS: tl.constexpr
     """One tile (ROWS, COLUMNS) of the head weights' gradient, all stages' rows in one matrix."""
     row = (part // PARTS) * ROWS + tl.arange(0, ROWS)
     column = (part % PARTS) * COLUMNS + tl.arange(0, COLUMNS)
-    d_weight = tl.zeros((ROWS, COLUMNS), tl.float32)
-    d_bias = tl.zeros((ROWS,), tl.float32)
+    d_weight, d_bias = zeros(ROWS, COLUMNS), zeros(ROWS)
     for first in range(0, batch, IMAGES):
         image = first + tl.arange(0, IMAGES)
         real = (image < batch)[None, :] & (row < LAYOUT.channels)[:, None]
         at = image[None, :] * LAYOUT.channels + row[:, None]
         d_logits = tl.load(p.d_logits + at, mask=real, other=0.0)  # (ROWS, IMAGES)
-        inputs = tl.zeros((IMAGES, COLUMNS), tl.float32)
+        inputs = zeros(IMAGES, COLUMNS)
         for tap in tl.static_range(3):
             source = column + (tap - 1)
             real = (source >= 0) & (source < LAYOUT.channels) & (image < batch)[:, None]
@@ -374,7 +369,7 @@ def _add_rows(
     """Add up COUNT columns, from ``first`` on, of an array (rows, PITCH) with WIDTH real ones."""
     CHUNK: tl.constexpr = 512
     column = first + tl.arange(0, COUNT)
-    sums = tl.zeros((CHUNK, COUNT), tl.float32)
+    sums = zeros(CHUNK, COUNT)
     for start in range(0, rows, CHUNK):
         row = start + tl.arange(0, CHUNK)
         real = (row < rows)[:, None] & (column < WIDTH)[None, :]
@@ -400,11 +395,7 @@ class _Bridge(torch.autograd.Function):
         stages = len(tensors) // 3 if channel else len(tensors)
         skips = tensors[:stages]
         layout = lay_out(tuple((t.shape[1], t.shape[2], t.shape[3]) for t in skips))
-        batch = len(skips[0])
-
-        def empty(*shape: int) -> Tensor:
-            return skips[0].new_empty(shape, dtype=torch.float32)
-
+        batch, empty = len(skips[0]), partial(scratch, skips[0])
         p = Pointers(skips, tuple(torch.empty_like(skip) for skip in skips))
         if spatial:
             p = p._replace(
@@ -439,11 +430,8 @@ class _Bridge(torch.autograd.Function):
         stages, width = len(layout.stages), layout.channels
         spatial_weight, maps, attention, conv, means, weights, *tensors = ctx.saved_tensors
         skips, heads = tuple(tensors[:stages]), tuple(tensors[stages:])
-        batch = len(skips[0])
+        batch, empty = len(skips[0]), partial(scratch, skips[0])
         parts = triton.cdiv(width, COLUMNS.value)
-
-        def empty(*shape: int) -> Tensor:
-            return skips[0].new_empty(shape, dtype=torch.float32)
 
         p = Pointers(
             skips,

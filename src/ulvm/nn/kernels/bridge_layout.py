@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ulvm.nn.kernels.norms import zeros
+
 # The convolution of the spatial attention: 7×7 taps, 3 pixels apart.
 SIDE = tl.constexpr(7)
 TAPS = tl.constexpr(49)
@@ -199,10 +201,9 @@ def write_partial(pointer, image, block, sums, STAGE: tl.constexpr, LAYOUT: tl.c
 def add_partials(pointer, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """Add up one stage's partials of one image: (padded,)."""
     CHUNK: tl.constexpr = 32
-    PADDED: tl.constexpr = STAGE.padded
-    channel = tl.arange(0, PADDED)
+    channel = tl.arange(0, STAGE.padded)
     pointer += image * LAYOUT.most_blocks * LAYOUT.channels + STAGE.channel
-    sums = tl.zeros((CHUNK, PADDED), tl.float32)
+    sums = zeros(CHUNK, STAGE.padded)
     for first in range(0, STAGE.blocks, CHUNK):
         block = first + tl.arange(0, CHUNK)
         real = (block < STAGE.blocks)[:, None] & (channel < STAGE.channels)[None, :]

@@ -80,9 +80,6 @@ class Sizes(NamedTuple):
     WHOLE: int = 0  # pixels of an image, padded, where a program reads all of it
 
 
-PLANE = tl.constexpr(Sizes(CHANNELS=1, C=1, PIXELS=0))  # of one class
-
-
 def norm_merge(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, skip: Tensor, doubled: bool
 ) -> Tensor:
@@ -193,8 +190,8 @@ class _HeadDouble(torch.autograd.Function):
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, bias = ctx.saved_tensors
         batch, height, width, channels = x.shape
-        classes, sizes = len(weight), _sizes(channels)
-        blocks = triton.cdiv(height * width, sizes.PIXELS)
+        classes, sizes = len(weight), {"S": _sizes(channels), "PLANE": _sizes(1)}  # of one class
+        blocks = triton.cdiv(height * width, sizes["S"].PIXELS)
         p = Pointers(
             x,
             d_x=torch.empty_like(x),
@@ -202,7 +199,7 @@ class _HeadDouble(torch.autograd.Function):
             d_logits=d_logits.contiguous(),
             d_parameters=scratch(x, batch * blocks, classes * (channels + 1)),
         )
-        _head_back[(blocks, batch)](p, height, width, classes, S=sizes, num_warps=_WARPS)
+        _head_back[(blocks, batch)](p, height, width, classes, **sizes, num_warps=_WARPS)
         (total,) = sum_partials(p.d_parameters)
         return p.d_x, *split_as(total, weight, bias)
 
@@ -399,7 +396,7 @@ def _head(p, height, width, classes, S: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _head_back(p, height, width, classes, S: tl.constexpr):
+def _head_back(p, height, width, classes, S: tl.constexpr, PLANE: tl.constexpr):
     """A program writes d_x of one tile of coarse pixels and sums its share for weight and bias."""
     image = tl.program_id(1)
     pixels = height * width

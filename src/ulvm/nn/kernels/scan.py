@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.norms import zeros
 from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
 
 LARGEST_STATE = 64
@@ -237,8 +238,7 @@ def _state(pointer, place, e, n, S: tl.constexpr):
 def _gather_chunks(p, rates, first, count, direction, e, n, S: tl.constexpr):
     """What ``count`` chunks from the ``first`` on, one way or the other, leave behind: (N, e)."""
     STEPS: tl.constexpr = S.STEPS
-    N: tl.constexpr = S.N
-    total = tl.zeros((N, e.shape[0]), tl.float32)
+    total = zeros(S.N, e.shape[0])
     for done in range(0, count, STEPS):
         for i in tl.static_range(STEPS):
             there = done + i < count
@@ -310,12 +310,9 @@ def ends_kernel(p, length, steps, S: tl.constexpr, BACK: tl.constexpr):
     BACK: what its outputs alone add to the gradient of the state before it.
     """
     STEPS: tl.constexpr = S.STEPS
-    N: tl.constexpr = S.N
-    LANES: tl.constexpr = S.LANES
     sequence, chunk, e, n = _program(S)
     rates = _decay_rates(p.A, e, n, S)
-    state = tl.zeros((N, LANES), tl.float32)
-    span = tl.zeros((LANES,), tl.float32)
+    state, span = zeros(S.N, S.LANES), zeros(S.LANES)
     x, B = (p.d_y, p.C) if BACK else (p.x, p.B)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
     start = last if BACK else first
@@ -374,8 +371,6 @@ def scan_kernel(p, length, steps, S: tl.constexpr):
 def scan_back_kernel(p, length, steps, S: tl.constexpr):
     """A chunk's gradients; those of A and D are this chunk's part, of B and C these channels'."""
     STEPS: tl.constexpr = S.STEPS
-    N: tl.constexpr = S.N
-    LANES: tl.constexpr = S.LANES
     sequence, chunk, e, n = _program(S)
     rates = _decay_rates(p.A, e, n, S)
     if not S.DRIVEN:
@@ -384,8 +379,7 @@ def scan_back_kernel(p, length, steps, S: tl.constexpr):
     chunks = tl.num_programs(1)
     final = (sequence + 1) * chunks - 1
     d_state = _gather_chunks(p, rates, final, chunks - 1 - chunk, -1, e, n, S)
-    d_A = tl.zeros((N, LANES), tl.float32)
-    d_D = tl.zeros((LANES,), tl.float32)
+    d_A, d_D = zeros(S.N, S.LANES), zeros(S.LANES)
     part = tl.program_id(2) * tl.num_programs(0) + sequence
     for done in range(0, steps, STEPS):
         start = (chunk + 1) * steps - STEPS - done
