@@ -30,7 +30,6 @@ from ulvm.nn.kernels.norms import (
     read_sums,
     save_norm,
     standardise,
-    write_block,
     write_sums,
     zeros,
 )
@@ -249,28 +248,25 @@ def _read_up(x, image, pixel, keep, height, width, S: tl.constexpr):
     return upper + _tent(row, bottom, height)[:, None] * (lower - upper)
 
 
+@triton.jit
+def _sum_pixels(x, image, pixel, count, pixels, S: tl.constexpr):
+    """(C,) sums over ``count`` pixels, and sums of squared differences from their mean."""
+    inside = pixel < pixels
+    values = _read(x + image * pixels * S.CHANNELS, pixel, inside, S)
+    total = tl.sum(values, 0)
+    offset = tl.where(inside[:, None], values - (total / count)[None, :], 0.0)
+    return total, tl.sum(offset * offset, 0)
+
+
 @triton.jit(do_not_specialize=_LENGTHS)
 def _sum_block(p, height, width, S: tl.constexpr):
     """A program leaves the partial sums of one tile of an image."""
     block, image = tl.program_id(0), tl.program_id(1)
     pixels = height * width
     pixel = block * S.PIXELS + tl.arange(0, S.PIXELS)
-    values = _read(p.x + image * pixels * S.CHANNELS, pixel, pixel < pixels, S)
-    _, keep = places(pixel, pixel < pixels, S)
     count = tl.minimum(pixels - block * S.PIXELS, S.PIXELS)
-    blocks = tl.num_programs(0)
-    write_block(p.partials, image, block, blocks, values, keep, count, S)
-
-
-@triton.jit
-def _norm_of_image(x, image, pixels, eps, S: tl.constexpr):
-    """(C,) mean and 1/deviation of the group, from one read of the whole image."""
-    pixel = tl.arange(0, S.WHOLE)
-    values = _read(x + image * pixels * S.CHANNELS, pixel, pixel < pixels, S)
-    count = pixels.to(tl.float32)
-    total = tl.sum(values, 0)
-    offset = tl.where((pixel < pixels)[:, None], values - (total / count)[None, :], 0.0)
-    return combine_channels(total, tl.sum(offset * offset, 0), count, eps, S)
+    total, centred = _sum_pixels(p.x, image, pixel, count, pixels, S)
+    write_sums(p.partials, image, block, tl.num_programs(0), total, centred, S)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -279,7 +275,9 @@ def _merge(p, height, width, blocks, tiles, eps, S: tl.constexpr):
     image = tl.program_id(1)
     pixels = height * width
     if p.partials is None:
-        mean, rstd = _norm_of_image(p.x, image, pixels, eps, S)
+        count = pixels.to(tl.float32)
+        total, centred = _sum_pixels(p.x, image, tl.arange(0, S.WHOLE), count, pixels, S)
+        mean, rstd = combine_channels(total, centred, count, eps, S)
     else:
         mean, rstd = read_norm(p.partials, image, blocks, S.PIXELS, pixels, eps, S)
     if tl.program_id(0) == 0:

@@ -88,17 +88,6 @@ def group_totals(per_channel, GROUP: tl.constexpr):
 
 
 @triton.jit
-def write_block(partials, image, block, blocks, values, keep, count, S: tl.constexpr):
-    """Write the partials of one block: values (pixels, C), keep (pixels, C) marks the real ones.
-
-    ``count`` is the number of real pixels.
-    """
-    total = tl.sum(tl.where(keep, values, 0.0), 0)  # (C,)
-    offset = tl.where(keep, values - (total / count)[None, :], 0.0)
-    write_sums(partials, image, block, blocks, total, tl.sum(offset * offset, 0), S)
-
-
-@triton.jit
 def write_sums(partials, image, block, blocks, first, second, S: tl.constexpr):
     """Write two (C,) numbers of one block into partials (batch, blocks, 2, CHANNELS)."""
     channel = tl.arange(0, S.C)
