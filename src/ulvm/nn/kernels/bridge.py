@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ulvm.nn.kernels.arrays import keep, kept, scratch
 from ulvm.nn.kernels.bridge_layout import (
     COLUMNS,
     IMAGES,
@@ -51,7 +52,6 @@ from ulvm.nn.kernels.bridge_layout import (
     write_partial,
 )
 from ulvm.nn.kernels.norms import zeros
-from ulvm.nn.kernels.sums import scratch
 
 # ---------------------------------------------------------------- forward
 
@@ -419,36 +419,25 @@ class _Bridge(torch.autograd.Function):
             _channel_kernel[(batch, stages)](p, LAYOUT=layout)
             run_blocks(_weigh_skip, p, layout)
         ctx.layout = layout
-        kept = (p.spatial_weight, p.maps, p.attention, p.conv, p.means, p.weights)
-        ctx.save_for_backward(*kept, *skips, *(p.heads or ()))
+        keep(ctx, p._replace(results=None, partials=None, biases=None))
         return p.results
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *d_results: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
-        stages, width = len(layout.stages), layout.channels
-        spatial_weight, maps, attention, conv, means, weights, *tensors = ctx.saved_tensors
-        skips, heads = tuple(tensors[:stages]), tuple(tensors[stages:])
-        batch, empty = len(skips[0]), partial(scratch, skips[0])
+        p = kept(ctx, Pointers)
+        spatial, channel = p.attention is not None, p.weights is not None
+        batch, width, empty = len(p.skips[0]), layout.channels, partial(scratch, p.skips[0])
         parts = triton.cdiv(width, COLUMNS.value)
-
-        p = Pointers(
-            skips,
+        p = p._replace(
             d_results=tuple(each.contiguous() for each in d_results),
-            d_skips=tuple(torch.empty_like(skip) for skip in skips),
-            spatial_weight=spatial_weight,
-            maps=maps,
-            attention=attention,
-            conv=conv,
-            heads=heads or None,
-            means=means,
-            weights=weights,
+            d_skips=tuple(torch.empty_like(skip) for skip in p.skips),
         )
-        if weights is not None:
+        if channel:
             p = p._replace(
                 partials=empty(batch, layout.most_blocks, width),
-                d_local=None if attention is None else empty(batch, layout.points),
+                d_local=empty(batch, layout.points) if spatial else None,
                 d_logits=empty(batch, width),
                 d_means=empty(batch, width),
                 conv_partials=empty(batch, parts, 4),
@@ -458,7 +447,7 @@ class _Bridge(torch.autograd.Function):
             )
             run_blocks(_multiply, p, layout)
             _channel_back_kernel[(batch, parts)](p, LAYOUT=layout)
-        if attention is not None:
+        if spatial:
             p = p._replace(
                 d_raw=empty(batch, layout.frames),
                 spatial_partials=empty(batch, layout.blocks, ROW.value),
@@ -466,15 +455,15 @@ class _Bridge(torch.autograd.Function):
             )
             run_blocks(_differentiate_attention, p, layout, frames=True)
         run_blocks(_differentiate_skip, p, layout)
-        tiles = 0 if weights is None else triton.cdiv(width, ROWS.value) * parts
-        sectors = 0 if attention is None else ROW.value // SECTOR.value
-        programs = tiles + (weights is not None) + sectors
+        tiles = triton.cdiv(width, ROWS.value) * parts if channel else 0
+        sectors = ROW.value // SECTOR.value if spatial else 0
+        programs = tiles + channel + sectors
         _parameter_kernel[(programs,)](p, batch, LAYOUT=layout, TILES=tiles, PARTS=parts)
         gradients: list[Tensor | None] = [None, None, p.d_conv, *p.d_skips]
-        if attention is not None:
+        if spatial:
             taps = 2 * TAPS.value
-            gradients[:2] = [p.d_spatial[:taps].view_as(spatial_weight), p.d_spatial[taps:]]
-        if weights is not None:
+            gradients[:2] = [p.d_spatial[:taps].view_as(p.spatial_weight), p.d_spatial[taps:]]
+        if channel:
             widths = [stage.channels for stage in layout.stages]
             gradients += [*p.d_heads.split(widths), *p.d_biases.split(widths)]
         return tuple(gradients)

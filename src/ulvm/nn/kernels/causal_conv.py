@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import scratch, split_as
 from ulvm.nn.kernels.norms import sigmoid, silu_slope, zeros
-from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 TILE = 512  # numbers that a program works on at a time: four of each thread
 PROGRAMS = device.EIGHT_ON_EACH  # of backward, at most, for each block of channels

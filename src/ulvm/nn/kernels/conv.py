@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import scratch, split_as
 from ulvm.nn.kernels.norms import places, zeros
-from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 # 32 wastes 13 % of 28, 24 % of 73 and 9 % of 145 numbers; 16 makes twice the products.
 K_BLOCK = tl.constexpr(32)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import keep, kept, scratch, split_as
 from ulvm.nn.kernels.conv import (
     WINDOWS,
     Plane,
@@ -48,7 +49,7 @@ from ulvm.nn.kernels.norms import (
     write_sums,
     zeros,
 )
-from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 # Pooled pixels of a block on the way back: there are four rows for each, and wgmma wants 64.
 POOLED_BACK = 16
@@ -355,7 +356,7 @@ class _ConvHalve(torch.autograd.Function):
         norm_bias: Tensor,
         eps: float,
         dtype: torch.dtype,
-        keep: bool,
+        train: bool,
     ) -> Tensor:
         batch, height, width, channels = x.shape
         out = len(weight)
@@ -372,7 +373,7 @@ class _ConvHalve(torch.autograd.Function):
             weight=weight,
             bias=bias,
             pooled=x.new_empty(shape, dtype=dtype),
-            place=x.new_empty(shape, dtype=torch.uint8) if keep else None,
+            place=x.new_empty(shape, dtype=torch.uint8) if train else None,
             partials=scratch(x, batch, blocks, 2, out),
         )
         padded = triton.next_power_of_2(out)
@@ -382,32 +383,24 @@ class _ConvHalve(torch.autograd.Function):
         normalise_pooled[(triton.cdiv(pixels, elements), batch)](
             p, pixels, blocks, 4 * windows, eps, S=sizes, P=elements, num_warps=4
         )
-        ctx.save_for_backward(x, weight, bias, norm_weight, norm_bias, p.pooled, p.place, p.norm)
+        keep(ctx, p._replace(y=None, partials=None))
         return p.y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, norm_weight, norm_bias, pooled, place, norm = ctx.saved_tensors
-        batch, height, width, channels = x.shape
-        out, wants_x = len(weight), ctx.needs_input_grad[0]
-        pixels = pooled.shape[1] * pooled.shape[2]
+        p = kept(ctx, Pointers)
+        batch, height, width, channels = p.x.shape
+        out, wants_x = len(p.weight), ctx.needs_input_grad[0]
+        pixels = p.pooled.shape[1] * p.pooled.shape[2]
         padded = triton.next_power_of_2(out)
         elements = ELEMENTS // padded
         blocks = triton.cdiv(pixels, elements)
-        p = Pointers(
-            x,
-            norm_weight,
-            norm_bias,
-            norm,
+        p = p._replace(
             d_y=d_y.contiguous(),
-            weight=weight,
-            bias=bias,
-            pooled=pooled,
-            place=place,
-            d_normal=torch.empty_like(pooled, dtype=torch.float32),
-            d_partials=scratch(x, batch, blocks, 2, out),
-            d_raw=x.new_empty((batch, height, width, out)) if wants_x else None,
+            d_normal=torch.empty_like(p.pooled, dtype=torch.float32),
+            d_partials=scratch(p.x, batch, blocks, 2, out),
+            d_raw=p.x.new_empty((batch, height, width, out)) if wants_x else None,
         )
         sizes = sizes_of(channels, out, padded)
         gelu_back[(blocks, batch)](p, pixels, S=sizes, P=elements, num_warps=4)
@@ -419,11 +412,12 @@ class _ConvHalve(torch.autograd.Function):
             sizes, shares = gradient_sizes(channels, out)
             programs = triton.cdiv(PROGRAMS, batch)
         programs = min(triton.cdiv(pixels, windows), programs)
-        p = p._replace(d_parameters=scratch(x, batch * programs, sizes.COUNT + 2 * out))
+        p = p._replace(d_parameters=scratch(p.x, batch * programs, sizes.COUNT + 2 * out))
         kernel[(programs, batch, shares)](p, height, width, blocks, S=sizes, P=windows, num_warps=4)
-        d_x = convolve_all(p.d_raw, weight, None, x.dtype) if wants_x else None
+        d_x = convolve_all(p.d_raw, p.weight, None, p.x.dtype) if wants_x else None
         (total,) = sum_partials(p.d_parameters)
-        return d_x, *split_as(total, weight, bias, norm_weight, norm_bias), None, None, None
+        parameters = (p.weight, p.bias, p.norm_weight, p.norm_bias)
+        return d_x, *split_as(total, *parameters), None, None, None
 
 
 class _NormHalve(torch.autograd.Function):
@@ -431,23 +425,21 @@ class _NormHalve(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
         batch, height, width, channels = x.shape
         y = x.new_empty((batch, height // 2, width // 2, channels))
-        norm = scratch(x, batch, 2, 4)
-        p = Pointers(x, norm_weight, norm_bias, norm, y)
+        p = Pointers(x, norm_weight, norm_bias, scratch(x, batch, 2, 4), y)
         normalise_group[(4, batch)](p, height, width, eps, S=_group_sizes(x), num_warps=8)
-        ctx.save_for_backward(x, norm_weight, norm_bias, norm)
+        keep(ctx, p._replace(y=None))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, norm = ctx.saved_tensors
-        batch, height, width, channels = x.shape
-        d_x = torch.empty_like(x)
-        p = Pointers(x, norm_weight, norm_bias, norm, None, d_y.contiguous(), d_x)
-        p = p._replace(d_parameters=scratch(x, batch, 2 * channels))
-        normalise_group_back[(4, batch)](p, height, width, S=_group_sizes(x), num_warps=8)
+        p = kept(ctx, Pointers)
+        batch, height, width, channels = p.x.shape
+        p = p._replace(d_y=d_y.contiguous(), d_x=torch.empty_like(p.x))
+        p = p._replace(d_parameters=scratch(p.x, batch, 2 * channels))
+        normalise_group_back[(4, batch)](p, height, width, S=_group_sizes(p.x), num_warps=8)
         (total,) = sum_partials(p.d_parameters)
-        return d_x, *split_as(total, norm_weight, norm_bias), None
+        return p.d_x, *split_as(total, p.norm_weight, p.norm_bias), None
 
 
 def _group_sizes(x: Tensor) -> GroupSizes:
@@ -479,8 +471,8 @@ def conv_halve(
     Returns:
         (batch, height / 2, width / 2, out).
     """
-    keep = torch.is_grad_enabled()  # what backward needs
-    return _ConvHalve.apply(x, weight, bias, norm_weight, norm_bias, eps, dtype or x.dtype, keep)
+    train = torch.is_grad_enabled()  # then backward needs the places
+    return _ConvHalve.apply(x, weight, bias, norm_weight, norm_bias, eps, dtype or x.dtype, train)
 
 
 def norm_halve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:

@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import scratch, split_as
 from ulvm.nn.kernels.norms import load_channels, places, write_sums, zeros
-from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 WIDEST = 256  # channels; wider rows keep torch's threads busy
 TILE = 2048  # numbers that a program works on at a time

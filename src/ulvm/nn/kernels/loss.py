@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ulvm.nn.kernels.sums import scratch
+from ulvm.nn.kernels.arrays import scratch
 
 # 2048 pixels are 16 numbers a thread, and 256 programs for 8 pictures of 256×256.
 _PIXELS = 2048

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import keep, kept, scratch, split_as
 from ulvm.nn.kernels.norms import (
     combine_channels,
     gelu,
@@ -33,7 +34,7 @@ from ulvm.nn.kernels.norms import (
     write_sums,
     zeros,
 )
-from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 # A tile of 2048 numbers is 8 a thread: the four neighbours, skip and result fit the registers.
 _TILE = 2048
@@ -142,28 +143,24 @@ class _NormMerge(torch.autograd.Function):
             _sum_block[(blocks, batch)](p, height, width, S=sizes, num_warps=_WARPS)
         tiles, programs = _split(batch, 4 * pixels if doubled else pixels, sizes.PIXELS)
         _merge[(programs, batch)](p, height, width, blocks, tiles, eps, S=sizes, num_warps=_WARPS)
-        ctx.save_for_backward(x, norm_weight, norm_bias, p.norm)
+        keep(ctx, p._replace(skip=None, merged=None, partials=None))
         ctx.sizes, ctx.skip_dtype = sizes, skip.dtype
         return p.merged
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_merged: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, norm = ctx.saved_tensors
+        p = kept(ctx, Pointers)
         d_merged = d_merged.contiguous()
-        batch, height, width, channels = x.shape
+        batch, height, width, channels = p.x.shape
         sizes = ctx.sizes._replace(WHOLE=0)
         tiles, blocks = _split(batch, d_merged[0, ..., 0].numel(), sizes.PIXELS)
-        p = Pointers(
-            x,
-            norm_weight,
-            norm_bias,
-            norm,
-            partials=scratch(x, batch, blocks, 2, channels),
+        p = p._replace(
+            partials=scratch(p.x, batch, blocks, 2, channels),
             d_merged=d_merged,
             d_up=torch.empty_like(d_merged),
-            d_x=torch.empty_like(x),
-            d_norm=scratch(x, 2, channels),
+            d_x=torch.empty_like(p.x),
+            d_norm=scratch(p.x, 2, channels),
         )
         _merge_back[(blocks, batch)](p, height, width, tiles, S=sizes, num_warps=_WARPS)
         programs = triton.cdiv(height * width, sizes.PIXELS) * batch + 1
@@ -181,26 +178,24 @@ class _HeadDouble(torch.autograd.Function):
         p = Pointers(x, weight=weight, bias=bias, logits=logits)
         programs = triton.cdiv(4 * height * width, sizes.PIXELS)
         _head[(programs, batch)](p, height, width, classes, S=sizes, num_warps=_WARPS)
-        ctx.save_for_backward(x, weight, bias)
+        keep(ctx, p._replace(logits=None))
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight, bias = ctx.saved_tensors
-        batch, height, width, channels = x.shape
-        classes, sizes = len(weight), {"S": _sizes(channels), "PLANE": _sizes(1)}  # of one class
+        p = kept(ctx, Pointers)
+        batch, height, width, channels = p.x.shape
+        classes, sizes = len(p.weight), {"S": _sizes(channels), "PLANE": _sizes(1)}  # of one class
         blocks = triton.cdiv(height * width, sizes["S"].PIXELS)
-        p = Pointers(
-            x,
-            d_x=torch.empty_like(x),
-            weight=weight,
+        p = p._replace(
+            d_x=torch.empty_like(p.x),
             d_logits=d_logits.contiguous(),
-            d_parameters=scratch(x, batch * blocks, classes * (channels + 1)),
+            d_parameters=scratch(p.x, batch * blocks, classes * (channels + 1)),
         )
         _head_back[(blocks, batch)](p, height, width, classes, **sizes, num_warps=_WARPS)
         (total,) = sum_partials(p.d_parameters)
-        return p.d_x, *split_as(total, weight, bias)
+        return p.d_x, *split_as(total, p.weight, p.bias)
 
 
 def _sizes(channels: int) -> Sizes:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ulvm.nn.kernels import device
 from ulvm.nn.kernels import scan as scans
+from ulvm.nn.kernels.arrays import scratch, split_as
 from ulvm.nn.kernels.layer_norm import row_gradient, row_statistics
 from ulvm.nn.kernels.matrices import (
     dot,
@@ -33,7 +34,7 @@ from ulvm.nn.kernels.matrices import (
 )
 from ulvm.nn.kernels.norms import sigmoid, silu_slope, write_sums, zeros
 from ulvm.nn.kernels.scan import choose_chunk, padded, run_scan, run_scan_back
-from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 ROWS, WARPS = 16, 2  # tokens and warps of one program that works on tokens
 WIDE_WARPS = 8  # where the matrices exceed the registers of two warps

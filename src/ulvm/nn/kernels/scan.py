@@ -21,8 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import keep, kept, scratch, split_as
 from ulvm.nn.kernels.norms import zeros
-from ulvm.nn.kernels.sums import scratch, split_as, sum_partials
+from ulvm.nn.kernels.sums import sum_partials
 
 LARGEST_STATE = 64
 TILE = 256  # states of one program at most: eight registers of each thread
@@ -117,41 +118,34 @@ class _Scan(torch.autograd.Function):
         sizes = Sizes(inner, state, W, N, lanes, inner, state, even, LONG=True)
         p = run_scan(Pointers(A, D, delta, x, B, C, torch.empty_like(x)), steps, sizes, keep=train)
         if train:
-            ctx.save_for_backward(x, delta, A, B, C, D, p.kept)
+            keep(ctx, p._replace(y=None, states=None, spans=None))
             ctx.steps, ctx.sizes = steps, sizes
         return p.y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, A, B, C, D, kept = ctx.saved_tensors
-        chunks = triton.cdiv(x.shape[1], ctx.steps)
-        p = Pointers(
-            A,
-            D,
-            delta,
-            x,
-            B,
-            C,
-            kept=kept,
+        p = kept(ctx, Pointers)
+        chunks = triton.cdiv(p.x.shape[1], ctx.steps)
+        p = p._replace(
             d_y=d_y.contiguous(),
-            d_x=torch.empty_like(x),
-            d_delta=torch.empty_like(delta),
-            d_D=scratch(x, len(x) * chunks, len(D)),
+            d_x=torch.empty_like(p.x),
+            d_delta=torch.empty_like(p.delta),
+            d_D=scratch(p.x, len(p.x) * chunks, len(p.D)),
         )
         p = run_scan_back(p, ctx.steps, ctx.sizes, maxnreg=REGISTERS)
         d_A, d_D = sum_partials(p.d_A, p.d_D)
         d_B, d_C = (each.sum(0) if len(each) > 1 else each[0] for each in (p.d_B, p.d_C))
-        (d_A,), (d_D,) = split_as(d_A, A), split_as(d_D, D)
-        return p.d_x, p.d_delta, d_A, d_B.to(B.dtype), d_C.to(C.dtype), d_D, None
+        (d_A,), (d_D,) = split_as(d_A, p.A), split_as(d_D, p.D)
+        return p.d_x, p.d_delta, d_A, d_B.to(p.B.dtype), d_C.to(p.C.dtype), d_D, None
 
 
 def run_scan(p: Pointers, steps: int, sizes: Sizes, *, keep: bool) -> Pointers:
     """Fill ``y``, in chunks of so many steps; ``kept`` is made and filled too, to go back."""
     if keep:
         sequences, length, _ = p.x.shape
-        kept = scratch(p.x, sequences, triton.cdiv(length, STEPS), sizes.W, sizes.N)
-        p = p._replace(kept=kept)
+        states = scratch(p.x, sequences, triton.cdiv(length, STEPS), sizes.W, sizes.N)
+        p = p._replace(kept=states)
     return _walk(p, steps, sizes)
 
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 COLUMNS = 16
 ROWS = 128
-
-
-def scratch(like: Tensor, *shape: int) -> Tensor:
-    """Unwritten float32 memory where another tensor is."""
-    return like.new_empty(shape, dtype=torch.float32)
-
-
-def split_as(total: Tensor, *parameters: Tensor) -> list[Tensor]:
-    """Gradients one after the other in one vector → each in its parameter's shape and type."""
-    parts = total.split([each.numel() for each in parameters])
-    return [part.view_as(each).to(each.dtype) for part, each in zip(parts, parameters, strict=True)]
 
 
 def sum_partials(*partials: Tensor) -> list[Tensor]:
