@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ulvm.nn.kernels import device
 from ulvm.nn.kernels.arrays import scratch, split_as
-from ulvm.nn.kernels.norms import load_channels, places, write_sums, zeros
+from ulvm.nn.kernels.norms import load_channels, places, zeros
 from ulvm.nn.kernels.sums import sum_partials
 
 WIDEST = 256  # channels; wider rows keep torch's threads busy
@@ -47,7 +47,8 @@ class Pointers(NamedTuple):
     y: Any = None  # (rows, CHANNELS)
     d_y: Any = None  # (rows, CHANNELS)
     d_x: Any = None  # (rows, CHANNELS)
-    d_parameters: Any = None  # (programs, 2 · CHANNELS): of weight, then of bias
+    d_weight: Any = None  # (programs, CHANNELS)
+    d_bias: Any = None  # (programs, CHANNELS)
 
 
 class Sizes(NamedTuple):
@@ -83,11 +84,12 @@ class _LayerNorm(torch.autograd.Function):
             weight,
             d_y=d_y.contiguous(),
             d_x=torch.empty_like(x),
-            d_parameters=scratch(x, programs, 2 * len(weight)),
+            d_weight=scratch(x, programs, len(weight)),
+            d_bias=scratch(x, programs, len(weight)),
         )
         _norm_back_kernel[(programs,)](p, ctx.rows, ctx.eps, S=ctx.sizes)
-        (total,) = sum_partials(p.d_parameters)
-        return p.d_x, *split_as(total, weight, bias), None
+        (d_weight,), (d_bias,) = map(split_as, sum_partials(p.d_weight, p.d_bias), (weight, bias))
+        return p.d_x, d_weight, d_bias, None
 
 
 @triton.jit
@@ -134,5 +136,7 @@ def _norm_back_kernel(p, rows, eps, S: tl.constexpr):
         d_bias += d_y
         d_x = row_gradient(d_y * weight[None, :], normal, scale, S.CHANNELS)
         tl.store(p.d_x + here, d_x, inside)
-    program = tl.program_id(0)
-    write_sums(p.d_parameters, 0, program, 0, tl.sum(d_weight, 0), tl.sum(d_bias, 0), S)
+    channel = tl.arange(0, S.C)
+    here = tl.program_id(0) * S.CHANNELS + channel
+    tl.store(p.d_weight + here, tl.sum(d_weight, 0), channel < S.CHANNELS)
+    tl.store(p.d_bias + here, tl.sum(d_bias, 0), channel < S.CHANNELS)
