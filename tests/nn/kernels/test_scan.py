@@ -166,15 +166,23 @@ def test_comparison_sees_each_wrong_result(device: str) -> None:
     assert_sees_each_error(scan.scan, oracle, operands, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["ends", "leaving"])
+@pytest.mark.parametrize("back", [False, True])
 def test_comparison_notices_a_forgotten_carry(
-    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+    back: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real = scan.ends_kernel
+
     class Forgets:
         def __getitem__(self, grid: Any) -> Any:
-            return lambda p, *_, **__: [each.zero_() for each in (p.states, p.spans)]
+            def launch(p: Any, *args: Any, BACK: bool, **options: Any) -> None:
+                real[grid](p, *args, BACK=BACK, **options)
+                if back == BACK:
+                    p.states.zero_()
+                    p.spans.zero_()
 
-    monkeypatch.setattr(scan, f"{name}_kernel", Forgets())
+            return launch
+
+    monkeypatch.setattr(scan, "ends_kernel", Forgets())
     operands = [operand.to(device) for operand in draw_operands(1, 40, 4, 4)]
     assert max(errors(scan.scan, oracle, operands)) > 2 * TOLERANCE
 
@@ -205,9 +213,10 @@ triton.runtime.driver.set_active(Driver())
 tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 some = torch.zeros(16)
 p = scan.Pointers(*[some] * len(scan.Pointers._fields))
-for name in ("ends", "scan", "leaving", "scan_back"):
+for name, back in [("ends", False), ("scan", None), ("ends", True), ("scan_back", None)]:
     sizes = scan.Sizes(192, 16, 192, 16, LANES=16, E_ROW=192, N_ROW=16, EVEN=True, LONG=True)
     options = {"num_warps": 1} | ({"maxnreg": scan.REGISTERS} if "back" in name else {})
+    options |= {} if back is None else {"BACK": back}
     kernel = getattr(scan, f"{name}_kernel")
     compiled = kernel.run(p, 64, 16, S=sizes, grid=(1, 1, 1), warmup=True, **options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -16,6 +16,7 @@ Source: Wu et al., arXiv 2403.20035, section 3.3; the formulas are ``SkipBridge`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ulvm.nn.kernels.arrays import keep, kept, scratch
 from ulvm.nn.kernels.bridge_layout import (
     COLUMNS,
     IMAGES,
@@ -35,34 +37,28 @@ from ulvm.nn.kernels.bridge_layout import (
     SIDE,
     STEP,
     TAPS,
-    WARPS,
     Layout,
     Pointers,
     add_partials,
     block_pixels,
-    each_block,
-    each_frame_block,
     first_tap,
     frame_pixels,
     lay_out,
     load,
     per_channel,
     places,
+    run_blocks,
     store,
     write_partial,
 )
+from ulvm.nn.kernels.norms import zeros
 
 # ---------------------------------------------------------------- forward
 
 
 @triton.jit
-def _map_kernel(p, LAYOUT: tl.constexpr):
-    """A program writes mean and maximum over the channels for one block of a frame."""
-    each_frame_block(_map, p, LAYOUT)
-
-
-@triton.jit
 def _map(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program writes mean and maximum over the channels for one block of a frame."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     place, pixel, inside = frame_pixels(block, STAGE)
     here, real = places(image, pixel, inside, STAGE)
@@ -75,22 +71,16 @@ def _map(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _attend_kernel(p, LAYOUT: tl.constexpr):
-    """A program makes one block's spatial attention, and its channel sums or the result."""
-    each_block(_attend, p, LAYOUT)
-
-
-@triton.jit
 def _attend(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program makes one block's spatial attention, and its channel sums or the result."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     residual = load(p.skips[S], here, real)
     if p.attention is not None:
-        PIXELS: tl.constexpr = STAGE.pixels
         half = tl.arange(0, 2)
         corner = first_tap(image, pixel, inside, STAGE, LAYOUT)
         taps = p.maps + corner[:, None] * 2 + half[None, :]  # mean and maximum side by side
-        sums = tl.zeros((PIXELS, 2), tl.float32)
+        sums = zeros(STAGE.pixels, 2)
         for down in range(SIDE):
             for right in tl.static_range(SIDE):
                 step = STEP * (down * STAGE.frame_width + right)
@@ -136,9 +126,7 @@ def _head_of_stage(p, image, S: tl.constexpr, T: tl.constexpr, LAYOUT: tl.conste
         to = p.means + image * LAYOUT.channels + SOURCE.channel + column
         tl.store(to, means, mask=real)
     # The convolution along the channels is moved onto the head's columns, which lie in memory.
-    PADDED: tl.constexpr = LAYOUT.stages[S].padded
-    WIDTH: tl.constexpr = SOURCE.padded
-    weight = tl.zeros((PADDED, WIDTH), tl.float32)
+    weight = zeros(LAYOUT.stages[S].padded, SOURCE.padded)
     for tap in tl.static_range(3):
         at = SOURCE.channel + column + (1 - tap)
         weight += tl.load(p.conv + tap) * _head_tile(p.heads[S], at, real, S, LAYOUT)
@@ -156,13 +144,8 @@ def _head_tile(head, column, real, S: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _result_kernel(p, LAYOUT: tl.constexpr):
-    """A program weighs one block of a skip with both attentions."""
-    each_block(_weigh_skip, p, LAYOUT)
-
-
-@triton.jit
 def _weigh_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program weighs one block of a skip with both attentions."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     x = load(p.skips[S], here, real)
@@ -193,13 +176,8 @@ def _factor(p, attention, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _product_kernel(p, LAYOUT: tl.constexpr):
-    """A program writes one block's part of dc, and the part of da that needs no other pixel."""
-    each_block(_multiply, p, LAYOUT)
-
-
-@triton.jit
 def _multiply(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program writes one block's part of dc, and the part of da that needs no other pixel."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     product = load(p.skips[S], here, real)
@@ -223,9 +201,7 @@ def _channel_back_kernel(p, LAYOUT: tl.constexpr):
     part = tl.program_id(1)
     column = part * COLUMNS + tl.arange(0, COLUMNS)
     real = column < LAYOUT.channels
-    before = tl.zeros((COLUMNS,), tl.float32)  # through each tap of the convolution
-    middle = tl.zeros((COLUMNS,), tl.float32)
-    after = tl.zeros((COLUMNS,), tl.float32)
+    before, middle, after = zeros(COLUMNS), zeros(COLUMNS), zeros(COLUMNS)  # through each tap
     for S in tl.static_range(len(LAYOUT.stages)):
         d_logits = _d_logits(p, image, part, S, LAYOUT)
         before += tl.sum(d_logits * _head_tile(p.heads[S], column + 1, real, S, LAYOUT), 0)
@@ -255,13 +231,8 @@ def _d_logits(p, image, part, S: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _spatial_back_kernel(p, LAYOUT: tl.constexpr):
-    """A program writes the gradient before the sigmoid for one block of a frame."""
-    each_frame_block(_differentiate_attention, p, LAYOUT)
-
-
-@triton.jit
 def _differentiate_attention(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program writes the gradient before the sigmoid for one block of a frame."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     place, pixel, inside = frame_pixels(block, STAGE)
     here, real = places(image, pixel, inside, STAGE)
@@ -280,13 +251,8 @@ def _differentiate_attention(p, image, block, S: tl.constexpr, LAYOUT: tl.conste
 
 
 @triton.jit
-def _skip_back_kernel(p, LAYOUT: tl.constexpr):
-    """A program writes one block of a skip's gradient and its part of the 7×7 weights' one."""
-    each_block(_differentiate_skip, p, LAYOUT)
-
-
-@triton.jit
 def _differentiate_skip(p, image, block, S: tl.constexpr, LAYOUT: tl.constexpr):
+    """A program writes one block of a skip's gradient and its part of the 7×7 weights' one."""
     STAGE: tl.constexpr = LAYOUT.stages[S]
     pixel, inside, here, real = block_pixels(image, block, STAGE)
     d_skip = load(p.d_results[S], here, real)
@@ -331,9 +297,7 @@ def _sum_spatial_gradient(p, image, block, STAGE: tl.constexpr, LAYOUT: tl.const
     tap = tl.arange(0, 64)
     kept = tl.where(tap < TAPS, tap, 0)
     step = STEP * ((kept // SIDE) * STAGE.frame_width + kept % SIDE)
-    by_mean = tl.zeros((64, LANES), tl.float32)
-    by_highest = tl.zeros((64, LANES), tl.float32)
-    bias = tl.zeros((LANES,), tl.float32)
+    by_mean, by_highest, bias = zeros(64, LANES), zeros(64, LANES), zeros(LANES)
     for chunk in range(STAGE.pixels // LANES):
         pixel = block * STAGE.pixels + chunk * LANES + tl.arange(0, LANES)
         inside = pixel < STAGE.size
@@ -378,14 +342,13 @@ def _sum_head_gradient(p, part, batch, LAYOUT: tl.constexpr, PARTS: tl.constexpr
     """One tile (ROWS, COLUMNS) of the head weights' gradient, all stages' rows in one matrix."""
     row = (part // PARTS) * ROWS + tl.arange(0, ROWS)
     column = (part % PARTS) * COLUMNS + tl.arange(0, COLUMNS)
-    d_weight = tl.zeros((ROWS, COLUMNS), tl.float32)
-    d_bias = tl.zeros((ROWS,), tl.float32)
+    d_weight, d_bias = zeros(ROWS, COLUMNS), zeros(ROWS)
     for first in range(0, batch, IMAGES):
         image = first + tl.arange(0, IMAGES)
         real = (image < batch)[None, :] & (row < LAYOUT.channels)[:, None]
         at = image[None, :] * LAYOUT.channels + row[:, None]
         d_logits = tl.load(p.d_logits + at, mask=real, other=0.0)  # (ROWS, IMAGES)
-        inputs = tl.zeros((IMAGES, COLUMNS), tl.float32)
+        inputs = zeros(IMAGES, COLUMNS)
         for tap in tl.static_range(3):
             source = column + (tap - 1)
             real = (source >= 0) & (source < LAYOUT.channels) & (image < batch)[:, None]
@@ -406,7 +369,7 @@ def _add_rows(
     """Add up COUNT columns, from ``first`` on, of an array (rows, PITCH) with WIDTH real ones."""
     CHUNK: tl.constexpr = 512
     column = first + tl.arange(0, COUNT)
-    sums = tl.zeros((CHUNK, COUNT), tl.float32)
+    sums = zeros(CHUNK, COUNT)
     for start in range(0, rows, CHUNK):
         row = start + tl.arange(0, CHUNK)
         real = (row < rows)[:, None] & (column < WIDTH)[None, :]
@@ -432,12 +395,7 @@ class _Bridge(torch.autograd.Function):
         stages = len(tensors) // 3 if channel else len(tensors)
         skips = tensors[:stages]
         layout = lay_out(tuple((t.shape[1], t.shape[2], t.shape[3]) for t in skips))
-        batch = len(skips[0])
-        blocks = (layout.blocks, batch)
-
-        def empty(*shape: int) -> Tensor:
-            return skips[0].new_empty(shape, dtype=torch.float32)
-
+        batch, empty = len(skips[0]), partial(scratch, skips[0])
         p = Pointers(skips, tuple(torch.empty_like(skip) for skip in skips))
         if spatial:
             p = p._replace(
@@ -446,7 +404,7 @@ class _Bridge(torch.autograd.Function):
                 maps=empty(batch, layout.frames, 2),
                 attention=empty(batch, layout.points),
             )
-            _map_kernel[(layout.frame_blocks, batch)](p, LAYOUT=layout, num_warps=WARPS)
+            run_blocks(_map, p, layout, frames=True)
         if channel:
             p = p._replace(
                 conv=conv_weight,
@@ -456,45 +414,30 @@ class _Bridge(torch.autograd.Function):
                 means=empty(batch, layout.channels),
                 weights=empty(batch, layout.channels),
             )
-        _attend_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+        run_blocks(_attend, p, layout)
         if channel:
             _channel_kernel[(batch, stages)](p, LAYOUT=layout)
-            _result_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+            run_blocks(_weigh_skip, p, layout)
         ctx.layout = layout
-        kept = (p.spatial_weight, p.maps, p.attention, p.conv, p.means, p.weights)
-        ctx.save_for_backward(*kept, *skips, *(p.heads or ()))
+        keep(ctx, p._replace(results=None, partials=None, biases=None))
         return p.results
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *d_results: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
-        stages, width = len(layout.stages), layout.channels
-        spatial_weight, maps, attention, conv, means, weights, *tensors = ctx.saved_tensors
-        skips, heads = tuple(tensors[:stages]), tuple(tensors[stages:])
-        batch = len(skips[0])
-        blocks = (layout.blocks, batch)
+        p = kept(ctx, Pointers)
+        spatial, channel = p.attention is not None, p.weights is not None
+        batch, width, empty = len(p.skips[0]), layout.channels, partial(scratch, p.skips[0])
         parts = triton.cdiv(width, COLUMNS.value)
-
-        def empty(*shape: int) -> Tensor:
-            return skips[0].new_empty(shape, dtype=torch.float32)
-
-        p = Pointers(
-            skips,
+        p = p._replace(
             d_results=tuple(each.contiguous() for each in d_results),
-            d_skips=tuple(torch.empty_like(skip) for skip in skips),
-            spatial_weight=spatial_weight,
-            maps=maps,
-            attention=attention,
-            conv=conv,
-            heads=heads or None,
-            means=means,
-            weights=weights,
+            d_skips=tuple(torch.empty_like(skip) for skip in p.skips),
         )
-        if weights is not None:
+        if channel:
             p = p._replace(
                 partials=empty(batch, layout.most_blocks, width),
-                d_local=None if attention is None else empty(batch, layout.points),
+                d_local=empty(batch, layout.points) if spatial else None,
                 d_logits=empty(batch, width),
                 d_means=empty(batch, width),
                 conv_partials=empty(batch, parts, 4),
@@ -502,25 +445,25 @@ class _Bridge(torch.autograd.Function):
                 d_biases=empty(width),
                 d_conv=empty(1, 1, 3),
             )
-            _product_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
+            run_blocks(_multiply, p, layout)
             _channel_back_kernel[(batch, parts)](p, LAYOUT=layout)
-        if attention is not None:
+        if spatial:
             p = p._replace(
                 d_raw=empty(batch, layout.frames),
                 spatial_partials=empty(batch, layout.blocks, ROW.value),
                 d_spatial=empty(2 * TAPS.value + 1),
             )
-            _spatial_back_kernel[(layout.frame_blocks, batch)](p, LAYOUT=layout, num_warps=WARPS)
-        _skip_back_kernel[blocks](p, LAYOUT=layout, num_warps=WARPS)
-        tiles = 0 if weights is None else triton.cdiv(width, ROWS.value) * parts
-        sectors = 0 if attention is None else ROW.value // SECTOR.value
-        programs = tiles + (weights is not None) + sectors
+            run_blocks(_differentiate_attention, p, layout, frames=True)
+        run_blocks(_differentiate_skip, p, layout)
+        tiles = triton.cdiv(width, ROWS.value) * parts if channel else 0
+        sectors = ROW.value // SECTOR.value if spatial else 0
+        programs = tiles + channel + sectors
         _parameter_kernel[(programs,)](p, batch, LAYOUT=layout, TILES=tiles, PARTS=parts)
         gradients: list[Tensor | None] = [None, None, p.d_conv, *p.d_skips]
-        if attention is not None:
+        if spatial:
             taps = 2 * TAPS.value
-            gradients[:2] = [p.d_spatial[:taps].view_as(spatial_weight), p.d_spatial[taps:]]
-        if weights is not None:
+            gradients[:2] = [p.d_spatial[:taps].view_as(p.spatial_weight), p.d_spatial[taps:]]
+        if channel:
             widths = [stage.channels for stage in layout.stages]
             gradients += [*p.d_heads.split(widths), *p.d_biases.split(widths)]
         return tuple(gradients)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ulvm.nn.kernels.norms import zeros
+
 # The convolution of the spatial attention: 7×7 taps, 3 pixels apart.
 SIDE = tl.constexpr(7)
 TAPS = tl.constexpr(49)
@@ -112,24 +114,23 @@ class Pointers(NamedTuple):
     d_conv: Any = None  # (1, 1, 3)
 
 
-@triton.jit
-def each_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
-    """Run ``body`` for the stage that this program's block lies in."""
-    block = tl.program_id(0)
-    for S in tl.static_range(len(LAYOUT.stages)):
-        first = LAYOUT.stages[S].block
-        if (block >= first) & (block < first + LAYOUT.stages[S].blocks):
-            body(p, tl.program_id(1), block - first, S, LAYOUT)
+def run_blocks(body: Any, p: Pointers, layout: Layout, *, frames: bool = False) -> None:
+    """Launch ``body`` for each block of all stages and pictures, or for those of the frames."""
+    blocks = layout.frame_blocks if frames else layout.blocks
+    _block_kernel[(blocks, len(p.skips[0]))](
+        p, BODY=body, LAYOUT=layout, FRAMES=frames, num_warps=WARPS
+    )
 
 
 @triton.jit
-def each_frame_block(body: tl.constexpr, p, LAYOUT: tl.constexpr):
-    """Run ``body`` for the stage that this program's block of a frame lies in."""
+def _block_kernel(p, BODY: tl.constexpr, LAYOUT: tl.constexpr, FRAMES: tl.constexpr):
+    """Run ``BODY`` for the stage that this program's block lies in."""
     block = tl.program_id(0)
     for S in tl.static_range(len(LAYOUT.stages)):
-        first = LAYOUT.stages[S].frame_block
-        if (block >= first) & (block < first + LAYOUT.stages[S].frame_blocks):
-            body(p, tl.program_id(1), block - first, S, LAYOUT)
+        first = LAYOUT.stages[S].frame_block if FRAMES else LAYOUT.stages[S].block
+        blocks = LAYOUT.stages[S].frame_blocks if FRAMES else LAYOUT.stages[S].blocks
+        if (block >= first) & (block < first + blocks):
+            BODY(p, tl.program_id(1), block - first, S, LAYOUT)
 
 
 @triton.jit
@@ -200,10 +201,9 @@ def write_partial(pointer, image, block, sums, STAGE: tl.constexpr, LAYOUT: tl.c
 def add_partials(pointer, image, STAGE: tl.constexpr, LAYOUT: tl.constexpr):
     """Add up one stage's partials of one image: (padded,)."""
     CHUNK: tl.constexpr = 32
-    PADDED: tl.constexpr = STAGE.padded
-    channel = tl.arange(0, PADDED)
+    channel = tl.arange(0, STAGE.padded)
     pointer += image * LAYOUT.most_blocks * LAYOUT.channels + STAGE.channel
-    sums = tl.zeros((CHUNK, PADDED), tl.float32)
+    sums = zeros(CHUNK, STAGE.padded)
     for first in range(0, STAGE.blocks, CHUNK):
         block = first + tl.arange(0, CHUNK)
         real = (block < STAGE.blocks)[:, None] & (channel < STAGE.channels)[None, :]

@@ -7,7 +7,7 @@ Source: Gu & Dao 2023, "Mamba", arXiv 2312.00752, figure 3.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ulvm.nn.kernels import device
-from ulvm.nn.kernels.norms import sigmoid, silu_slope
+from ulvm.nn.kernels.arrays import scratch, split_as
+from ulvm.nn.kernels.norms import sigmoid, silu_slope, zeros
 from ulvm.nn.kernels.sums import sum_partials
 
 TILE = 512  # numbers that a program works on at a time: four of each thread
@@ -39,6 +40,28 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
+class Pointers(NamedTuple):
+    """What the kernels read and write; None where one does not."""
+
+    x: Any  # (tokens, CHANNELS), the tokens ``stride`` apart
+    weight: Any  # (CHANNELS, 1, TAPS)
+    bias: Any  # (CHANNELS,)
+    y: Any = None  # (tokens, CHANNELS)
+    d_y: Any = None  # (tokens, CHANNELS)
+    d_x: Any = None  # (tokens, CHANNELS)
+    d_weight: Any = None  # (programs, CHANNELS · TAPS)
+    d_bias: Any = None  # (programs, CHANNELS)
+
+
+class Sizes(NamedTuple):
+    """What the kernels are compiled for."""
+
+    CHANNELS: int
+    TAPS: int
+    C: int  # channels of one program
+    ROWS: int  # tokens of a tile
+
+
 class _CausalConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -47,126 +70,96 @@ class _CausalConv(torch.autograd.Function):
         weight = weight.contiguous()
         batch, length, channels = x.shape
         C = min(triton.next_power_of_2(channels), MOST_CHANNELS)
-        sizes = {
-            "length": length,
-            "tokens": batch * length,
-            "stride": x.stride(1),
-            "CHANNELS": channels,
-            "TAPS": weight.shape[2],
-            "C": C,
-            "ROWS": TILE // C,
-        }
-        y = x.new_empty(x.shape)
-        blocks = triton.cdiv(batch * length, sizes["ROWS"])
-        parts = triton.cdiv(channels, C)
-        _causal_kernel[(blocks, parts)](x, weight, bias, y, **sizes)
+        sizes = Sizes(channels, weight.shape[2], C, TILE // C)
+        blocks, parts = triton.cdiv(batch * length, sizes.ROWS), triton.cdiv(channels, C)
+        p = Pointers(x, weight, bias, x.new_empty(x.shape))
+        _causal_kernel[(blocks, parts)](p, length, batch * length, x.stride(1), S=sizes)
         ctx.save_for_backward(x, weight, bias)
         ctx.grid, ctx.sizes = (min(blocks, PROGRAMS), parts), sizes
-        return y
+        return p.y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
+        batch, length, _ = x.shape
         d_y = d_y.contiguous()
-        d_x = torch.empty_like(d_y)
-        d_weight, d_bias = (
-            x.new_empty(ctx.grid[0], each.numel(), dtype=torch.float32) for each in (weight, bias)
-        )
-        _causal_back_kernel[ctx.grid](x, weight, bias, d_y, d_x, d_weight, d_bias, **ctx.sizes)
-        d_weight, d_bias = sum_partials(d_weight, d_bias)
-        return (
-            d_x,
-            d_weight.view_as(weight).to(weight.dtype),
-            d_bias.to(bias.dtype),
-        )
+        sums = (scratch(x, ctx.grid[0], each.numel()) for each in (weight, bias))
+        p = Pointers(x, weight, bias, None, d_y, torch.empty_like(d_y), *sums)
+        _causal_back_kernel[ctx.grid](p, length, batch * length, x.stride(1), S=ctx.sizes)
+        (d_weight,), (d_bias,) = map(split_as, sum_partials(p.d_weight, p.d_bias), (weight, bias))
+        return p.d_x, d_weight, d_bias
 
 
 _LENGTHS = ["length", "tokens"]  # one compiled kernel serves all
 
 
 @triton.jit
-def _load(pointer, token, inside, stride, e, CHANNELS: tl.constexpr):
-    """Some tokens' channels, (ROWS, C); zero where not ``inside``, which is (ROWS,)."""
-    place = token.to(tl.int64)[:, None] * stride + e[None, :]
-    return tl.load(pointer + place, inside[:, None] & (e < CHANNELS)[None, :], 0.0).to(tl.float32)
+def _places(token, inside, stride, e, S: tl.constexpr):
+    """(ROWS, C) places of some channels of some tokens, and which exist; int64 for long arrays."""
+    return token.to(tl.int64)[:, None] * stride + e[None, :], inside[:, None] & (e < S.CHANNELS)
 
 
 @triton.jit
-def _channels(pointer, e, CHANNELS: tl.constexpr, STRIDE: tl.constexpr):
-    """One number of each channel, (C,)."""
-    return tl.load(pointer + e * STRIDE, e < CHANNELS, 0.0).to(tl.float32)
+def _channels(pointer, e, STRIDE: tl.constexpr, S: tl.constexpr):
+    """One number of each channel, (1, C)."""
+    return tl.load(pointer + e * STRIDE, e < S.CHANNELS, 0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
-def _convolve(
-    x_in, weight_in, bias_in, token, inside, length, stride, e,
-    CHANNELS: tl.constexpr, TAPS: tl.constexpr,
-):  # fmt: skip
+def _convolve(p, token, inside, length, stride, e, S: tl.constexpr):
     """The convolution before SiLU, (ROWS, C), and what each tap took, the token's own first."""
-    z = tl.zeros((token.shape[0], e.shape[0]), tl.float32)
-    z += _channels(bias_in, e, CHANNELS, 1)[None, :]
+    z = zeros(token.shape[0], e.shape[0])
+    z += _channels(p.bias, e, 1, S)
     taken = ()
+    TAPS: tl.constexpr = S.TAPS
     for back in tl.static_range(TAPS):
-        weight = _channels(weight_in + TAPS - 1 - back, e, CHANNELS, TAPS)
-        before = inside & (token % length >= back)
-        x = _load(x_in, token - back, before, stride, e, CHANNELS)
-        z += weight[None, :] * x
+        weight = _channels(p.weight + TAPS - 1 - back, e, TAPS, S)
+        here, keep = _places(token - back, inside & (token % length >= back), stride, e, S)
+        x = tl.load(p.x + here, keep, 0.0).to(tl.float32)
+        z += weight * x
         taken = taken + (x,)
     return z, taken
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _causal_kernel(
-    x_in, weight_in, bias_in, y_out, length, tokens, stride,
-    CHANNELS: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+def _causal_kernel(p, length, tokens, stride, S: tl.constexpr):
     """Some tokens' outputs of some channels."""
-    e = tl.program_id(1) * C + tl.arange(0, C)
-    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = token < tokens
-    z, _ = _convolve(x_in, weight_in, bias_in, token, inside, length, stride, e, CHANNELS, TAPS)
-    place = token.to(tl.int64)[:, None] * CHANNELS + e[None, :]
-    tl.store(y_out + place, z * sigmoid(z), inside[:, None] & (e < CHANNELS)[None, :])
+    e = tl.program_id(1) * S.C + tl.arange(0, S.C)
+    token = tl.program_id(0) * S.ROWS + tl.arange(0, S.ROWS)
+    z, _ = _convolve(p, token, token < tokens, length, stride, e, S)
+    here, keep = _places(token, token < tokens, S.CHANNELS, e, S)
+    tl.store(p.y + here, z * sigmoid(z), keep)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _causal_back_kernel(
-    x_in, weight_in, bias_in, d_y_in, d_x_out, d_weight_out, d_bias_out,
-    length, tokens, stride,
-    CHANNELS: tl.constexpr, TAPS: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+def _causal_back_kernel(p, length, tokens, stride, S: tl.constexpr):
     """Every so many tokens; gradients of weight and bias are this program's part."""
-    e = tl.program_id(1) * C + tl.arange(0, C)
-    d_bias = tl.zeros((ROWS, C), tl.float32)
+    TAPS: tl.constexpr = S.TAPS
+    e = tl.program_id(1) * S.C + tl.arange(0, S.C)
+    d_bias = zeros(S.ROWS, S.C)
     d_taps = ()
     for _ in tl.static_range(TAPS):
-        d_taps = d_taps + (tl.zeros((ROWS, C), tl.float32),)
-    for start in range(tl.program_id(0) * ROWS, tokens, tl.num_programs(0) * ROWS):
-        token = start + tl.arange(0, ROWS)
-        d_x = tl.zeros((ROWS, C), tl.float32)
+        d_taps = d_taps + (zeros(S.ROWS, S.C),)
+    for start in range(tl.program_id(0) * S.ROWS, tokens, tl.num_programs(0) * S.ROWS):
+        token = start + tl.arange(0, S.ROWS)
+        d_x = zeros(S.ROWS, S.C)
         for ahead in tl.static_range(TAPS):  # the outputs that saw this token
             inside = (token < tokens) & (token % length + ahead < length)
-            z, taken = _convolve(
-                x_in, weight_in, bias_in, token + ahead, inside, length, stride, e, CHANNELS, TAPS
-            )
-            d_y = _load(d_y_in, token + ahead, inside, CHANNELS, e, CHANNELS)
-            d_z = d_y * silu_slope(z)
-            weight = _channels(weight_in + TAPS - 1 - ahead, e, CHANNELS, TAPS)
-            d_x += weight[None, :] * d_z
+            z, taken = _convolve(p, token + ahead, inside, length, stride, e, S)
+            here, keep = _places(token + ahead, inside, S.CHANNELS, e, S)
+            d_z = tl.load(p.d_y + here, keep, 0.0).to(tl.float32) * silu_slope(z)
+            d_x += _channels(p.weight + TAPS - 1 - ahead, e, TAPS, S) * d_z
             if ahead == 0:
                 d_bias += d_z
                 summed = ()
                 for back in tl.static_range(TAPS):
                     summed = summed + (d_taps[back] + d_z * taken[back],)
                 d_taps = summed
-        place = token.to(tl.int64)[:, None] * CHANNELS + e[None, :]
-        tl.store(d_x_out + place, d_x, (token < tokens)[:, None] & (e < CHANNELS)[None, :])
-    here = tl.program_id(0) * CHANNELS + e
-    tl.store(d_bias_out + here, tl.sum(d_bias, 0), e < CHANNELS)
+        here, keep = _places(token, token < tokens, S.CHANNELS, e, S)
+        tl.store(p.d_x + here, d_x, keep)
+    here = tl.program_id(0) * S.CHANNELS + e
+    tl.store(p.d_bias + here, tl.sum(d_bias, 0), e < S.CHANNELS)
     for back in tl.static_range(TAPS):
-        tl.store(
-            d_weight_out + here * TAPS + TAPS - 1 - back,
-            tl.sum(d_taps[back], 0),
-            e < CHANNELS,
-        )
+        to = p.d_weight + here * TAPS + TAPS - 1 - back
+        tl.store(to, tl.sum(d_taps[back], 0), e < S.CHANNELS)

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import scratch, split_as
+from ulvm.nn.kernels.norms import places, zeros
 from ulvm.nn.kernels.sums import sum_partials
 
 # 32 wastes 13 % of 28, 24 % of 73 and 9 % of 145 numbers; 16 makes twice the products.
@@ -52,8 +54,8 @@ class Sizes(NamedTuple):
     """What the kernels of a convolution are compiled for."""
 
     IN: int
-    OUT: int
-    N: int  # OUT, padded
+    CHANNELS: int  # of the result, OUT in shapes
+    C: int  # that, padded
     COUNT: int  # numbers of weight and bias
     SIDE: int = 0  # pixels of a row that one product takes
     K: int = 0  # their numbers, padded
@@ -92,34 +94,33 @@ def load_columns(plane, at, start, IN: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def convolve(plane, at, weight, bias, S: tl.constexpr):
-    """(M,) pixels → (M, N), the convolution there in float32."""
-    N: tl.constexpr = S.N
-    result = tl.zeros((at.row.shape[0], N), tl.float32)
-    out = tl.arange(0, N)[None, :]
+    """(M,) pixels → (M, C), the convolution there in float32."""
+    result = zeros(at.row.shape[0], S.C)
+    out = tl.arange(0, S.C)[None, :]
     for block in tl.static_range((9 * S.IN + K_BLOCK) // K_BLOCK):
         columns = load_columns(plane, at, block * K_BLOCK, S.IN, K_BLOCK)
         k = block * K_BLOCK + tl.arange(0, K_BLOCK)[:, None]
-        keep = (k < 9 * S.IN) & (out < S.OUT)
+        keep = (k < 9 * S.IN) & (out < S.CHANNELS)
         place = (out * S.IN + k % S.IN) * 9 + k // S.IN
         factors = tl.load(weight + place, mask=keep, other=0.0)
-        constant = tl.load(bias + out, mask=out < S.OUT, other=0.0)
+        constant = tl.load(bias + out, mask=out < S.CHANNELS, other=0.0)
         factors = tl.where(k == 9 * S.IN, constant, factors)
         result = tl.dot(columns, factors, result, input_precision="tf32x3")
     return result
 
 
 @triton.jit
-def zero_sums(BLOCKS: tl.constexpr, N: tl.constexpr):
-    """Tuple of BLOCKS zeros (SUM_BLOCK, N), for ``add_products``."""
+def zero_sums(BLOCKS: tl.constexpr, C: tl.constexpr):
+    """Tuple of BLOCKS zeros (SUM_BLOCK, C), for ``add_products``."""
     if BLOCKS == 0:
         return ()
     else:
-        return (tl.zeros((SUM_BLOCK, N), tl.float32),) + zero_sums(BLOCKS - 1, N)
+        return (zeros(SUM_BLOCK, C),) + zero_sums(BLOCKS - 1, C)
 
 
 @triton.jit
 def add_products(sums, d_y, plane, at, first, IN: tl.constexpr):
-    """Add neighbourhoodᵀ · d_y of (M,) pixels, d_y (M, N), to the sums of blocks ``first`` on."""
+    """Add neighbourhoodᵀ · d_y of (M,) pixels, d_y (M, C), to the sums of blocks ``first`` on."""
     added = ()
     for block in tl.static_range(len(sums)):
         columns = load_columns(plane, at, (first + block) * SUM_BLOCK, IN, SUM_BLOCK)
@@ -133,10 +134,10 @@ def store_sums(sums, row, first, S: tl.constexpr):
     """Write the sums as a weight (OUT, IN, 3, 3) and after it a bias (OUT,)."""
     for block in tl.static_range(len(sums)):
         k = (first + block) * SUM_BLOCK + tl.arange(0, SUM_BLOCK)[:, None]
-        out = tl.arange(0, S.N)[None, :]
+        out = tl.arange(0, S.C)[None, :]
         of_weight = (out * S.IN + k % S.IN) * 9 + k // S.IN
-        place = tl.where(k < 9 * S.IN, of_weight, S.OUT * S.IN * 9 + out)
-        tl.store(row + place, sums[block], mask=(k <= 9 * S.IN) & (out < S.OUT))
+        place = tl.where(k < 9 * S.IN, of_weight, S.CHANNELS * S.IN * 9 + out)
+        tl.store(row + place, sums[block], mask=(k <= 9 * S.IN) & (out < S.CHANNELS))
 
 
 @triton.jit
@@ -149,13 +150,13 @@ def find_pixels(block, pixels, height, width, M: tl.constexpr):
 
 @triton.jit
 def load_row_weights(weight, down, right, S: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """(K, N) weights of pixels side by side, the first one the neighbour (down, right)."""
+    """(K, C) weights of pixels side by side, the first one the neighbour (down, right)."""
     k = tl.arange(0, S.K)[:, None]
-    out = tl.arange(0, S.N)[None, :]
+    out = tl.arange(0, S.C)[None, :]
     right += k // S.IN
-    keep = (right >= 0) & (right < 3) & (out < S.OUT)
+    keep = (right >= 0) & (right < 3) & (out < S.CHANNELS)
     if TRANSPOSED:
-        place = (k % S.IN * S.OUT + out) * 9 + 8 - 3 * down - right
+        place = (k % S.IN * S.CHANNELS + out) * 9 + 8 - 3 * down - right
     else:
         place = (out * S.IN + k % S.IN) * 9 + 3 * down + right
     return tl.load(weight + place, mask=keep, other=0.0)
@@ -165,19 +166,18 @@ def load_row_weights(weight, down, right, S: tl.constexpr, TRANSPOSED: tl.conste
 def convolve_windows(
     plane, at, weight, S: tl.constexpr, KIND: tl.constexpr, TRANSPOSED: tl.constexpr
 ):
-    """(T,) windows → for each of their four places (T, N) the convolution in float32, no bias.
+    """(T,) windows → for each of their four places (T, C) the convolution in float32, no bias.
 
     ``at`` are the upper left pixels; factors are rounded to KIND.
     """
     SIDE: tl.constexpr = S.SIDE
     K: tl.constexpr = S.K
-    N: tl.constexpr = S.N
     k = tl.arange(0, K)[None, :]
     row, height, width = at.row, plane.height, plane.width
     corner = ((at.image * height + row - 1) * width + at.column - 1) * S.IN
-    zero = tl.zeros((row.shape[0], N), tl.float32)
+    zero = zeros(row.shape[0], S.C)
     upper_left, upper_right, lower_left, lower_right = zero, zero, zero, zero
-    left = tl.zeros((K, N), KIND)
+    left = zeros(K, S.C).to(KIND)
     right = left
     for first in tl.static_range(0, 4, SIDE):
         x = at.column[:, None] + (first - 1 + k // S.IN)
@@ -209,19 +209,19 @@ def convolve_pixels(p, images, height, width, S: tl.constexpr, T: tl.constexpr):
     _, window = find_pixels(tl.program_id(0), images * down * across, down, across, T)
     at = Spots(window.image, window.row * 2, window.column * 2, window.inside)
     kind: tl.constexpr = p.y.dtype.element_ty
-    places = convolve_windows(Plane(p.x, height, width), at, p.weight, S, kind, p.bias is None)
-    out = tl.arange(0, S.N)[None, :]
+    results = convolve_windows(Plane(p.x, height, width), at, p.weight, S, kind, p.bias is None)
+    out = tl.arange(0, S.C)[None, :]
     if p.bias is not None:
-        bias = tl.load(p.bias + out, mask=out < S.OUT, other=0.0)
+        bias = tl.load(p.bias + out, mask=out < S.CHANNELS, other=0.0)
     for place in tl.static_range(4):
-        values = places[place]
+        values = results[place]
         if p.bias is not None:
             values += bias
         y = at.row + place // 2
         x = at.column + place % 2
         keep = at.inside & (y < height) & (x < width)
-        here = ((at.image * height + y) * width + x)[:, None] * S.OUT + out
-        tl.store(p.y + here, values.to(kind), mask=keep[:, None] & (out < S.OUT))
+        here, keep = places((at.image * height + y) * width + x, keep, S)
+        tl.store(p.y + here, values.to(kind), mask=keep)
 
 
 @triton.jit
@@ -231,13 +231,12 @@ def sum_weight_gradient(p, pixels, height, width, S: tl.constexpr, M: tl.constex
     Programs along the second axis share the weight, SPAN blocks of SUM_BLOCK numbers each.
     """
     first = tl.program_id(1) * S.SPAN
-    out = tl.arange(0, S.N)[None, :]
-    sums = zero_sums(S.SPAN, S.N)
+    sums = zero_sums(S.SPAN, S.C)
     block = tl.program_id(0)
     while block * M < pixels:
         pixel, at = find_pixels(block, pixels, height, width, M)
-        here = p.d_y + pixel[:, None] * S.OUT + out
-        d_y = tl.load(here, mask=at.inside[:, None] & (out < S.OUT), other=0.0).to(tl.float32)
+        here, keep = places(pixel, at.inside, S)
+        d_y = tl.load(p.d_y + here, mask=keep, other=0.0).to(tl.float32)
         sums = add_products(sums, d_y, Plane(p.x, height, width), at, first, S.IN)
         block += tl.num_programs(0)
     store_sums(sums, p.partials + tl.program_id(0) * S.COUNT, first, S)
@@ -299,27 +298,25 @@ def convolve_all(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         return convolve_all(x, weight, bias, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         d_y = d_y.contiguous()
         batch, height, width, channels = x.shape
-        out = weight.shape[0]
         pixels = batch * height * width
-        sizes, shares = gradient_sizes(channels, out)
+        sizes, shares = gradient_sizes(channels, len(bias))
         programs = min(PROGRAMS, triton.cdiv(pixels, PIXELS))
-        partials = x.new_empty((programs, sizes.COUNT), dtype=torch.float32)
-        p = Pointers(x, weight, d_y=d_y, partials=partials)
+        p = Pointers(x, weight, d_y=d_y, partials=scratch(x, programs, sizes.COUNT))
         sum_weight_gradient[(programs, shares)](
             p, pixels, height, width, S=sizes, M=PIXELS, num_warps=4
         )
-        (totals,) = sum_partials(partials)
+        (total,) = sum_partials(p.partials)
         d_x = convolve_all(d_y, weight, None, x.dtype) if ctx.needs_input_grad[0] else None
-        return d_x, totals[:-out].view(weight.shape), totals[-out:]
+        return d_x, *split_as(total, weight, bias)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

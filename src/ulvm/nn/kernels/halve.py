@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import keep, kept, scratch, split_as
 from ulvm.nn.kernels.conv import (
     WINDOWS,
     Plane,
@@ -41,10 +42,12 @@ from ulvm.nn.kernels.norms import (
     load_channels,
     load_image_norm,
     norm_gradient,
+    places,
     read_norm,
     save_norm,
     standardise,
     write_sums,
+    zeros,
 )
 from ulvm.nn.kernels.sums import sum_partials
 
@@ -92,25 +95,23 @@ def find_windows(block, pooled, half, P: tl.constexpr):
 
 
 @triton.jit
-def find_pooled(image, block, pooled, P: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr):
-    """Block of an image → (P, N) places in a map (batch, pooled, CHANNELS), and which exist."""
-    pixel = block * P + tl.arange(0, P)[:, None]
-    channel = tl.arange(0, N)[None, :]
-    keep = (pixel < pooled) & (channel < CHANNELS)
-    return (image * pooled + pixel) * CHANNELS + channel, keep
+def find_pooled(image, block, pooled, P: tl.constexpr, S: tl.constexpr):
+    """Block of an image → (P, C) places in a map (batch, pooled, CHANNELS), and which exist."""
+    pixel = block * P + tl.arange(0, P)
+    return places(image * pooled + pixel, pixel < pooled, S)
 
 
 @triton.jit
-def to_place(values, place, P: tl.constexpr, N: tl.constexpr):
-    """(P, N) values and places → (4·P, N), each value at its place and zeros elsewhere."""
+def to_place(values, place, P: tl.constexpr, C: tl.constexpr):
+    """(P, C) values and places → (4·P, C), each value at its place and zeros elsewhere."""
     each = tl.arange(0, 4)[:, None, None]
-    return tl.reshape(tl.where(each == place[None, :, :], values[None, :, :], 0.0), (4 * P, N))
+    return tl.reshape(tl.where(each == place[None, :, :], values[None, :, :], 0.0), (4 * P, C))
 
 
 @triton.jit
 def convolve_and_pool(p, height, width, S: tl.constexpr, P: tl.constexpr):
     """A program convolves P windows, keeps each one's winner (and its place), and the sums."""
-    N: tl.constexpr = S.N
+    C: tl.constexpr = S.C
     block, image = tl.program_id(0), tl.program_id(1)
     half = width // 2
     pooled = height // 2 * half
@@ -119,14 +120,14 @@ def convolve_and_pool(p, height, width, S: tl.constexpr, P: tl.constexpr):
     kind: tl.constexpr = p.pooled.dtype.element_ty
     at = Spots(image, window // half * 2, window % half * 2, inside)
     raw = convolve_windows(Plane(p.x, height, width), at, p.weight, S, kind, False)
-    bias = load_channels(p.bias, S.N, S.OUT)
-    weight = load_channels(p.norm_weight, S.N, S.OUT)
+    bias = load_channels(p.bias, S)
+    weight = load_channels(p.norm_weight, S)
     sign = tl.where(weight > 0, 1.0, tl.where(weight < 0, -1.0, 0.0))[None, :]  # 0: all are equal
     count = 4 * tl.minimum(pooled - block * P, P)
     total = tl.sum(raw[0] + raw[1] + raw[2] + raw[3], 0)  # windows outside are zero
-    centred = tl.zeros((P, N), tl.float32)
+    centred = zeros(P, C)
     best = raw[0]
-    place = tl.zeros((P, N), tl.int32)
+    place = tl.zeros((P, C), tl.int32)
     for other in tl.static_range(4):
         off = tl.where(inside[:, None], raw[other] - (total / count)[None, :], 0.0)
         centred += off * off
@@ -135,8 +136,8 @@ def convolve_and_pool(p, height, width, S: tl.constexpr, P: tl.constexpr):
         place = tl.where(more, other, place)
     total += count * bias
     blocks = tl.num_programs(0)
-    write_sums(p.partials, image, block, blocks, total, tl.sum(centred, 0), S.N, S.OUT)
-    here, keep = find_pooled(image, block, pooled, P, S.N, S.OUT)
+    write_sums(p.partials, image, block, blocks, total, tl.sum(centred, 0), S)
+    here, keep = find_pooled(image, block, pooled, P, S)
     tl.store(p.pooled + here, (best + bias[None, :]).to(kind), mask=keep)
     if p.place is not None:
         tl.store(p.place + here, place.to(tl.uint8), mask=keep)
@@ -146,12 +147,12 @@ def convolve_and_pool(p, height, width, S: tl.constexpr, P: tl.constexpr):
 def normalise_pooled(p, pooled, blocks, block_pixels, eps, S: tl.constexpr, P: tl.constexpr):
     """A program finds its image's statistics and writes GELU(norm(·)) of P pooled pixels."""
     block, image = tl.program_id(0), tl.program_id(1)
-    mean, rstd = read_norm(p.partials, image, blocks, block_pixels, 4 * pooled, eps, S.N, S.OUT)
+    mean, rstd = read_norm(p.partials, image, blocks, block_pixels, 4 * pooled, eps, S)
     if block == 0:
-        save_norm(p.norm, image, mean, rstd, S.N, S.OUT)
-    scale = rstd * load_channels(p.norm_weight, S.N, S.OUT)
-    bias = load_channels(p.norm_bias, S.N, S.OUT)
-    here, keep = find_pooled(image, block, pooled, P, S.N, S.OUT)
+        save_norm(p.norm, image, mean, rstd, S)
+    scale = rstd * load_channels(p.norm_weight, S)
+    bias = load_channels(p.norm_bias, S)
+    here, keep = find_pooled(image, block, pooled, P, S)
     raw = tl.load(p.pooled + here, mask=keep, other=0.0).to(tl.float32)
     y = gelu((raw - mean[None, :]) * scale[None, :] + bias[None, :])
     tl.store(p.y + here, y.to(p.y.dtype.element_ty), mask=keep)
@@ -161,15 +162,15 @@ def normalise_pooled(p, pooled, blocks, block_pixels, eps, S: tl.constexpr, P: t
 def gelu_back(p, pooled, S: tl.constexpr, P: tl.constexpr):
     """A program takes P pooled pixels back through GELU: g, and the sums of g and of g · x̂."""
     block, image = tl.program_id(0), tl.program_id(1)
-    norm = load_image_norm(p, image, S.N, S.OUT)
-    here, keep = find_pooled(image, block, pooled, P, S.N, S.OUT)
+    norm = load_image_norm(p, image, S)
+    here, keep = find_pooled(image, block, pooled, P, S)
     raw = tl.load(p.pooled + here, mask=keep, other=0.0).to(tl.float32)
     d_y = tl.load(p.d_y + here, mask=keep, other=0.0).to(tl.float32)
     normal = standardise(raw, norm)
     d_normal = d_y * gelu_slope(normal * norm.weight[None, :] + norm.bias[None, :])
     tl.store(p.d_normal + here, d_normal, mask=keep)
     sums, products = tl.sum(d_normal, 0), tl.sum(d_normal * normal, 0)
-    write_sums(p.d_partials, image, block, tl.num_programs(0), sums, products, S.N, S.OUT)
+    write_sums(p.d_partials, image, block, tl.num_programs(0), sums, products, S)
 
 
 @triton.jit
@@ -183,33 +184,33 @@ def convolve_back(p, height, width, blocks, S: tl.constexpr, P: tl.constexpr):
     first = tl.program_id(2) * S.SPAN
     half = width // 2
     pooled = height // 2 * half
-    norm = load_image_norm(p, image, S.N, S.OUT)
+    norm = load_image_norm(p, image, S)
     shift, slope, sum_normal, sum_product = norm_gradient(
-        p.d_partials, image, blocks, norm.weight, 4.0 * pooled, S.N, S.OUT
+        p.d_partials, image, blocks, norm.weight, 4.0 * pooled, S
     )
-    out = tl.arange(0, S.N)[None, :]
+    out = tl.arange(0, S.C)[None, :]
     plane = Plane(p.x, height, width)
-    sums = zero_sums(S.SPAN, S.N)
+    sums = zero_sums(S.SPAN, S.C)
     block = tl.program_id(0)
     while block * P < pooled:
         row, column, inside = find_windows(block, pooled, half, P)
         at = Spots(image, row, column, inside)
-        raw = convolve(plane, at, p.weight, p.bias, S)  # (4·P, N)
-        here, keep = find_pooled(image, block, pooled, P, S.N, S.OUT)
+        raw = convolve(plane, at, p.weight, p.bias, S)  # (4·P, C)
+        here, keep = find_pooled(image, block, pooled, P, S)
         d_normal = tl.load(p.d_normal + here, mask=keep, other=0.0) * norm.weight[None, :]
         place = tl.load(p.place + here, mask=keep, other=0).to(tl.int32)
         dense = shift[None, :] + standardise(raw, norm) * slope[None, :]
-        d_raw = norm.rstd[None, :] * (to_place(d_normal, place, P, S.N) - dense)
-        keep_all = inside[:, None] & (out < S.OUT)
+        d_raw = norm.rstd[None, :] * (to_place(d_normal, place, P, S.C) - dense)
+        keep_all = inside[:, None] & (out < S.CHANNELS)
         d_raw = tl.where(keep_all, d_raw, 0.0)
         if p.d_raw is not None:  # known when compiled
             if first == 0:
                 pixel = (image * height + row) * width + column
-                there = p.d_raw + pixel[:, None] * S.OUT + out
+                there = p.d_raw + pixel[:, None] * S.CHANNELS + out
                 tl.store(there, d_raw.to(p.d_raw.dtype.element_ty), mask=keep_all)
         sums = add_products(sums, d_raw, plane, at, first, S.IN)
         block += tl.num_programs(0)
-    size: tl.constexpr = S.COUNT + 2 * S.OUT
+    size: tl.constexpr = S.COUNT + 2 * S.CHANNELS
     numbers = p.d_parameters + (image * tl.num_programs(0) + tl.program_id(0)) * size
     store_sums(sums, numbers, first, S)
     hand_in_norms(numbers, sum_normal, sum_product, S)
@@ -317,9 +318,7 @@ def normalise_group_back(p, height, width, S: tl.constexpr):
     mean = tl.load(p.norm + image * 2 * GROUPS + group)
     rstd = tl.load(p.norm + image * 2 * GROUPS + GROUPS + group)
     weight, bias = load_members(p, group, S)
-    N: tl.constexpr = S.N
-    sums = tl.zeros((N,), tl.float32)
-    products = tl.zeros((N,), tl.float32)
+    sums, products = zeros(S.N), zeros(S.N)
     block = 0
     while block * S.P < pooled:
         d_normal, normal, _, _ = gelu_back_windows(
@@ -357,7 +356,7 @@ class _ConvHalve(torch.autograd.Function):
         norm_bias: Tensor,
         eps: float,
         dtype: torch.dtype,
-        keep: bool,
+        train: bool,
     ) -> Tensor:
         batch, height, width, channels = x.shape
         out = len(weight)
@@ -369,13 +368,13 @@ class _ConvHalve(torch.autograd.Function):
             x,
             norm_weight,
             norm_bias,
-            norm=x.new_empty((batch, 2, 4), dtype=torch.float32),
+            norm=scratch(x, batch, 2, 4),
             y=x.new_empty(shape, dtype=dtype),
             weight=weight,
             bias=bias,
             pooled=x.new_empty(shape, dtype=dtype),
-            place=x.new_empty(shape, dtype=torch.uint8) if keep else None,
-            partials=x.new_empty((batch, blocks, 2, out), dtype=torch.float32),
+            place=x.new_empty(shape, dtype=torch.uint8) if train else None,
+            partials=scratch(x, batch, blocks, 2, out),
         )
         padded = triton.next_power_of_2(out)
         sizes = window_sizes(channels, out, max(8, padded), 32)  # with more, registers spill
@@ -384,32 +383,24 @@ class _ConvHalve(torch.autograd.Function):
         normalise_pooled[(triton.cdiv(pixels, elements), batch)](
             p, pixels, blocks, 4 * windows, eps, S=sizes, P=elements, num_warps=4
         )
-        ctx.save_for_backward(x, weight, bias, norm_weight, norm_bias, p.pooled, p.place, p.norm)
+        keep(ctx, p._replace(y=None, partials=None))
         return p.y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, norm_weight, norm_bias, pooled, place, norm = ctx.saved_tensors
-        batch, height, width, channels = x.shape
-        out, wants_x = len(weight), ctx.needs_input_grad[0]
-        pixels = pooled.shape[1] * pooled.shape[2]
+        p = kept(ctx, Pointers)
+        batch, height, width, channels = p.x.shape
+        out, wants_x = len(p.weight), ctx.needs_input_grad[0]
+        pixels = p.pooled.shape[1] * p.pooled.shape[2]
         padded = triton.next_power_of_2(out)
         elements = ELEMENTS // padded
         blocks = triton.cdiv(pixels, elements)
-        p = Pointers(
-            x,
-            norm_weight,
-            norm_bias,
-            norm,
+        p = p._replace(
             d_y=d_y.contiguous(),
-            weight=weight,
-            bias=bias,
-            pooled=pooled,
-            place=place,
-            d_normal=torch.empty_like(pooled, dtype=torch.float32),
-            d_partials=x.new_empty((batch, blocks, 2, out), dtype=torch.float32),
-            d_raw=x.new_empty((batch, height, width, out)) if wants_x else None,
+            d_normal=torch.empty_like(p.pooled, dtype=torch.float32),
+            d_partials=scratch(p.x, batch, blocks, 2, out),
+            d_raw=p.x.new_empty((batch, height, width, out)) if wants_x else None,
         )
         sizes = sizes_of(channels, out, padded)
         gelu_back[(blocks, batch)](p, pixels, S=sizes, P=elements, num_warps=4)
@@ -421,13 +412,12 @@ class _ConvHalve(torch.autograd.Function):
             sizes, shares = gradient_sizes(channels, out)
             programs = triton.cdiv(PROGRAMS, batch)
         programs = min(triton.cdiv(pixels, windows), programs)
-        numbers = sizes.COUNT + 2 * out
-        p = p._replace(d_parameters=x.new_empty((batch * programs, numbers), dtype=torch.float32))
+        p = p._replace(d_parameters=scratch(p.x, batch * programs, sizes.COUNT + 2 * out))
         kernel[(programs, batch, shares)](p, height, width, blocks, S=sizes, P=windows, num_warps=4)
-        d_x = convolve_all(p.d_raw, weight, None, x.dtype) if wants_x else None
-        (totals,) = sum_partials(p.d_parameters)
-        d_weight, *others = totals.split([weight.numel(), out, out, out])
-        return d_x, d_weight.view_as(weight), *others, None, None, None
+        d_x = convolve_all(p.d_raw, p.weight, None, p.x.dtype) if wants_x else None
+        (total,) = sum_partials(p.d_parameters)
+        parameters = (p.weight, p.bias, p.norm_weight, p.norm_bias)
+        return d_x, *split_as(total, *parameters), None, None, None
 
 
 class _NormHalve(torch.autograd.Function):
@@ -435,24 +425,21 @@ class _NormHalve(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:
         batch, height, width, channels = x.shape
         y = x.new_empty((batch, height // 2, width // 2, channels))
-        norm = x.new_empty((batch, 2, 4), dtype=torch.float32)
-        p = Pointers(x, norm_weight, norm_bias, norm, y)
+        p = Pointers(x, norm_weight, norm_bias, scratch(x, batch, 2, 4), y)
         normalise_group[(4, batch)](p, height, width, eps, S=_group_sizes(x), num_warps=8)
-        ctx.save_for_backward(x, norm_weight, norm_bias, norm)
+        keep(ctx, p._replace(y=None))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, norm = ctx.saved_tensors
-        batch, height, width, channels = x.shape
-        d_x = torch.empty_like(x)
-        partials = x.new_empty((batch, 2 * channels), dtype=torch.float32)
-        p = Pointers(x, norm_weight, norm_bias, norm, None, d_y.contiguous(), d_x)
-        p = p._replace(d_parameters=partials)
-        normalise_group_back[(4, batch)](p, height, width, S=_group_sizes(x), num_warps=8)
-        (totals,) = sum_partials(partials)
-        return d_x, *totals.split(channels), None
+        p = kept(ctx, Pointers)
+        batch, height, width, channels = p.x.shape
+        p = p._replace(d_y=d_y.contiguous(), d_x=torch.empty_like(p.x))
+        p = p._replace(d_parameters=scratch(p.x, batch, 2 * channels))
+        normalise_group_back[(4, batch)](p, height, width, S=_group_sizes(p.x), num_warps=8)
+        (total,) = sum_partials(p.d_parameters)
+        return p.d_x, *split_as(total, p.norm_weight, p.norm_bias), None
 
 
 def _group_sizes(x: Tensor) -> GroupSizes:
@@ -484,8 +471,8 @@ def conv_halve(
     Returns:
         (batch, height / 2, width / 2, out).
     """
-    keep = torch.is_grad_enabled()  # what backward needs
-    return _ConvHalve.apply(x, weight, bias, norm_weight, norm_bias, eps, dtype or x.dtype, keep)
+    train = torch.is_grad_enabled()  # then backward needs the places
+    return _ConvHalve.apply(x, weight, bias, norm_weight, norm_bias, eps, dtype or x.dtype, train)
 
 
 def norm_halve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float) -> Tensor:

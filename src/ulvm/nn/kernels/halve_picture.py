@@ -13,10 +13,10 @@ from ulvm.nn.kernels.norms import load_image_norm, norm_gradient
 def hand_in_norms(row, sums, products, S: tl.constexpr):
     """An image's sums are also the normalisation's gradients; one of its programs hands them in."""
     share = tl.where(tl.program_id(0) == 0, 1.0, 0.0)
-    channel = tl.arange(0, S.N)
+    channel = tl.arange(0, S.C)
     here = row + S.COUNT + channel
-    tl.store(here, products * share, mask=channel < S.OUT)
-    tl.store(here + S.OUT, sums * share, mask=channel < S.OUT)
+    tl.store(here, products * share, mask=channel < S.CHANNELS)
+    tl.store(here + S.CHANNELS, sums * share, mask=channel < S.CHANNELS)
 
 
 @triton.jit
@@ -75,9 +75,9 @@ def convolve_picture_back(p, height, width, blocks, S: tl.constexpr, P: tl.const
     image, first = tl.program_id(1), tl.program_id(2) * 4
     half = width // 2
     pooled = height // 2 * half
-    norm = load_image_norm(p, image, S.N, S.OUT)
+    norm = load_image_norm(p, image, S)
     shift, slope, sum_normal, sum_product = norm_gradient(
-        p.d_partials, image, blocks, norm.weight, 4.0 * pooled, S.N, S.OUT
+        p.d_partials, image, blocks, norm.weight, 4.0 * pooled, S
     )
     slope = -norm.rstd * norm.rstd * slope
     shift = -norm.rstd * shift - slope * norm.mean
@@ -93,7 +93,7 @@ def convolve_picture_back(p, height, width, blocks, S: tl.constexpr, P: tl.const
         inside = window < pooled
         at_window = Spots(image, window // half * 2, window % half * 2, inside)
         patch = load_patch(Plane(p.x, height, width), at_window, IN)
-        here = ((image * pooled + window) * S.OUT + first)[:, None] + four
+        here = ((image * pooled + window) * S.CHANNELS + first)[:, None] + four
         keep = inside[:, None]
         d_normal = split_four(tl.load(p.d_normal + here, mask=keep, other=0.0), P)
         place = split_four(tl.load(p.place + here, mask=keep, other=0).to(tl.int32), P)
@@ -110,9 +110,9 @@ def convolve_picture_back(p, height, width, blocks, S: tl.constexpr, P: tl.const
                     value = patch[neighbour(at, k // IN) * IN + k % IN]
                     new = new + (tl.fma(value, factor, raw[at]),)
                 raw = new
-            chosen = pick(scale, first + out, S.N) * d_normal[out]
+            chosen = pick(scale, first + out, S.C) * d_normal[out]
             for at in tl.static_range(4):
-                d_raw = pick(shift, first + out, S.N) + pick(slope, first + out, S.N) * raw[at]
+                d_raw = pick(shift, first + out, S.C) + pick(slope, first + out, S.C) * raw[at]
                 d_raw += tl.where(place[out] == at, chosen, 0.0)
                 d_raws = d_raws + (tl.where(inside, d_raw, 0.0),)
         new = ()
@@ -129,11 +129,11 @@ def convolve_picture_back(p, height, width, blocks, S: tl.constexpr, P: tl.const
         sums = new
         block += tl.num_programs(0)
 
-    size: tl.constexpr = S.COUNT + 2 * S.OUT
+    size: tl.constexpr = S.COUNT + 2 * S.CHANNELS
     numbers = p.d_parameters + (image * tl.num_programs(0) + tl.program_id(0)) * size
     each = first + tl.arange(0, 4)
     for k in tl.static_range(9 * IN):
         total = tl.sum(join_four(sums[4 * k : 4 * k + 4], P), 0)
         tl.store(numbers + (each * IN + k % IN) * 9 + k // IN, total)
-    tl.store(numbers + S.OUT * 9 * IN + each, tl.sum(join_four(sums[36 * IN :], P), 0))
+    tl.store(numbers + S.CHANNELS * 9 * IN + each, tl.sum(join_four(sums[36 * IN :], P), 0))
     hand_in_norms(numbers, sum_normal, sum_product, S)

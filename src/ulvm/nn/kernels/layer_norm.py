@@ -7,7 +7,7 @@ Source: Ba et al. 2016, "Layer Normalization", arXiv 1607.06450.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ulvm.nn.kernels import device
-from ulvm.nn.kernels.norms import load_channels
+from ulvm.nn.kernels.arrays import scratch, split_as
+from ulvm.nn.kernels.norms import load_channels, places, zeros
 from ulvm.nn.kernels.sums import sum_partials
 
 WIDEST = 256  # channels; wider rows keep torch's threads busy
@@ -37,38 +38,58 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return y
 
 
+class Pointers(NamedTuple):
+    """What the kernels read and write; None where one does not."""
+
+    x: Any  # (rows, CHANNELS)
+    weight: Any  # (CHANNELS,)
+    bias: Any = None  # (CHANNELS,)
+    y: Any = None  # (rows, CHANNELS)
+    d_y: Any = None  # (rows, CHANNELS)
+    d_x: Any = None  # (rows, CHANNELS)
+    d_weight: Any = None  # (programs, CHANNELS)
+    d_bias: Any = None  # (programs, CHANNELS)
+
+
+class Sizes(NamedTuple):
+    """What the kernels are compiled for."""
+
+    CHANNELS: int
+    C: int  # that, padded
+    ROWS: int  # of a tile
+
+
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
-        y = torch.empty_like(x)
         channels = x.shape[-1]
-        rows = x.numel() // channels
-        C = triton.next_power_of_2(channels)
-        sizes = {"CHANNELS": channels, "C": C, "ROWS": TILE // C}
-        blocks = triton.cdiv(rows, sizes["ROWS"])
+        rows, C = x.numel() // channels, triton.next_power_of_2(channels)
+        sizes = Sizes(channels, C, TILE // C)
+        blocks = triton.cdiv(rows, sizes.ROWS)
+        p = Pointers(x, weight, bias, torch.empty_like(x))
         if blocks:
-            _norm_kernel[(blocks,)](x, weight, bias, y, rows, eps, **sizes)
-        ctx.save_for_backward(x, weight)
+            _norm_kernel[(blocks,)](p, rows, eps, S=sizes)
+        ctx.save_for_backward(x, weight, bias)
         ctx.eps, ctx.rows, ctx.blocks, ctx.sizes = eps, rows, blocks, sizes
-        ctx.bias_type = bias.dtype
-        return y
+        return p.y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        d_y = d_y.contiguous()
-        d_x = torch.empty_like(x)
+        x, weight, bias = ctx.saved_tensors
         programs = max(1, min(ctx.blocks, PROGRAMS))
-        d_weight, d_bias = (
-            x.new_empty(programs, len(weight), dtype=torch.float32) for _ in range(2)
+        p = Pointers(
+            x,
+            weight,
+            d_y=d_y.contiguous(),
+            d_x=torch.empty_like(x),
+            d_weight=scratch(x, programs, len(weight)),
+            d_bias=scratch(x, programs, len(weight)),
         )
-        _norm_back_kernel[(programs,)](
-            x, weight, d_y, d_x, d_weight, d_bias, ctx.rows, ctx.eps, **ctx.sizes
-        )
-        d_weight, d_bias = sum_partials(d_weight, d_bias)
-        return d_x, d_weight.to(weight.dtype), d_bias.to(ctx.bias_type), None
+        _norm_back_kernel[(programs,)](p, ctx.rows, ctx.eps, S=ctx.sizes)
+        (d_weight,), (d_bias,) = map(split_as, sum_partials(p.d_weight, p.d_bias), (weight, bias))
+        return p.d_x, d_weight, d_bias, None
 
 
 @triton.jit
@@ -88,45 +109,34 @@ def row_gradient(grad, standard, scale, CHANNELS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _norm_kernel(
-    x_in, weight_in, bias_in, y_out, rows, eps,
-    CHANNELS: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+def _norm_kernel(p, rows, eps, S: tl.constexpr):
     """Some rows."""
-    channel = tl.arange(0, C)
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = (row < rows)[:, None] & (channel < CHANNELS)[None, :]
-    place = row[:, None] * CHANNELS + channel[None, :]
-    x = tl.load(x_in + place, inside, 0.0).to(tl.float32)
-    mean, scale = row_statistics(x, eps, CHANNELS, C)
-    weight = load_channels(weight_in, C, CHANNELS).to(tl.float32)
-    bias = load_channels(bias_in, C, CHANNELS).to(tl.float32)
-    tl.store(y_out + place, (x - mean) * scale * weight[None, :] + bias[None, :], inside)
+    row = tl.program_id(0).to(tl.int64) * S.ROWS + tl.arange(0, S.ROWS)
+    here, inside = places(row, row < rows, S)
+    x = tl.load(p.x + here, inside, 0.0).to(tl.float32)
+    mean, scale = row_statistics(x, eps, S.CHANNELS, S.C)
+    weight, bias = load_channels(p.weight, S), load_channels(p.bias, S)
+    tl.store(p.y + here, (x - mean) * scale * weight[None, :] + bias[None, :], inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _norm_back_kernel(
-    x_in, weight_in, d_y_in, d_x_out, d_weight_out, d_bias_out, rows, eps,
-    CHANNELS: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+def _norm_back_kernel(p, rows, eps, S: tl.constexpr):
     """Every so many blocks of rows; gradients of weight and bias are this program's part."""
-    channel = tl.arange(0, C)
-    weight = load_channels(weight_in, C, CHANNELS).to(tl.float32)
-    d_weight = tl.zeros((ROWS, C), tl.float32)
-    d_bias = tl.zeros((ROWS, C), tl.float32)
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    for start in range(first, rows, tl.num_programs(0) * ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & (channel < CHANNELS)[None, :]
-        place = row[:, None] * CHANNELS + channel[None, :]
-        x = tl.load(x_in + place, inside, 0.0).to(tl.float32)
-        d_y = tl.load(d_y_in + place, inside, 0.0).to(tl.float32)
-        mean, scale = row_statistics(x, eps, CHANNELS, C)
+    weight = load_channels(p.weight, S)
+    d_weight, d_bias = zeros(S.ROWS, S.C), zeros(S.ROWS, S.C)
+    first = tl.program_id(0).to(tl.int64) * S.ROWS
+    for start in range(first, rows, tl.num_programs(0) * S.ROWS):
+        row = start + tl.arange(0, S.ROWS)
+        here, inside = places(row, row < rows, S)
+        x = tl.load(p.x + here, inside, 0.0).to(tl.float32)
+        d_y = tl.load(p.d_y + here, inside, 0.0).to(tl.float32)
+        mean, scale = row_statistics(x, eps, S.CHANNELS, S.C)
         normal = (x - mean) * scale
         d_weight += d_y * normal
         d_bias += d_y
-        d_x = row_gradient(d_y * weight[None, :], normal, scale, CHANNELS)
-        tl.store(d_x_out + place, d_x, inside)
-    here = tl.program_id(0) * CHANNELS + channel
-    tl.store(d_weight_out + here, tl.sum(d_weight, 0), channel < CHANNELS)
-    tl.store(d_bias_out + here, tl.sum(d_bias, 0), channel < CHANNELS)
+        d_x = row_gradient(d_y * weight[None, :], normal, scale, S.CHANNELS)
+        tl.store(p.d_x + here, d_x, inside)
+    channel = tl.arange(0, S.C)
+    here = tl.program_id(0) * S.CHANNELS + channel
+    tl.store(p.d_weight + here, tl.sum(d_weight, 0), channel < S.CHANNELS)
+    tl.store(p.d_bias + here, tl.sum(d_bias, 0), channel < S.CHANNELS)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ulvm.nn.kernels.arrays import scratch
 
 # 2048 pixels are 16 numbers a thread, and 256 programs for 8 pictures of 256×256.
 _PIXELS = 2048
@@ -30,54 +32,53 @@ def bce_dice(logits: Tensor, masks: Tensor) -> Tensor:
     return _BceDice.apply(logits, masks)
 
 
+class Pointers(NamedTuple):
+    """What the kernels read and write; None where one does not."""
+
+    logits: Any  # (batch, pixels)
+    masks: Any  # (batch, pixels), float32 0..1 or uint8 0..255
+    sums: Any  # (batch, 2): each picture's overlap and total
+    partials: Any = None  # (batch, 3, blocks): of entropy, overlap and total
+    loss: Any = None  # ()
+    d_loss: Any = None  # ()
+    d_logits: Any = None  # (batch, pixels)
+
+
 class _BceDice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, masks: Tensor) -> Tensor:
         logits, masks = logits.contiguous(), masks.contiguous()
         batch, pixels = logits.shape[0], logits[0].numel()
         blocks = triton.cdiv(pixels, _PIXELS)
-        partials = logits.new_empty(batch, 3, blocks)
-        _sum_picture[(blocks, batch)](
-            logits, masks, partials, pixels, BLOCK=_PIXELS, num_warps=_WARPS
-        )
-        sums = logits.new_empty(batch, 2)  # of each picture: overlap, total
-        loss = logits.new_empty(())
+        partials, sums = scratch(logits, batch, 3, blocks), scratch(logits, batch, 2)
+        p = Pointers(logits, masks, sums, partials, loss=scratch(logits))
+        _sum_picture[(blocks, batch)](p, pixels, BLOCK=_PIXELS, num_warps=_WARPS)
         padded = triton.next_power_of_2(blocks)
-        _finish[(1,)](
-            partials,
-            sums,
-            loss,
-            batch,
-            pixels,
-            blocks,
-            PICTURES=max(1, _PARTIALS // padded),
-            BLOCKS=padded,
-            num_warps=_WARPS,
-        )
+        pictures = max(1, _PARTIALS // padded)
+        _finish[(1,)](p, batch, pixels, blocks, PICTURES=pictures, BLOCKS=padded, num_warps=_WARPS)
         ctx.save_for_backward(logits, masks, sums)
-        return loss
+        return p.loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, None]:
         logits, masks, sums = ctx.saved_tensors
         batch, pixels = logits.shape[0], logits[0].numel()
-        d_logits = torch.empty_like(logits)
-        _differentiate[(triton.cdiv(pixels, _PIXELS), batch)](
-            logits, masks, sums, grad, d_logits, batch, pixels, BLOCK=_PIXELS, num_warps=_WARPS
-        )
-        return d_logits, None
+        p = Pointers(logits, masks, sums, d_loss=d_loss, d_logits=torch.empty_like(logits))
+        grid = (triton.cdiv(pixels, _PIXELS), batch)
+        _differentiate[grid](p, batch, pixels, BLOCK=_PIXELS, num_warps=_WARPS)
+        return p.d_logits, None
 
 
 @triton.jit
-def _read(logits_ptr, masks_ptr, pixels, BLOCK: tl.constexpr):
+def _read(p, pixels, BLOCK: tl.constexpr):
     """This program's pixels: where they lie, which exist, logits, sigmoid, exp(-|logit|), truth."""
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
     pixel += tl.program_id(1) * pixels
-    logits = tl.load(logits_ptr + pixel, mask=inside, other=0.0)
-    truth = tl.load(masks_ptr + pixel, mask=inside, other=0).to(tl.float32)
-    if masks_ptr.dtype.element_ty == tl.uint8:
+    logits = tl.load(p.logits + pixel, mask=inside, other=0.0)
+    truth = tl.load(p.masks + pixel, mask=inside, other=0).to(tl.float32)
+    if p.masks.dtype.element_ty == tl.uint8:
         truth *= 1 / 255
     decay = tl.exp(-tl.abs(logits))
     probability = tl.where(logits >= 0, 1.0, decay) / (1 + decay)
@@ -85,28 +86,19 @@ def _read(logits_ptr, masks_ptr, pixels, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _sum_picture(logits_ptr, masks_ptr, partials_ptr, pixels, BLOCK: tl.constexpr):
+def _sum_picture(p, pixels, BLOCK: tl.constexpr):
     """A program sums entropy, overlap and total over one block of a picture's pixels."""
-    _, inside, logits, probability, decay, truth = _read(logits_ptr, masks_ptr, pixels, BLOCK)
+    _, inside, logits, probability, decay, truth = _read(p, pixels, BLOCK)
     entropy = tl.maximum(logits, 0.0) - logits * truth + tl.log(1 + decay)
     blocks = tl.num_programs(0)
-    partials_ptr += tl.program_id(1) * 3 * blocks + tl.program_id(0)
-    tl.store(partials_ptr, tl.sum(tl.where(inside, entropy, 0.0)))
-    tl.store(partials_ptr + blocks, tl.sum(tl.where(inside, probability * truth, 0.0)))
-    tl.store(partials_ptr + 2 * blocks, tl.sum(tl.where(inside, probability + truth, 0.0)))
+    to = p.partials + (tl.program_id(1) * 3 * blocks + tl.program_id(0))
+    tl.store(to, tl.sum(tl.where(inside, entropy, 0.0)))
+    tl.store(to + blocks, tl.sum(tl.where(inside, probability * truth, 0.0)))
+    tl.store(to + 2 * blocks, tl.sum(tl.where(inside, probability + truth, 0.0)))
 
 
 @triton.jit(do_not_specialize=["batch"])
-def _finish(
-    partials_ptr,
-    sums_ptr,
-    loss_ptr,
-    batch,
-    pixels,
-    blocks,
-    PICTURES: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+def _finish(p, batch, pixels, blocks, PICTURES: tl.constexpr, BLOCKS: tl.constexpr):
     """The one program adds up the partial sums of all pictures and writes the loss."""
     block = tl.arange(0, BLOCKS)[None, :]
     entropies = tl.zeros((PICTURES,), tl.float32)
@@ -116,27 +108,25 @@ def _finish(
         picture = start + tl.arange(0, PICTURES)
         exists = picture < batch
         there = exists[:, None] & (block < blocks)
-        partial_ptr = partials_ptr + picture[:, None] * 3 * blocks + block
-        entropies += tl.sum(tl.load(partial_ptr, mask=there, other=0.0), 1)
-        overlap = tl.sum(tl.load(partial_ptr + blocks, mask=there, other=0.0), 1)
-        total = tl.sum(tl.load(partial_ptr + 2 * blocks, mask=there, other=0.0), 1)
+        here = p.partials + picture[:, None] * 3 * blocks + block
+        entropies += tl.sum(tl.load(here, mask=there, other=0.0), 1)
+        overlap = tl.sum(tl.load(here + blocks, mask=there, other=0.0), 1)
+        total = tl.sum(tl.load(here + 2 * blocks, mask=there, other=0.0), 1)
         scores += tl.where(exists, (2 * overlap + 1) / (total + 1), 0.0)
-        tl.store(sums_ptr + picture * 2, overlap, mask=exists)
-        tl.store(sums_ptr + picture * 2 + 1, total, mask=exists)
+        tl.store(p.sums + picture * 2, overlap, mask=exists)
+        tl.store(p.sums + picture * 2 + 1, total, mask=exists)
         start += PICTURES
     entropy = tl.sum(entropies) / pixels
-    tl.store(loss_ptr, 1 + (entropy - tl.sum(scores)) / batch)
+    tl.store(p.loss, 1 + (entropy - tl.sum(scores)) / batch)
 
 
 @triton.jit(do_not_specialize=["batch"])
-def _differentiate(
-    logits_ptr, masks_ptr, sums_ptr, grad_ptr, d_logits_ptr, batch, pixels, BLOCK: tl.constexpr
-):
+def _differentiate(p, batch, pixels, BLOCK: tl.constexpr):
     """A program writes the gradient of one block of a picture's logits."""
-    pixel, inside, _, probability, decay, truth = _read(logits_ptr, masks_ptr, pixels, BLOCK)
-    overlap = tl.load(sums_ptr + tl.program_id(1) * 2)
-    total = tl.load(sums_ptr + tl.program_id(1) * 2 + 1)
+    pixel, inside, _, probability, decay, truth = _read(p, pixels, BLOCK)
+    overlap = tl.load(p.sums + tl.program_id(1) * 2)
+    total = tl.load(p.sums + tl.program_id(1) * 2 + 1)
     score = (2 * overlap + 1) / (total + 1)
     slope = decay / ((1 + decay) * (1 + decay))  # p · (1 - p) without cancellation
     d_logits = (probability - truth) / pixels + (score - 2 * truth) / (total + 1) * slope
-    tl.store(d_logits_ptr + pixel, d_logits * (tl.load(grad_ptr) / batch), mask=inside)
+    tl.store(p.d_logits + pixel, d_logits * (tl.load(p.d_loss) / batch), mask=inside)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import keep, kept, scratch, split_as
 from ulvm.nn.kernels.norms import (
     combine_channels,
     gelu,
@@ -25,11 +26,11 @@ from ulvm.nn.kernels.norms import (
     load_channels,
     load_image_norm,
     norm_gradient,
+    places,
     read_norm,
     read_sums,
     save_norm,
     standardise,
-    write_block,
     write_sums,
     zeros,
 )
@@ -130,7 +131,7 @@ class _NormMerge(torch.autograd.Function):
             x,
             norm_weight,
             norm_bias,
-            norm=x.new_empty(batch, 2, 4, dtype=torch.float32),
+            norm=scratch(x, batch, 2, 4),
             skip=skip,
             merged=torch.empty_like(skip, dtype=x.dtype),
         )
@@ -138,33 +139,28 @@ class _NormMerge(torch.autograd.Function):
         if triton.next_power_of_2(pixels) * sizes.C <= _WHOLE:
             sizes = sizes._replace(WHOLE=triton.next_power_of_2(pixels))
         else:
-            partials = x.new_empty(batch, blocks, 2, channels, dtype=torch.float32)
-            p = p._replace(partials=partials)
+            p = p._replace(partials=scratch(x, batch, blocks, 2, channels))
             _sum_block[(blocks, batch)](p, height, width, S=sizes, num_warps=_WARPS)
         tiles, programs = _split(batch, 4 * pixels if doubled else pixels, sizes.PIXELS)
         _merge[(programs, batch)](p, height, width, blocks, tiles, eps, S=sizes, num_warps=_WARPS)
-        ctx.save_for_backward(x, norm_weight, norm_bias, p.norm)
+        keep(ctx, p._replace(skip=None, merged=None, partials=None))
         ctx.sizes, ctx.skip_dtype = sizes, skip.dtype
         return p.merged
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_merged: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, norm = ctx.saved_tensors
+        p = kept(ctx, Pointers)
         d_merged = d_merged.contiguous()
-        batch, height, width, channels = x.shape
+        batch, height, width, channels = p.x.shape
         sizes = ctx.sizes._replace(WHOLE=0)
         tiles, blocks = _split(batch, d_merged[0, ..., 0].numel(), sizes.PIXELS)
-        p = Pointers(
-            x,
-            norm_weight,
-            norm_bias,
-            norm,
-            partials=x.new_empty(batch, blocks, 2, channels, dtype=torch.float32),
+        p = p._replace(
+            partials=scratch(p.x, batch, blocks, 2, channels),
             d_merged=d_merged,
             d_up=torch.empty_like(d_merged),
-            d_x=torch.empty_like(x),
-            d_norm=x.new_empty(2, channels, dtype=torch.float32),
+            d_x=torch.empty_like(p.x),
+            d_norm=scratch(p.x, 2, channels),
         )
         _merge_back[(blocks, batch)](p, height, width, tiles, S=sizes, num_warps=_WARPS)
         programs = triton.cdiv(height * width, sizes.PIXELS) * batch + 1
@@ -178,31 +174,28 @@ class _HeadDouble(torch.autograd.Function):
         x = x.contiguous()
         batch, height, width, channels = x.shape
         classes, sizes = len(weight), _sizes(channels)
-        logits = x.new_empty(batch, classes, 2 * height, 2 * width, dtype=torch.float32)
+        logits = scratch(x, batch, classes, 2 * height, 2 * width)
         p = Pointers(x, weight=weight, bias=bias, logits=logits)
         programs = triton.cdiv(4 * height * width, sizes.PIXELS)
         _head[(programs, batch)](p, height, width, classes, S=sizes, num_warps=_WARPS)
-        ctx.save_for_backward(x, weight)
+        keep(ctx, p._replace(logits=None))
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        batch, height, width, channels = x.shape
-        classes, sizes = len(weight), _sizes(channels)
-        blocks = triton.cdiv(height * width, sizes.PIXELS)
-        p = Pointers(
-            x,
-            d_x=torch.empty_like(x),
-            weight=weight,
+        p = kept(ctx, Pointers)
+        batch, height, width, channels = p.x.shape
+        classes, sizes = len(p.weight), {"S": _sizes(channels), "PLANE": _sizes(1)}  # of one class
+        blocks = triton.cdiv(height * width, sizes["S"].PIXELS)
+        p = p._replace(
+            d_x=torch.empty_like(p.x),
             d_logits=d_logits.contiguous(),
-            d_parameters=d_logits.new_empty(batch * blocks, classes * (channels + 1)),
+            d_parameters=scratch(p.x, batch * blocks, classes * (channels + 1)),
         )
-        _head_back[(blocks, batch)](p, height, width, classes, S=sizes, num_warps=_WARPS)
-        (totals,) = sum_partials(p.d_parameters)
-        d_weight, d_bias = totals.split([classes * channels, classes])
-        return p.d_x, d_weight.view_as(weight), d_bias
+        _head_back[(blocks, batch)](p, height, width, classes, **sizes, num_warps=_WARPS)
+        (total,) = sum_partials(p.d_parameters)
+        return p.d_x, *split_as(total, p.weight, p.bias)
 
 
 def _sizes(channels: int) -> Sizes:
@@ -225,17 +218,10 @@ def _tent(fine, coarse, size):
 
 
 @triton.jit
-def _place(pixel, keep, C: tl.constexpr, CHANNELS: tl.constexpr):
-    """Offsets and mask (pixels, C) of the channels of some pixels."""
-    channel = tl.arange(0, C)[None, :]
-    return pixel[:, None] * CHANNELS + channel, keep[:, None] & (channel < CHANNELS)
-
-
-@triton.jit
-def _read(pointer, pixel, keep, C: tl.constexpr, CHANNELS: tl.constexpr):
+def _read(pointer, pixel, keep, S: tl.constexpr):
     """float32 (pixels, C) of an activation; zero outside."""
-    offset, mask = _place(pixel, keep, C, CHANNELS)
-    return tl.load(pointer + offset, mask=mask, other=0.0).to(tl.float32)
+    here, mask = places(pixel, keep, S)
+    return tl.load(pointer + here, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -243,18 +229,28 @@ def _read_up(x, image, pixel, keep, height, width, S: tl.constexpr):
     """float32 (pixels, C) of the doubled map of coarse ``height`` by ``width``, or of the map."""
     x += image * height * width * S.CHANNELS
     if not S.DOUBLED:
-        return _read(x, pixel, keep, S.C, S.CHANNELS)
+        return _read(x, pixel, keep, S)
     row, column = pixel // (2 * width), pixel % (2 * width)
     top = tl.maximum((row - 1) // 2, 0)
     bottom = tl.minimum((row + 1) // 2, height - 1)
     left = tl.maximum((column - 1) // 2, 0)
     right = tl.minimum((column + 1) // 2, width - 1)
     across = _tent(column, right, width)[:, None]
-    upper = _read(x, top * width + left, keep, S.C, S.CHANNELS)
-    upper += across * (_read(x, top * width + right, keep, S.C, S.CHANNELS) - upper)
-    lower = _read(x, bottom * width + left, keep, S.C, S.CHANNELS)
-    lower += across * (_read(x, bottom * width + right, keep, S.C, S.CHANNELS) - lower)
+    upper = _read(x, top * width + left, keep, S)
+    upper += across * (_read(x, top * width + right, keep, S) - upper)
+    lower = _read(x, bottom * width + left, keep, S)
+    lower += across * (_read(x, bottom * width + right, keep, S) - lower)
     return upper + _tent(row, bottom, height)[:, None] * (lower - upper)
+
+
+@triton.jit
+def _sum_pixels(x, image, pixel, count, pixels, S: tl.constexpr):
+    """(C,) sums over ``count`` pixels, and sums of squared differences from their mean."""
+    inside = pixel < pixels
+    values = _read(x + image * pixels * S.CHANNELS, pixel, inside, S)
+    total = tl.sum(values, 0)
+    offset = tl.where(inside[:, None], values - (total / count)[None, :], 0.0)
+    return total, tl.sum(offset * offset, 0)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -263,22 +259,9 @@ def _sum_block(p, height, width, S: tl.constexpr):
     block, image = tl.program_id(0), tl.program_id(1)
     pixels = height * width
     pixel = block * S.PIXELS + tl.arange(0, S.PIXELS)
-    values = _read(p.x + image * pixels * S.CHANNELS, pixel, pixel < pixels, S.C, S.CHANNELS)
-    _, keep = _place(pixel, pixel < pixels, S.C, S.CHANNELS)
     count = tl.minimum(pixels - block * S.PIXELS, S.PIXELS)
-    blocks = tl.num_programs(0)
-    write_block(p.partials, image, block, blocks, values, keep, count, S.C, S.CHANNELS)
-
-
-@triton.jit
-def _norm_of_image(x, image, pixels, eps, S: tl.constexpr):
-    """(C,) mean and 1/deviation of the group, from one read of the whole image."""
-    pixel = tl.arange(0, S.WHOLE)
-    values = _read(x + image * pixels * S.CHANNELS, pixel, pixel < pixels, S.C, S.CHANNELS)
-    count = pixels.to(tl.float32)
-    total = tl.sum(values, 0)
-    offset = tl.where((pixel < pixels)[:, None], values - (total / count)[None, :], 0.0)
-    return combine_channels(total, tl.sum(offset * offset, 0), count, eps, S.CHANNELS)
+    total, centred = _sum_pixels(p.x, image, pixel, count, pixels, S)
+    write_sums(p.partials, image, block, tl.num_programs(0), total, centred, S)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -287,13 +270,15 @@ def _merge(p, height, width, blocks, tiles, eps, S: tl.constexpr):
     image = tl.program_id(1)
     pixels = height * width
     if p.partials is None:
-        mean, rstd = _norm_of_image(p.x, image, pixels, eps, S)
+        count = pixels.to(tl.float32)
+        total, centred = _sum_pixels(p.x, image, tl.arange(0, S.WHOLE), count, pixels, S)
+        mean, rstd = combine_channels(total, centred, count, eps, S)
     else:
-        mean, rstd = read_norm(p.partials, image, blocks, S.PIXELS, pixels, eps, S.C, S.CHANNELS)
+        mean, rstd = read_norm(p.partials, image, blocks, S.PIXELS, pixels, eps, S)
     if tl.program_id(0) == 0:
-        save_norm(p.norm, image, mean, rstd, S.C, S.CHANNELS)
-    scale = rstd * load_channels(p.norm_weight, S.C, S.CHANNELS)
-    bias = load_channels(p.norm_bias, S.C, S.CHANNELS)
+        save_norm(p.norm, image, mean, rstd, S)
+    scale = rstd * load_channels(p.norm_weight, S)
+    bias = load_channels(p.norm_bias, S)
     if S.DOUBLED:
         pixels *= 4
     tile = tl.program_id(0) * tiles
@@ -302,7 +287,7 @@ def _merge(p, height, width, blocks, tiles, eps, S: tl.constexpr):
         pixel = tile * S.PIXELS + tl.arange(0, S.PIXELS)
         keep = pixel < pixels
         up = _read_up(p.x, image, pixel, keep, height, width, S)
-        here, mask = _place(image * pixels + pixel, keep, S.C, S.CHANNELS)
+        here, mask = places(image * pixels + pixel, keep, S)
         skip = tl.load(p.skip + here, mask=mask, other=0.0).to(tl.float32)
         merged = gelu((up - mean[None, :]) * scale[None, :] + bias[None, :]) + skip
         tl.store(p.merged + here, merged.to(p.merged.dtype.element_ty), mask=mask)
@@ -316,7 +301,7 @@ def _merge_back(p, height, width, tiles, S: tl.constexpr):
     Both sums may run over the doubled map, for its weights sum to one: Σ up(x̂)·d = Σ x̂·upᵀ(d).
     """
     image = tl.program_id(1)
-    norm = load_image_norm(p, image, S.C, S.CHANNELS)
+    norm = load_image_norm(p, image, S)
     pixels = height * width
     if S.DOUBLED:
         pixels *= 4
@@ -327,7 +312,7 @@ def _merge_back(p, height, width, tiles, S: tl.constexpr):
         pixel = tile * S.PIXELS + tl.arange(0, S.PIXELS)
         keep = pixel < pixels
         normal = standardise(_read_up(p.x, image, pixel, keep, height, width, S), norm)
-        here, mask = _place(image * pixels + pixel, keep, S.C, S.CHANNELS)
+        here, mask = places(image * pixels + pixel, keep, S)
         d_merged = tl.load(p.d_merged + here, mask=mask, other=0.0).to(tl.float32)
         d_up = d_merged * gelu_slope(normal * norm.weight[None, :] + norm.bias[None, :])
         tl.store(p.d_up + here, d_up.to(p.d_up.dtype.element_ty), mask=mask)
@@ -336,17 +321,15 @@ def _merge_back(p, height, width, tiles, S: tl.constexpr):
         tile += 1
     block, blocks = tl.program_id(0), tl.num_programs(0)
     sums, products = tl.sum(sums, 0), tl.sum(products, 0)
-    write_sums(p.partials, image, block, blocks, sums, products, S.C, S.CHANNELS)
+    write_sums(p.partials, image, block, blocks, sums, products, S)
 
 
 @triton.jit
-def _read_up_transposed(
-    fine, image, pixel, keep, height, width, C: tl.constexpr, CHANNELS: tl.constexpr
-):
+def _read_up_transposed(fine, image, pixel, keep, height, width, S: tl.constexpr):
     """float32 (pixels, C): each coarse pixel gathers from its 4 by 4 fine ones what it gave."""
-    fine += image * 4 * height * width * CHANNELS
+    fine += image * 4 * height * width * S.CHANNELS
     row, column = pixel // width, pixel % width
-    gathered = zeros(pixel.shape[0], C)
+    gathered = zeros(pixel.shape[0], S.C)
     for down in tl.static_range(4):
         fine_row = 2 * row - 1 + down
         in_height = keep & (fine_row >= 0) & (fine_row < 2 * height)
@@ -355,7 +338,7 @@ def _read_up_transposed(
             fine_column = 2 * column - 1 + across
             inside = in_height & (fine_column >= 0) & (fine_column < 2 * width)
             weight = row_weight * _tent(fine_column, column, width)
-            values = _read(fine, fine_row * 2 * width + fine_column, inside, C, CHANNELS)
+            values = _read(fine, fine_row * 2 * width + fine_column, inside, S)
             gathered += weight[:, None] * values
     return gathered
 
@@ -364,8 +347,8 @@ def _read_up_transposed(
 def _norm_back(p, batch, height, width, blocks, S: tl.constexpr):
     """Program 0 adds up the parameters' gradients; each other one writes a tile of d_x."""
     if tl.program_id(0) == 0:
-        sums, products = read_sums(p.partials, 0, batch * blocks, S.C, S.CHANNELS)
-        write_sums(p.d_norm, 0, 0, 1, sums, products, S.C, S.CHANNELS)
+        sums, products = read_sums(p.partials, 0, batch * blocks, S)
+        write_sums(p.d_norm, 0, 0, 1, sums, products, S)
     else:
         pixels = height * width
         programs = tl.cdiv(pixels, S.PIXELS)
@@ -373,16 +356,14 @@ def _norm_back(p, batch, height, width, blocks, S: tl.constexpr):
         pixel = (tl.program_id(0) - 1) % programs * S.PIXELS + tl.arange(0, S.PIXELS)
         keep = pixel < pixels
         if S.DOUBLED:
-            d_normal = _read_up_transposed(
-                p.d_up, image, pixel, keep, height, width, S.C, S.CHANNELS
-            )
+            d_normal = _read_up_transposed(p.d_up, image, pixel, keep, height, width, S)
         else:
-            d_normal = _read(p.d_up, image * pixels + pixel, keep, S.C, S.CHANNELS)
-        norm = load_image_norm(p, image, S.C, S.CHANNELS)
+            d_normal = _read(p.d_up, image * pixels + pixel, keep, S)
+        norm = load_image_norm(p, image, S)
         shift, slope, _, _ = norm_gradient(
-            p.partials, image, blocks, norm.weight, pixels.to(tl.float32), S.C, S.CHANNELS
+            p.partials, image, blocks, norm.weight, pixels.to(tl.float32), S
         )
-        here, mask = _place(image * pixels + pixel, keep, S.C, S.CHANNELS)
+        here, mask = places(image * pixels + pixel, keep, S)
         x = tl.load(p.x + here, mask=mask, other=0.0).to(tl.float32)
         normal = standardise(x, norm)
         d_x = d_normal * norm.weight[None, :] - shift[None, :] - normal * slope[None, :]
@@ -400,7 +381,7 @@ def _head(p, height, width, classes, S: tl.constexpr):
     up = _read_up(p.x, image, pixel, keep, height, width, S)
     of_class = 0
     while of_class < classes:
-        weight = load_channels(p.weight + of_class * S.CHANNELS, S.C, S.CHANNELS)
+        weight = load_channels(p.weight + of_class * S.CHANNELS, S)
         logits = tl.sum(up * weight[None, :], 1) + tl.load(p.bias + of_class)
         plane = (image * classes + of_class) * fine_pixels
         tl.store(p.logits + plane + pixel, logits, mask=keep)
@@ -408,14 +389,14 @@ def _head(p, height, width, classes, S: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def _head_back(p, height, width, classes, S: tl.constexpr):
+def _head_back(p, height, width, classes, S: tl.constexpr, PLANE: tl.constexpr):
     """A program writes d_x of one tile of coarse pixels and sums its share for weight and bias."""
     image = tl.program_id(1)
     pixels = height * width
     pixel = tl.program_id(0) * S.PIXELS + tl.arange(0, S.PIXELS)
     keep = pixel < pixels
     channel = tl.arange(0, S.C)
-    here, mask = _place(image * pixels + pixel, keep, S.C, S.CHANNELS)
+    here, mask = places(image * pixels + pixel, keep, S)
     x = tl.load(p.x + here, mask=mask, other=0.0).to(tl.float32)
     d_x = zeros(S.PIXELS, S.C)
     program = image * tl.num_programs(0) + tl.program_id(0)
@@ -423,8 +404,8 @@ def _head_back(p, height, width, classes, S: tl.constexpr):
     of_class = 0
     while of_class < classes:
         plane = image * classes + of_class
-        d_low = _read_up_transposed(p.d_logits, plane, pixel, keep, height, width, 1, 1)
-        d_x += d_low * load_channels(p.weight + of_class * S.CHANNELS, S.C, S.CHANNELS)[None, :]
+        d_low = _read_up_transposed(p.d_logits, plane, pixel, keep, height, width, PLANE)
+        d_x += d_low * load_channels(p.weight + of_class * S.CHANNELS, S)[None, :]
         d_weight = tl.sum(x * d_low, 0)
         tl.store(to + of_class * S.CHANNELS + channel, d_weight, mask=channel < S.CHANNELS)
         tl.store(to + classes * S.CHANNELS + of_class, tl.sum(d_low))

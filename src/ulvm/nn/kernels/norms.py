@@ -6,8 +6,9 @@ from the block's own mean. The next kernel combines the blocks of its image with
 cancellation (Chan et al. 1983, "Algorithms for computing the sample variance") and so needs
 no launch in between. Nothing is added atomically, so results repeat bit by bit.
 
-Channels are padded to C, a power of two; CHANNELS is the real number, a multiple of four. Of the
-four groups a *norm* (batch, 2, 4) float32 keeps mean and 1/deviation for backward.
+S holds the sizes that a kernel is compiled for, among them CHANNELS, a multiple of four where they
+are normalised in groups, and C, that padded to a power of two. Of the four groups a *norm*
+(batch, 2, 4) float32 keeps mean and 1/deviation for backward.
 """
 
 from typing import Any, NamedTuple
@@ -61,10 +62,17 @@ def silu_slope(x):
 
 
 @triton.jit
-def load_channels(pointer, N: tl.constexpr, CHANNELS: tl.constexpr):
-    """(N,) parameters of the channels, zero for padding."""
-    channel = tl.arange(0, N)
-    return tl.load(pointer + channel, mask=channel < CHANNELS, other=0.0)
+def places(row, inside, S: tl.constexpr):
+    """(rows, C) places of some rows (rows,) of an array (any, CHANNELS), and which exist."""
+    channel = tl.arange(0, S.C)[None, :]
+    return row[:, None] * S.CHANNELS + channel, inside[:, None] & (channel < S.CHANNELS)
+
+
+@triton.jit
+def load_channels(pointer, S: tl.constexpr):
+    """(C,) parameters of the channels in float32, zero for padding."""
+    channel = tl.arange(0, S.C)
+    return tl.load(pointer + channel, mask=channel < S.CHANNELS, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -80,67 +88,52 @@ def group_totals(per_channel, GROUP: tl.constexpr):
 
 
 @triton.jit
-def write_block(
-    partials, image, block, blocks, values, keep, count, C: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """Write the partials of one block: values (pixels, C), keep (pixels, C) marks the real ones.
-
-    ``count`` is the number of real pixels.
-    """
-    total = tl.sum(tl.where(keep, values, 0.0), 0)  # (C,)
-    offset = tl.where(keep, values - (total / count)[None, :], 0.0)
-    write_sums(partials, image, block, blocks, total, tl.sum(offset * offset, 0), C, CHANNELS)
-
-
-@triton.jit
-def write_sums(
-    partials, image, block, blocks, first, second, C: tl.constexpr, CHANNELS: tl.constexpr
-):
+def write_sums(partials, image, block, blocks, first, second, S: tl.constexpr):
     """Write two (C,) numbers of one block into partials (batch, blocks, 2, CHANNELS)."""
-    channel = tl.arange(0, C)
-    here = partials + (image * blocks + block) * 2 * CHANNELS + channel
-    tl.store(here, first, mask=channel < CHANNELS)
-    tl.store(here + CHANNELS, second, mask=channel < CHANNELS)
+    channel = tl.arange(0, S.C)
+    here = partials + (image * blocks + block) * 2 * S.CHANNELS + channel
+    tl.store(here, first, mask=channel < S.CHANNELS)
+    tl.store(here + S.CHANNELS, second, mask=channel < S.CHANNELS)
 
 
 @triton.jit
-def read_sums(partials, image, blocks, C: tl.constexpr, CHANNELS: tl.constexpr):
+def _load_blocks(partials, image, blocks, block, S: tl.constexpr):
+    """Both numbers of some blocks (TILE, 1) of one image, (TILE, C) each; zero outside."""
+    channel = tl.arange(0, S.C)[None, :]
+    keep = (block < blocks) & (channel < S.CHANNELS)
+    here = partials + (image * blocks + block) * 2 * S.CHANNELS + channel
+    first = tl.load(here, mask=keep, other=0.0)
+    return first, tl.load(here + S.CHANNELS, mask=keep, other=0.0)
+
+
+@triton.jit
+def read_sums(partials, image, blocks, S: tl.constexpr):
     """Add up both numbers of all blocks of one image, always in the same order: (C,), (C,)."""
-    TILE: tl.constexpr = 2048 // C  # blocks read at once; most sizes need one round
-    channel = tl.arange(0, C)[None, :]
-    first = tl.zeros((TILE, C), tl.float32)
-    second = tl.zeros((TILE, C), tl.float32)
+    TILE: tl.constexpr = 2048 // S.C  # blocks read at once; most sizes need one round
+    first, second = zeros(TILE, S.C), zeros(TILE, S.C)
     start = 0
     while start < blocks:
         block = start + tl.arange(0, TILE)[:, None]
-        keep = (block < blocks) & (channel < CHANNELS)
-        here = partials + (image * blocks + block) * 2 * CHANNELS + channel
-        first += tl.load(here, mask=keep, other=0.0)
-        second += tl.load(here + CHANNELS, mask=keep, other=0.0)
+        more_first, more_second = _load_blocks(partials, image, blocks, block, S)
+        first += more_first
+        second += more_second
         start += TILE
     return tl.sum(first, 0), tl.sum(second, 0)
 
 
 @triton.jit
-def read_norm(
-    partials, image, blocks, block_pixels, pixels, eps, C: tl.constexpr, CHANNELS: tl.constexpr
-):
+def read_norm(partials, image, blocks, block_pixels, pixels, eps, S: tl.constexpr):
     """Statistics of an image from its partials: (C,) mean and (C,) 1/deviation of the group.
 
     Every block holds ``block_pixels`` of the image's ``pixels``, the last one the rest.
     """
-    TILE: tl.constexpr = 2048 // C
-    channel = tl.arange(0, C)[None, :]
-    total = tl.zeros((C,), tl.float32)
-    centred = tl.zeros((C,), tl.float32)
+    TILE: tl.constexpr = 2048 // S.C
+    total, centred = zeros(S.C), zeros(S.C)
     seen = 0.0
     start = 0
     while start < blocks:
         block = start + tl.arange(0, TILE)[:, None]
-        keep = (block < blocks) & (channel < CHANNELS)
-        here = partials + (image * blocks + block) * 2 * CHANNELS + channel
-        sums = tl.load(here, mask=keep, other=0.0)  # (TILE, C)
-        squares = tl.load(here + CHANNELS, mask=keep, other=0.0)
+        sums, squares = _load_blocks(partials, image, blocks, block, S)
         count = tl.maximum(tl.minimum(pixels - block * block_pixels, block_pixels), 0)
         count = count.to(tl.float32)
         new = tl.minimum(pixels - start * block_pixels, TILE * block_pixels).to(tl.float32)
@@ -153,16 +146,16 @@ def read_norm(
         total += new_total
         seen += new
         start += TILE
-    return combine_channels(total, centred, seen, eps, CHANNELS)
+    return combine_channels(total, centred, seen, eps, S)
 
 
 @triton.jit
-def combine_channels(total, centred, pixels, eps, CHANNELS: tl.constexpr):
+def combine_channels(total, centred, pixels, eps, S: tl.constexpr):
     """(C,) sums and centred sums of squares per channel → (C,) mean and 1/deviation of the group.
 
     ``pixels`` is a float: how many pixels each channel's sums run over.
     """
-    GROUP: tl.constexpr = CHANNELS // GROUPS
+    GROUP: tl.constexpr = S.CHANNELS // GROUPS
     own = total / pixels
     mean = group_totals(own, GROUP) / GROUP
     off = own - mean
@@ -171,25 +164,14 @@ def combine_channels(total, centred, pixels, eps, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def save_norm(norm, image, mean, rstd, C: tl.constexpr, CHANNELS: tl.constexpr):
+def save_norm(norm, image, mean, rstd, S: tl.constexpr):
     """Keep (C,) mean and 1/deviation for backward in norms (batch, 2, 4) float32."""
-    GROUP: tl.constexpr = CHANNELS // GROUPS
-    channel = tl.arange(0, C)
-    first = (channel < CHANNELS) & (channel % GROUP == 0)
+    GROUP: tl.constexpr = S.CHANNELS // GROUPS
+    channel = tl.arange(0, S.C)
+    first = (channel < S.CHANNELS) & (channel % GROUP == 0)
     here = norm + image * 2 * GROUPS + channel // GROUP
     tl.store(here, mean, mask=first)
     tl.store(here + GROUPS, rstd, mask=first)
-
-
-@triton.jit
-def load_norm(norm, image, C: tl.constexpr, CHANNELS: tl.constexpr):
-    """(C,) mean and 1/deviation that ``save_norm`` kept; zero for padding."""
-    GROUP: tl.constexpr = CHANNELS // GROUPS
-    channel = tl.arange(0, C)
-    here = norm + image * 2 * GROUPS + channel // GROUP
-    mean = tl.load(here, mask=channel < CHANNELS, other=0.0)
-    rstd = tl.load(here + GROUPS, mask=channel < CHANNELS, other=0.0)
-    return mean, rstd
 
 
 class Norm(NamedTuple):
@@ -202,11 +184,14 @@ class Norm(NamedTuple):
 
 
 @triton.jit
-def load_image_norm(p, image, C: tl.constexpr, CHANNELS: tl.constexpr):
-    """The ``Norm`` of an image from p.norm, p.norm_weight and p.norm_bias."""
-    mean, rstd = load_norm(p.norm, image, C, CHANNELS)
-    weight = load_channels(p.norm_weight, C, CHANNELS)
-    return Norm(mean, rstd, weight, load_channels(p.norm_bias, C, CHANNELS))
+def load_image_norm(p, image, S: tl.constexpr):
+    """The ``Norm`` of an image from p.norm, p.norm_weight and p.norm_bias; zero for padding."""
+    GROUP: tl.constexpr = S.CHANNELS // GROUPS
+    channel = tl.arange(0, S.C)
+    here = p.norm + image * 2 * GROUPS + channel // GROUP
+    mean = tl.load(here, mask=channel < S.CHANNELS, other=0.0)
+    rstd = tl.load(here + GROUPS, mask=channel < S.CHANNELS, other=0.0)
+    return Norm(mean, rstd, load_channels(p.norm_weight, S), load_channels(p.norm_bias, S))
 
 
 @triton.jit
@@ -216,7 +201,7 @@ def standardise(x, norm):
 
 
 @triton.jit
-def norm_gradient(partials, image, blocks, weight, pixels, C: tl.constexpr, CHANNELS: tl.constexpr):
+def norm_gradient(partials, image, blocks, weight, pixels, S: tl.constexpr):
     """What an image's gradient before the norm loses, from the sums of g and of g · x̂ in partials.
 
     It is 1/deviation times ``g · weight − shift − x̂ · slope``; ``pixels`` is a float.
@@ -224,8 +209,8 @@ def norm_gradient(partials, image, blocks, weight, pixels, C: tl.constexpr, CHAN
     Returns:
         (C,) each: shift, slope, and both sums: the gradients of bias and weight.
     """
-    GROUP: tl.constexpr = CHANNELS // GROUPS
-    sums, products = read_sums(partials, image, blocks, C, CHANNELS)
+    GROUP: tl.constexpr = S.CHANNELS // GROUPS
+    sums, products = read_sums(partials, image, blocks, S)
     members = pixels * GROUP
     shift = group_totals(weight * sums, GROUP) / members
     return shift, group_totals(weight * products, GROUP) / members, sums, products

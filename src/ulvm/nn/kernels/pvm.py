@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ulvm.nn.kernels import device
 from ulvm.nn.kernels import scan as scans
+from ulvm.nn.kernels.arrays import scratch, split_as
 from ulvm.nn.kernels.layer_norm import row_gradient, row_statistics
 from ulvm.nn.kernels.matrices import (
     dot,
@@ -31,7 +32,7 @@ from ulvm.nn.kernels.matrices import (
     store_sum,
     vector,
 )
-from ulvm.nn.kernels.norms import sigmoid, silu_slope, zeros
+from ulvm.nn.kernels.norms import sigmoid, silu_slope, write_sums, zeros
 from ulvm.nn.kernels.scan import choose_chunk, padded, run_scan, run_scan_back
 from ulvm.nn.kernels.sums import sum_partials
 
@@ -265,8 +266,7 @@ class _PVM(torch.autograd.Function):
         options = {"S": sizes, "num_warps": sizes.warps}
 
         def partials(programs: int, *parameters: Tensor) -> Tensor:
-            numbers = sum(each.numel() for each in parameters)
-            return p.tokens.new_empty(programs, numbers, dtype=torch.float32)
+            return scratch(p.tokens, programs, sum(each.numel() for each in parameters))
 
         of_mix = (w.project_weight, w.project_bias, w.out_proj, w.D)
         of_operands = (w.x_proj, w.dt_weight, w.dt_bias)
@@ -296,20 +296,10 @@ class _PVM(torch.autograd.Function):
 
         sums = sum_partials(p.of_mix, scan.d_A, p.of_operands, p.of_tokens, p.of_norm)
         summed = (of_mix, (w.A_log,), of_operands, of_tokens, (w.norm_weight, w.norm_bias))
-        gradients = {}
+        gradients: dict[int, Tensor] = {}
         for total, parameters in zip(sums, summed, strict=True):
-            parts = total.split([each.numel() for each in parameters])
-            for parameter, part in zip(parameters, parts, strict=True):
-                gradients[id(parameter)] = part.view_as(parameter)
+            gradients |= zip(map(id, parameters), split_as(total, *parameters), strict=True)
         return p.d_tokens, None, None, None, *(gradients[id(each)] for each in w)
-
-
-@triton.jit
-def _store_norm_sums(p, program, d_weight, d_bias, c, S: tl.constexpr):
-    """Write a program's part of the LayerNorm's gradients."""
-    row = p.of_norm + program * 2 * S.CHANNELS
-    tl.store(row + c, d_weight, c < S.CHANNELS)
-    tl.store(row + S.CHANNELS + c, d_bias, c < S.CHANNELS)
 
 
 @triton.jit
@@ -486,7 +476,7 @@ def _mix_back_kernel(p, w, rows, length, tiles, eps, S: tl.constexpr):
     tl.store(to + o, d_bias, o < S.OUT)
     to = store_sum(to + S.OUT, d_out_proj, g[:, None], e[None, :], S.GROUP, S.INNER)
     tl.store(to + e, d_D, e < S.INNER)
-    _store_norm_sums(p, tl.program_id(0), d_gain, d_shift, c, S)
+    write_sums(p.of_norm, 0, tl.program_id(0), 0, d_gain, d_shift, S)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -596,4 +586,5 @@ def _tokens_back_kernel(p, w, rows, length, tiles, eps, S: tl.constexpr):
     tl.store(to + e, d_conv_bias, e < INNER)
     tl.store(to + INNER, tl.sum(d_skip, 0))
     # The programs of ``_mix_back_kernel``, as many, come before.
-    _store_norm_sums(p, tl.num_programs(0) + tl.program_id(0), d_gain, d_shift, c, S)
+    program = tl.num_programs(0) + tl.program_id(0)
+    write_sums(p.of_norm, 0, program, 0, d_gain, d_shift, S)

@@ -21,6 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ulvm.nn.kernels import device
+from ulvm.nn.kernels.arrays import keep, kept, scratch, split_as
+from ulvm.nn.kernels.norms import zeros
 from ulvm.nn.kernels.sums import sum_partials
 
 LARGEST_STATE = 64
@@ -116,80 +118,62 @@ class _Scan(torch.autograd.Function):
         sizes = Sizes(inner, state, W, N, lanes, inner, state, even, LONG=True)
         p = run_scan(Pointers(A, D, delta, x, B, C, torch.empty_like(x)), steps, sizes, keep=train)
         if train:
-            ctx.save_for_backward(x, delta, A, B, C, D, p.kept)
+            keep(ctx, p._replace(y=None, states=None, spans=None))
             ctx.steps, ctx.sizes = steps, sizes
         return p.y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, A, B, C, D, kept = ctx.saved_tensors
-        chunks = triton.cdiv(x.shape[1], ctx.steps)
-        p = Pointers(
-            A,
-            D,
-            delta,
-            x,
-            B,
-            C,
-            kept=kept,
+        p = kept(ctx, Pointers)
+        chunks = triton.cdiv(p.x.shape[1], ctx.steps)
+        p = p._replace(
             d_y=d_y.contiguous(),
-            d_x=torch.empty_like(x),
-            d_delta=torch.empty_like(delta),
-            d_D=x.new_empty((len(x) * chunks, len(D)), dtype=torch.float32),
+            d_x=torch.empty_like(p.x),
+            d_delta=torch.empty_like(p.delta),
+            d_D=scratch(p.x, len(p.x) * chunks, len(p.D)),
         )
         p = run_scan_back(p, ctx.steps, ctx.sizes, maxnreg=REGISTERS)
         d_A, d_D = sum_partials(p.d_A, p.d_D)
         d_B, d_C = (each.sum(0) if len(each) > 1 else each[0] for each in (p.d_B, p.d_C))
-        return (
-            p.d_x,
-            p.d_delta,
-            d_A.view_as(A).to(A.dtype),
-            d_B.to(B.dtype),
-            d_C.to(C.dtype),
-            d_D.to(D.dtype),
-            None,
-        )
+        (d_A,), (d_D,) = split_as(d_A, p.A), split_as(d_D, p.D)
+        return p.d_x, p.d_delta, d_A, d_B.to(p.B.dtype), d_C.to(p.C.dtype), d_D, None
 
 
 def run_scan(p: Pointers, steps: int, sizes: Sizes, *, keep: bool) -> Pointers:
     """Fill ``y``, in chunks of so many steps; ``kept`` is made and filled too, to go back."""
-    sequences, length, _ = p.x.shape
-    chunks, blocks = triton.cdiv(length, steps), sizes.W // sizes.LANES
-
-    def scratch(*shape: int) -> Tensor:
-        return p.x.new_empty(shape, dtype=torch.float32)
-
-    p = p._replace(
-        states=scratch(sequences, chunks, sizes.W, sizes.N),
-        spans=scratch(sequences, chunks, sizes.W),
-        kept=scratch(sequences, triton.cdiv(length, STEPS), sizes.W, sizes.N) if keep else None,
-    )
-    if chunks > 1:  # nothing follows the last
-        ends_kernel[(sequences, chunks - 1, blocks)](p, length, steps, S=sizes, num_warps=1)
-    scan_kernel[(sequences, chunks, blocks)](p, length, steps, S=sizes, num_warps=1)
-    return p
+    if keep:
+        sequences, length, _ = p.x.shape
+        states = scratch(p.x, sequences, triton.cdiv(length, STEPS), sizes.W, sizes.N)
+        p = p._replace(kept=states)
+    return _walk(p, steps, sizes)
 
 
 def run_scan_back(p: Pointers, steps: int, sizes: Sizes, **options: int) -> Pointers:
     """Fill the gradients; those of A, B and C are made here, and need to be added up."""
     sequences, length, _ = p.x.shape
-    chunks, blocks = triton.cdiv(length, steps), sizes.W // sizes.LANES
-
-    def scratch(*shape: int) -> Tensor:
-        return p.x.new_empty(shape, dtype=torch.float32)
-
+    blocks = sizes.W // sizes.LANES
     p = p._replace(
-        states=scratch(sequences, chunks, sizes.W, sizes.N),
-        spans=scratch(sequences, chunks, sizes.W),
-        d_B=scratch(blocks, *p.B.shape),
-        d_C=scratch(blocks, *p.C.shape),
-        d_A=scratch(sequences * chunks, p.A.numel()),
+        d_B=scratch(p.x, blocks, *p.B.shape),
+        d_C=scratch(p.x, blocks, *p.C.shape),
+        d_A=scratch(p.x, sequences * triton.cdiv(length, steps), p.A.numel()),
     )
-    grid = (sequences, chunks, blocks)
-    if chunks > 1:
-        leaving_kernel[grid](p, length, steps, S=sizes, num_warps=1)
-    scan_back_kernel[grid](p, length, steps, S=sizes, num_warps=1, **options)
+    return _walk(p, steps, sizes, back=True, **options)
+
+
+def _walk(p: Pointers, steps: int, sizes: Sizes, *, back: bool = False, **options: int) -> Pointers:
+    """Launch what each chunk adds alone, then what each gives from what enters it."""
+    sequences, length, _ = p.x.shape
+    chunks, blocks = triton.cdiv(length, steps), sizes.W // sizes.LANES
+    p = p._replace(
+        states=scratch(p.x, sequences, chunks, sizes.W, sizes.N),
+        spans=scratch(p.x, sequences, chunks, sizes.W),
+    )
+    if chunks > 1:  # forward nothing follows the last
+        grid = (sequences, chunks if back else chunks - 1, blocks)
+        ends_kernel[grid](p, length, steps, S=sizes, BACK=back, num_warps=1)
+    kernel = scan_back_kernel if back else scan_kernel
+    kernel[(sequences, chunks, blocks)](p, length, steps, S=sizes, num_warps=1, **options)
     return p
 
 
@@ -248,8 +232,7 @@ def _state(pointer, place, e, n, S: tl.constexpr):
 def _gather_chunks(p, rates, first, count, direction, e, n, S: tl.constexpr):
     """What ``count`` chunks from the ``first`` on, one way or the other, leave behind: (N, e)."""
     STEPS: tl.constexpr = S.STEPS
-    N: tl.constexpr = S.N
-    total = tl.zeros((N, e.shape[0]), tl.float32)
+    total = zeros(S.N, e.shape[0])
     for done in range(0, count, STEPS):
         for i in tl.static_range(STEPS):
             there = done + i < count
@@ -315,24 +298,33 @@ def _load_operands(delta, x, B, C, gate, sequence, start, length, e, n, S: tl.co
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def ends_kernel(p, length, steps, S: tl.constexpr):
-    """What a chunk alone adds to the state, and the sum of its step sizes."""
+def ends_kernel(p, length, steps, S: tl.constexpr, BACK: tl.constexpr):
+    """What a chunk alone adds to the state after it, and the sum of its step sizes.
+
+    BACK: what its outputs alone add to the gradient of the state before it.
+    """
     STEPS: tl.constexpr = S.STEPS
-    N: tl.constexpr = S.N
-    LANES: tl.constexpr = S.LANES
     sequence, chunk, e, n = _program(S)
     rates = _decay_rates(p.A, e, n, S)
-    state = tl.zeros((N, LANES), tl.float32)
-    span = tl.zeros((LANES,), tl.float32)
+    state, span = zeros(S.N, S.LANES), zeros(S.LANES)
+    x, B = (p.d_y, p.C) if BACK else (p.x, p.B)
     first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_operands(p.delta, p.x, p.B, None, None, sequence, first, length, e, n, S)
-    for start in range(first, last + STEPS, STEPS):
+    start = last if BACK else first
+    ahead = _load_operands(p.delta, x, B, None, None, sequence, start, length, e, n, S)
+    for done in range(STEPS, steps + STEPS, STEPS):
         deltas, xs, Bs, _, _ = ahead
-        following = tl.minimum(start + STEPS, last)
-        ahead = _load_operands(p.delta, p.x, p.B, None, None, sequence, following, length, e, n, S)
-        for i in tl.static_range(STEPS):
-            state = _advance(state, rates, deltas[i], xs[i], Bs[i], S)
-            span += deltas[i].to(tl.float32)
+        following = tl.maximum(last - done, first) if BACK else tl.minimum(first + done, last)
+        ahead = _load_operands(p.delta, x, B, None, None, sequence, following, length, e, n, S)
+        if BACK:
+            for i in tl.static_range(STEPS - 1, -1, -1):
+                delta = deltas[i].to(tl.float32)
+                state += Bs[i].to(tl.float32)[:, None] * xs[i].to(tl.float32)[None, :]
+                state *= _decay(rates, delta)
+                span += delta
+        else:
+            for i in tl.static_range(STEPS):
+                state = _advance(state, rates, deltas[i], xs[i], Bs[i], S)
+                span += deltas[i].to(tl.float32)
     place = sequence * tl.cdiv(length, steps) + chunk
     tl.store(_state(p.states, place, e, n, S), state)
     tl.store(p.spans + place * S.W + e, span)
@@ -370,39 +362,9 @@ def scan_kernel(p, length, steps, S: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def leaving_kernel(p, length, steps, S: tl.constexpr):
-    """The gradient of the state before a chunk, from this chunk's outputs alone."""
-    STEPS: tl.constexpr = S.STEPS
-    N: tl.constexpr = S.N
-    LANES: tl.constexpr = S.LANES
-    sequence, chunk, e, n = _program(S)
-    rates = _decay_rates(p.A, e, n, S)
-    d_state = tl.zeros((N, LANES), tl.float32)
-    span = tl.zeros((LANES,), tl.float32)
-    first, last = chunk * steps, (chunk + 1) * steps - STEPS
-    ahead = _load_operands(p.delta, p.d_y, None, p.C, None, sequence, last, length, e, n, S)
-    for done in range(0, steps, STEPS):
-        deltas, d_ys, _, Cs, _ = ahead
-        following = tl.maximum(last - STEPS - done, first)
-        ahead = _load_operands(
-            p.delta, p.d_y, None, p.C, None, sequence, following, length, e, n, S
-        )
-        for i in tl.static_range(STEPS - 1, -1, -1):
-            delta = deltas[i].to(tl.float32)
-            d_state += Cs[i].to(tl.float32)[:, None] * d_ys[i].to(tl.float32)[None, :]
-            d_state *= _decay(rates, delta)
-            span += delta
-    place = sequence * tl.num_programs(1) + chunk
-    tl.store(_state(p.states, place, e, n, S), d_state)
-    tl.store(p.spans + place * S.W + e, span)
-
-
-@triton.jit(do_not_specialize=_LENGTHS)
 def scan_back_kernel(p, length, steps, S: tl.constexpr):
     """A chunk's gradients; those of A and D are this chunk's part, of B and C these channels'."""
     STEPS: tl.constexpr = S.STEPS
-    N: tl.constexpr = S.N
-    LANES: tl.constexpr = S.LANES
     sequence, chunk, e, n = _program(S)
     rates = _decay_rates(p.A, e, n, S)
     if not S.DRIVEN:
@@ -411,8 +373,7 @@ def scan_back_kernel(p, length, steps, S: tl.constexpr):
     chunks = tl.num_programs(1)
     final = (sequence + 1) * chunks - 1
     d_state = _gather_chunks(p, rates, final, chunks - 1 - chunk, -1, e, n, S)
-    d_A = tl.zeros((N, LANES), tl.float32)
-    d_D = tl.zeros((LANES,), tl.float32)
+    d_A, d_D = zeros(S.N, S.LANES), zeros(S.LANES)
     part = tl.program_id(2) * tl.num_programs(0) + sequence
     for done in range(0, steps, STEPS):
         start = (chunk + 1) * steps - STEPS - done
