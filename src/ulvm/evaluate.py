@@ -25,7 +25,6 @@ from ulvm.boundary import (
     require_scipy,
     summarise,
 )
-from ulvm.class_scores import ClassScores
 from ulvm.contact_sheet import draw_contact_sheet
 from ulvm.datasets.cache import DecodedDataset
 from ulvm.engine import resize_mask
@@ -36,6 +35,7 @@ from ulvm.metrics import (
     LEVEL,
     RESAMPLES,
     BoolArray,
+    ClassScores,
     Confusion,
     FloatArray,
     Interval,
