@@ -6,7 +6,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ulvm.nn.export import OPSET, trace_onnx
+from ulvm.nn.export import trace_onnx
 
 
 class ImageToProbability(nn.Module):
@@ -37,6 +37,6 @@ def build_graph(module: ImageToProbability, size: int) -> bytes:
         ``probability``, float32 (1, 1, size, size).
     """
     example = torch.rand(1, 3, size, size) * 255
-    model = trace_onnx(module, example, "image", opset_version=OPSET)
+    model = trace_onnx(module, example, "image")
     onnx.checker.check_model(model)
     return model.SerializeToString()
