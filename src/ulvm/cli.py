@@ -42,7 +42,12 @@ class _Group(click.Group):
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
 ) -> None:
     """What the caller should know, as a sentence; what is for programmers, as ever."""
     if issubclass(category, PictureWarning | RunWarning):
