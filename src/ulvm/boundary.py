@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ulvm.errors import InputError, install_extra
-from ulvm.metrics import BoolArray
+from ulvm.image import BoolArray, rim
 
 TOLERANCE = 2 / 256  # of the picture's side: 2 pixels at 256×256
 
@@ -40,9 +40,7 @@ def boundary_pixels(mask: BoolArray) -> BoolArray:
     Returns:
         bool, (height, width).
     """
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
+    return rim(mask, 1)
 
 
 def boundary_scores(mask: BoolArray, truth: BoolArray, tolerance_px: float) -> tuple[float, float]:

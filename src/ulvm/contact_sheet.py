@@ -8,14 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ulvm.errors import InputError, install_extra
-from ulvm.image import resize, rim
-from ulvm.metrics import BoolArray
-
-ByteArray = npt.NDArray[np.uint8]
+from ulvm.image import BoolArray, Uint8Array, resize, rim
 
 TRUTH_COLOUR = (0, 230, 90)
 PREDICTION_COLOUR = (255, 30, 220)
@@ -29,7 +25,7 @@ _INK, _QUIET = "#18181b", "#6e6e76"
 
 
 def draw_contact_sheet(
-    images: ByteArray,
+    images: Uint8Array,
     masks: BoolArray,
     truths: BoolArray,
     labels: Sequence[str],
@@ -85,7 +81,7 @@ def draw_contact_sheet(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def _draw_tile(image_rgb: ByteArray, mask: BoolArray, truth: BoolArray) -> ByteArray:
+def _draw_tile(image_rgb: Uint8Array, mask: BoolArray, truth: BoolArray) -> Uint8Array:
     """A picture at the tile's size with both outlines, uint8 (tile, tile, 3)."""
     tile = np.array(Image.fromarray(image_rgb).resize((TILE, TILE), Image.Resampling.BICUBIC))
     tile[_outline(truth)] = TRUTH_COLOUR

@@ -25,17 +25,18 @@ from ulvm.boundary import (
     require_scipy,
     summarise,
 )
-from ulvm.class_scores import ClassScores
 from ulvm.contact_sheet import draw_contact_sheet
 from ulvm.datasets.cache import DecodedDataset
 from ulvm.engine import resize_mask
 from ulvm.errors import InputError
 from ulvm.files import write_atomically
+from ulvm.image import Uint8Array
 from ulvm.metrics import (
     BOOTSTRAP_SEED,
     LEVEL,
     RESAMPLES,
     BoolArray,
+    ClassScores,
     Confusion,
     FloatArray,
     Interval,
@@ -43,10 +44,8 @@ from ulvm.metrics import (
 )
 from ulvm.strata import StrataTable, check_name, measure, tabulate
 
-ByteArray = npt.NDArray[np.uint8]
-
 # uint8 (batch, size, size, 3) → float32 (batch, classes, size, size), 0..1
-ProbabilityOf = Callable[[ByteArray], npt.NDArray[np.float32]]
+ProbabilityOf = Callable[[Uint8Array], npt.NDArray[np.float32]]
 
 TRUTH_THRESHOLD = 128  # of the soft uint8 masks: 128 / 255 is the first value ≥ .5
 CALIBRATION_BINS = 15
@@ -116,7 +115,7 @@ class Example:
 
     id: str
     dice: float
-    image_rgb: ByteArray
+    image_rgb: Uint8Array
     mask: BoolArray
     truth: BoolArray
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from ulvm.image import Uint8Array
 from ulvm.synthetic import draw_lesion
-
-Pixels = npt.NDArray[np.uint8]
 
 MIN_CROP = 0.2  # of the picture's side
 MAX_CROP = 0.8
@@ -21,7 +19,7 @@ MARGIN = 0.03  # between a crop and the mask, of the picture's side
 TRIES = 40
 
 
-def crop_beside(images: Pixels, masks: Pixels, seed: int) -> Pixels:
+def crop_beside(images: Uint8Array, masks: Uint8Array, seed: int) -> Uint8Array:
     """A square of skin outside the mask from each picture that has room for one.
 
     Args:
@@ -55,14 +53,14 @@ def crop_beside(images: Pixels, masks: Pixels, seed: int) -> Pixels:
     return np.stack(crops) if crops else np.zeros((0, size, size, 3), np.uint8)
 
 
-def draw_pictures(count: int, seed: int, size: int) -> Pixels:
+def draw_pictures(count: int, seed: int, size: int) -> Uint8Array:
     """Drawn pictures without a lesion, (count, size, size, 3).
 
     Half are skin of all tones, with hair, rulers, frames and bubbles by lot; the others are of one
     colour, blurred, patterned, written on, or noise.
     """
     seeds = np.random.SeedSequence(seed).spawn(count)
-    kinds: list[Callable[[np.random.Generator, int], Pixels]] = [
+    kinds: list[Callable[[np.random.Generator, int], Uint8Array]] = [
         _skin, _one_colour, _skin, _blurred, _skin, _pattern, _skin, _text, _skin, _noise,
     ]  # fmt: skip
     return np.stack(
@@ -73,7 +71,7 @@ def draw_pictures(count: int, seed: int, size: int) -> Pixels:
     )
 
 
-def draw_lesions(count: int, seed: int, size: int) -> tuple[Pixels, Pixels]:
+def draw_lesions(count: int, seed: int, size: int) -> tuple[Uint8Array, Uint8Array]:
     """As many drawn pictures with a lesion, of all tones: (count, size, size, 3), and their masks.
 
     Masks are (count, size, size), 0 or 255.
@@ -84,17 +82,17 @@ def draw_lesions(count: int, seed: int, size: int) -> tuple[Pixels, Pixels]:
     return np.stack([one.image_rgb for one in drawn]), masks
 
 
-def _skin(rng: np.random.Generator, size: int) -> Pixels:
+def _skin(rng: np.random.Generator, size: int) -> Uint8Array:
     return draw_lesion(int(rng.integers(2**31)), (size, size), lesion=False).image_rgb
 
 
-def _one_colour(rng: np.random.Generator, size: int) -> Pixels:
+def _one_colour(rng: np.random.Generator, size: int) -> Uint8Array:
     colour = rng.uniform(0, 255, 3) if rng.random() < 0.7 else np.repeat(rng.uniform(0, 255), 3)
     noise = rng.normal(0, rng.choice([0.0, 1.0, 4.0, 12.0]), (size, size, 3))
     return np.clip(colour + noise, 0, 255).astype(np.uint8)
 
 
-def _blurred(rng: np.random.Generator, size: int) -> Pixels:
+def _blurred(rng: np.random.Generator, size: int) -> Uint8Array:
     """A few soft colours that run into each other."""
     cells = int(rng.integers(2, 6))
     base = rng.uniform(0, 255, 3)
@@ -103,7 +101,7 @@ def _blurred(rng: np.random.Generator, size: int) -> Pixels:
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _pattern(rng: np.random.Generator, size: int) -> Pixels:
+def _pattern(rng: np.random.Generator, size: int) -> Uint8Array:
     """Stripes or checks, as of cloth and tiles."""
     y, x = np.mgrid[:size, :size] / size
     turn = rng.uniform(0, 2 * np.pi)
@@ -115,11 +113,11 @@ def _pattern(rng: np.random.Generator, size: int) -> Pixels:
     first, second = rng.uniform(0, 255, (2, 3))
     share = (wave[..., None] + 1) / 2
     picture = first * share + second * (1 - share) + rng.normal(0, 5, (size, size, 3))
-    pixels: Pixels = np.clip(picture, 0, 255).astype(np.uint8)
+    pixels: Uint8Array = np.clip(picture, 0, 255).astype(np.uint8)
     return pixels
 
 
-def _text(rng: np.random.Generator, size: int) -> Pixels:
+def _text(rng: np.random.Generator, size: int) -> Uint8Array:
     """Lines of letters on paper or a screen."""
     light = rng.random() < 0.7
     paper, ink = (rng.integers(190, 256, 3), rng.integers(0, 90, 3))[:: 1 if light else -1]
@@ -134,7 +132,7 @@ def _text(rng: np.random.Generator, size: int) -> Pixels:
     return np.asarray(image.rotate(float(rng.uniform(-20, 20)), fillcolor=image.getpixel((0, 0))))
 
 
-def _noise(rng: np.random.Generator, size: int) -> Pixels:
+def _noise(rng: np.random.Generator, size: int) -> Uint8Array:
     cells = int(rng.choice([size, size // 2, size // 8, size // 16]))
     small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
     return np.asarray(small.resize((size, size), Image.Resampling.BILINEAR))

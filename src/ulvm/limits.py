@@ -7,7 +7,6 @@ import io
 import json
 import os
 import stat
-import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -123,22 +122,3 @@ def parse_json(text: str | bytes) -> Any:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     raise ValueError(f"more than {JSON_DEPTH} brackets deep")
-
-
-class Deadline:
-    """Refuses to go on when a picture has taken too much of this thread's processor time."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._end = name, time.thread_time() + PICTURE_SECONDS
-
-    def check(self) -> None:
-        """
-        Raises:
-            InputError: The time is over.
-        """
-        if time.thread_time() > self._end:
-            raise InputError(
-                f"{self._name} takes longer than {PICTURE_SECONDS} seconds to decode",
-                "",
-                "open it in a picture editor and save it as PNG",
-            )

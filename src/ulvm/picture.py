@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -168,7 +169,7 @@ class _Watched(io.BufferedReader):
     def __init__(self, file: Any, name: str) -> None:
         super().__init__(file)
         self._name = name
-        self._check = limits.Deadline(name).check
+        self._end = time.thread_time() + limits.PICTURE_SECONDS
 
     @property
     def name(self) -> str:
@@ -176,7 +177,12 @@ class _Watched(io.BufferedReader):
         return self._name
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._check()
+        if time.thread_time() > self._end:
+            raise InputError(
+                f"{self._name} takes longer than {limits.PICTURE_SECONDS} seconds to decode",
+                "",
+                "open it in a picture editor and save it as PNG",
+            )
         return super().read(size)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -188,7 +188,7 @@ def check(
         duplicates=duplicates,
         shared=shared,
         problems=problems,
-        notes=_write_notes(found_parts, seen, duplicates, shared),
+        notes=list(_write_notes(found_parts, seen, duplicates, shared)),
     )
 
 
@@ -233,23 +233,22 @@ def _write_notes(
     seen: Sequence[_Seen],
     duplicates: Sequence[Duplicate],
     shared: dict[str, list[str]],
-) -> list[str]:
+) -> Iterator[str]:
     """A sentence on everything that is accepted but worth knowing."""
-    notes = []
     other_size = [
         one.pair.id
         for one in seen
         if one.image_hw and one.mask_hw and one.image_hw != one.mask_hw and not one.problems
     ]
     if other_size:
-        notes.append(
+        yield (
             f"{len(other_size)} masks have another size than their picture "
             f"({name_some(other_size, 3)}); both are resized on their own, which is right if "
             "both show the whole frame."
         )
     for name, ids in shared.items():
         if ids:
-            notes.append(
+            yield (
                 f"{len(ids)} ids are also in {name}: never score a model trained on one on the "
                 "other without removing them."
             )
@@ -259,17 +258,16 @@ def _write_notes(
             f"({'same file' if found.same_file else f'differ by {found.rms:.1f} grey levels'})"
             for found in duplicates
         ]
-        notes.append(
+        yield (
             f"{len(duplicates)} pairs of pictures look the same: {name_some(listed, 20)}; "
             "keep both ids of a pair in one part."
         )
     for what, area in [("empty", 0.0), ("all lesion", 1.0)]:
         if ids := [one.pair.id for one in seen if one.area == area]:
-            notes.append(f"{len(ids)} masks are {what}: {name_some(ids)}.")
+            yield f"{len(ids)} masks are {what}: {name_some(ids)}."
     ignored = [path.name for found in found_parts for path in found.ignored]
     if ignored:
-        notes.append(f"{len(ignored)} other files were ignored: {name_some(ignored, 3)}.")
-    return notes
+        yield f"{len(ignored)} other files were ignored: {name_some(ignored, 3)}."
 
 
 def shared_ids(a: str | Iterable[str], b: str | Iterable[str]) -> list[str]:

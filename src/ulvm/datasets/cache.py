@@ -19,7 +19,6 @@ import numpy.typing as npt
 from ulvm.datasets.find import Pair, find_pairs
 from ulvm.datasets.read import (
     MaskRules,
-    Pixels,
     Progress,
     mask_rules,
     read_pair,
@@ -28,7 +27,7 @@ from ulvm.datasets.read import (
 )
 from ulvm.errors import InputError
 from ulvm.files import find_cache_folder, flush_folder
-from ulvm.image import resize
+from ulvm.image import Uint8Array, resize
 from ulvm.splits import name_some, normal_id
 
 # A folder that is still being decoded into has files younger than this; older ones were given up.
@@ -54,8 +53,8 @@ class DecodedDataset:
 
     name: str
     pairs: list[Pair]
-    images: Pixels
-    masks: Pixels
+    images: Uint8Array
+    masks: Uint8Array
     path: Path
     classes: tuple[str, ...] = ()
 
@@ -174,7 +173,7 @@ def decode(
     )
 
 
-def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Pixels, Pixels] | None:
+def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Uint8Array, Uint8Array] | None:
     """The pictures and masks of a cache; of a damaged one none, and it is removed."""
     try:
         # "c": torch warns about read-only arrays; what is written stays in this process.
@@ -256,7 +255,7 @@ class _ArrayFile:
         np.lib.format.write_array_header_1_0(self._file, header)
         self._start = self._file.tell()
 
-    def __setitem__(self, row: int, values: Pixels) -> None:
+    def __setitem__(self, row: int, values: Uint8Array) -> None:
         with self._lock:
             self._file.seek(self._start + row * values.nbytes)
             self._file.write(values.tobytes())

@@ -7,19 +7,16 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from ulvm.errors import InputError
 from ulvm.groups import read_rows
-from ulvm.image import mask_values, resize
+from ulvm.image import Uint8Array, mask_values, resize
 from ulvm.picture import ImageSource, decode
 
 TABLE = "classes.csv"
 MOST = 255
 _FORM = "it must be a CSV file whose first line is 'value,name' or 'r,g,b,name'"
 _COLOURS = ("r", "g", "b")
-
-Labels = npt.NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Classes:
     values: tuple[int, ...]
     coloured: bool
 
-    def read(self, source: ImageSource) -> Labels:
+    def read(self, source: ImageSource) -> Uint8Array:
         """The class of each pixel of a mask file.
 
         Args:
@@ -67,16 +64,16 @@ class Classes:
                 + ", …" * (len(self.values) > 6),
                 "add a line for each, or save the mask as PNG if it is a JPEG",
             )
-        labels: Labels = order.astype(np.uint8)[place]
+        labels: Uint8Array = order.astype(np.uint8)[place]
         return labels
 
-    def resize(self, labels: Labels, size_hw: tuple[int, int]) -> Labels:
+    def resize(self, labels: Uint8Array, size_hw: tuple[int, int]) -> Uint8Array:
         """The class that has most of each new pixel; of equals the one that comes first."""
         shares = [
             resize(np.where(labels == number, 255, 0).astype(np.uint8), size_hw)
             for number in range(len(self.names))
         ]
-        largest: Labels = np.stack(shares).argmax(axis=0).astype(np.uint8)
+        largest: Uint8Array = np.stack(shares).argmax(axis=0).astype(np.uint8)
         return largest
 
     def _show(self, value: float) -> str:

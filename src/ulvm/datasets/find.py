@@ -121,47 +121,35 @@ class Found:
     ignored: list[Path] = field(default_factory=list)
     unreadable: list[Path] = field(default_factory=list)
 
-    def problems(self) -> list[InputError]:
+    def problems(self) -> Iterator[InputError]:
         """Files that are none, pictures without mask, masks without picture, ids found twice."""
-        found = [
-            InputError(f"{path} leads to no file", "", "remove it or repair the link")
-            for path in self.unreadable
-        ]
+        for path in self.unreadable:
+            yield InputError(f"{path} leads to no file", "", "remove it or repair the link")
         for given, wanted, names in [
             ("pictures without a mask", "a mask", self.images.keys() - self.masks.keys()),
             ("masks without a picture", "a picture", self.masks.keys() - self.images.keys()),
         ]:
             if names:
-                found.append(
-                    InputError(
-                        f"{len(names)} {given} in the {self.part} part: {name_some(sorted(names))}",
-                        f"every id needs {wanted}",
-                        _ONE_MASK,
-                    )
+                yield InputError(
+                    f"{len(names)} {given} in the {self.part} part: {name_some(sorted(names))}",
+                    f"every id needs {wanted}",
+                    _ONE_MASK,
                 )
         for files in [*self.images.values(), *self.masks.values()]:
             if files[1:]:
-                found.append(
-                    InputError(
-                        f"{files[0]} and {files[1]} have the same id",
-                        "an id has one picture and one mask",
-                        _ONE_MASK,
-                    )
+                yield InputError(
+                    f"{files[0]} and {files[1]} have the same id",
+                    "an id has one picture and one mask",
+                    _ONE_MASK,
                 )
-        return found
 
     def pairs(self) -> list[Pair]:
         """The complete pairs, by id."""
-        return [
-            Pair(
-                id_,
-                self.part,
-                self.images[id_][0],
-                self.masks[id_][0],
-                tuple(self.more_masks.get(id_, ())),
-            )
-            for id_ in sorted(self.images.keys() & self.masks.keys())
-        ]
+        pairs = []
+        for id_ in sorted(self.images.keys() & self.masks.keys()):
+            more = tuple(self.more_masks.get(id_, ()))
+            pairs.append(Pair(id_, self.part, self.images[id_][0], self.masks[id_][0], more))
+        return pairs
 
 
 def find_pairs(dataset: str, data_dir: str | os.PathLike[str]) -> list[Pair]:

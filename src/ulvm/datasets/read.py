@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ulvm.datasets.classes import Classes, find_classes
 from ulvm.datasets.find import Pair, SourceFile
 from ulvm.errors import InputError
-from ulvm.image import read_mask, resize
+from ulvm.image import Uint8Array, read_mask, resize
 from ulvm.picture import TURNED, UPRIGHT, ImageSource, read_picture
 
 MAX_WORKERS = 8  # files read at once, where there are so many processors
@@ -23,7 +22,6 @@ MaskSizes = Literal["same", "squashed", "any"]
 """Masks that are accepted: of their picture's size; also beside a picture that was squashed to a
 square or scaled (either keeps the whole frame); or of any size."""
 
-Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 """Called with (files done, files in all)."""
 Item = TypeVar("Item")
@@ -41,8 +39,8 @@ class PairPixels:
         problems: What is wrong, if anything.
     """
 
-    image_rgb: Pixels | None
-    mask: Pixels | None
+    image_rgb: Uint8Array | None
+    mask: Uint8Array | None
     problems: list[InputError]
 
 
@@ -64,13 +62,13 @@ class MaskRules:
         kind = f"{self.sizes} thresholded" if self.threshold else self.sizes
         return kind if self.classes is None else f"{self.sizes} {self.classes}"
 
-    def read(self, source: ImageSource) -> Pixels:
+    def read(self, source: ImageSource) -> Uint8Array:
         """A file's mask, uint8 (height, width): 0 and 255, or the numbers of classes."""
         if self.classes is not None:
             return self.classes.read(source)
         return read_mask(source, threshold=self.threshold)
 
-    def resize(self, mask: Pixels, size_hw: tuple[int, int]) -> Pixels:
+    def resize(self, mask: Uint8Array, size_hw: tuple[int, int]) -> Uint8Array:
         """A mask at another size: soft, 0..255, or the numbers of classes."""
         return resize(mask, size_hw) if self.classes is None else self.classes.resize(mask, size_hw)
 
@@ -135,7 +133,7 @@ def _read(file: SourceFile, reader: Callable[[ImageSource], Result]) -> Result:
             raise InputError(given, error.accepted, error.remedy) from error
 
 
-def read_masks(pair: Pair, rules: MaskRules) -> Pixels:
+def read_masks(pair: Pair, rules: MaskRules) -> Uint8Array:
     """The mask of all lesions of a picture, at its own size, uint8 (height, width).
 
     It holds 0 and 255, or the numbers of classes; where several masks overlap, the highest.
@@ -153,7 +151,9 @@ def read_masks(pair: Pair, rules: MaskRules) -> Pixels:
     return functools.reduce(np.maximum, masks)
 
 
-def _turn_problem(pair: Pair, image_rgb: Pixels, mask: Pixels, turn: int) -> InputError | None:
+def _turn_problem(
+    pair: Pair, image_rgb: Uint8Array, mask: Uint8Array, turn: int
+) -> InputError | None:
     """Whether a picture is turned by EXIF and its mask was drawn on it as it is stored.
 
     Sizes tell where the turn changes them. Else the mask is taken for one of the stored picture
@@ -175,7 +175,7 @@ def _turn_problem(pair: Pair, image_rgb: Pixels, mask: Pixels, turn: int) -> Inp
     )
 
 
-def _contrast(image_rgb: Pixels, mask: Pixels) -> float:
+def _contrast(image_rgb: Uint8Array, mask: Uint8Array) -> float:
     """Distance of the mean colours inside and outside a mask, in grey levels."""
     height, width = image_rgb.shape[:2]
     inside = np.asarray(Image.fromarray(mask).resize((width, height))) >= 128

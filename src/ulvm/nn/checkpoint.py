@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import torch
 from safetensors.torch import load, save
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ulvm.errors import InputError, not_found
 from ulvm.files import write_atomically
+from ulvm.image import FloatArray, Uint8Array
 from ulvm.models import RUN_WEIGHTS, read_weights
 from ulvm.nn.kernels import accelerate
 from ulvm.nn.model import UltraLightVMUNet, normalise, probability_of_logits
@@ -129,7 +129,7 @@ def _require_tensors(state: Mapping[Any, Any], shapes: Mapping[str, torch.Size],
 
 def load_probability(
     model: str | Path, device: str = "cpu", *, double: bool = False
-) -> tuple[Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]], RunSpec]:
+) -> tuple[Callable[[Uint8Array], FloatArray], RunSpec]:
     """A weights file as a function of pictures, like ``Segmenter.probability``.
 
     Args:
@@ -148,7 +148,7 @@ def load_probability(
     dtype = torch.float64 if double else torch.float32
     network.to(dtype)
 
-    def probability_of(images_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def probability_of(images_rgb: Uint8Array) -> FloatArray:
         planes = torch.from_numpy(images_rgb).to(device).permute(0, 3, 1, 2)
         with torch.no_grad():
             logits = network(normalise(planes).to(dtype))

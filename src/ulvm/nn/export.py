@@ -88,10 +88,7 @@ def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str,
     """The ONNX file's content, with the run in its metadata."""
     size = run.data.image_size
     example = torch.randint(0, 256, (2, size, size, run.model.in_channels), dtype=torch.uint8)
-    free = {"image_rgb": {0: torch.export.Dim("batch", min=1)}}
-    model = trace_onnx(
-        for_export(module), example, "image_rgb", opset_version=OPSET, dynamic_shapes=free
-    )
+    model = trace_onnx(for_export(module), example, "image_rgb", free_batch=True)
     for node in model.graph.node:
         node.doc_string = ""
     del model.graph.value_info[:]
@@ -103,31 +100,26 @@ def build_onnx(module: PictureToProbability, run: RunSpec, provenance: dict[str,
 
 
 def trace_onnx(
-    module: nn.Module,
-    example: Tensor,
-    input_name: str,
-    *,
-    opset_version: int,
-    dynamic_shapes: dict[str, Any] | None = None,
+    module: nn.Module, example: Tensor, input_name: str, *, free_batch: bool = False
 ) -> onnx.ModelProto:
     """A module of one input as an ONNX model whose output is named ``probability``.
 
     Args:
         module: In evaluation mode.
-        example: An input; its shape is fixed but for ``dynamic_shapes``, as for torch.onnx.
-        input_name: Of the graph's input.
-        opset_version: ONNX operator set.
-        dynamic_shapes: Free axes of the input, by name.
+        example: An input, whose shape is fixed.
+        input_name: Of the graph's input and of the module's argument.
+        free_batch: Whether the first axis is free.
     """
+    free = {input_name: {0: torch.export.Dim("batch", min=1)}}
     with torch.no_grad(), _quiet(), _without_slow_rule():
         program = torch.onnx.export(
             module,
             (example,),
             dynamo=True,
-            opset_version=opset_version,
+            opset_version=OPSET,
             input_names=[input_name],
             output_names=["probability"],
-            dynamic_shapes=dynamic_shapes,
+            dynamic_shapes=free if free_batch else None,
             verbose=False,
         )
     assert program is not None

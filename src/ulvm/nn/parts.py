@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ulvm import datasets, lesion_free, splits
 from ulvm.errors import InputError
+from ulvm.image import Uint8Array
 from ulvm.nn.augment import Part, Pool
 from ulvm.provenance import Seen
 from ulvm.spec import RunSpec, SourceSpec, require_rgb
@@ -21,7 +21,6 @@ DRAWN_PICTURES = 200
 CROPS = 1000  # tried for each data set, at least
 _SEED = 16  # of what the project draws for training; a run's own seed decides what is drawn when
 
-Pixels = npt.NDArray[np.uint8]
 Folders = str | Path | Mapping[str, str | Path]
 """The folder of the run's only data set, or of each by its name."""
 
@@ -52,7 +51,7 @@ def load_parts(
     require_rgb(run.model)
     folders = folder_of_each(run.data.sources, data_dir)
     used, masks, pools = [], [], []
-    images: list[Pixels] = []
+    images: list[Uint8Array] = []
     names: tuple[str, ...] = ()
     held_images, held_masks = [], []
     for source in run.data.sources:
@@ -132,7 +131,7 @@ def _require_classes(run: RunSpec, dataset: str, names: Sequence[str]) -> None:
             )
 
 
-def _spread(masks: Pixels, classes: int) -> Pixels:
+def _spread(masks: Uint8Array, classes: int) -> Uint8Array:
     """Numbers of classes over 0..255, as ``Part`` has them; other masks as they are."""
     if not classes:
         return np.asarray(masks)
@@ -165,7 +164,9 @@ def share_out(pools: Sequence[tuple[int, float]], total: int) -> list[int]:
     return drawn
 
 
-def draw_lesion_free(images: Sequence[Pixels], masks: Sequence[Pixels], size: int) -> list[Pixels]:
+def draw_lesion_free(
+    images: Sequence[Uint8Array], masks: Sequence[Uint8Array], size: int
+) -> list[Uint8Array]:
     """Pictures without a lesion, by kind: no skin, drawn skin, crops of each data set's."""
     drawn = lesion_free.draw_pictures(DRAWN_PICTURES, _SEED, size)
     kinds = [drawn[1::2], drawn[::2]]
@@ -177,7 +178,7 @@ def draw_lesion_free(images: Sequence[Pixels], masks: Sequence[Pixels], size: in
     return [kind for kind in kinds if len(kind)]
 
 
-def read_teacher(folder: Path | None, dataset: str, ids: Sequence[str]) -> Pixels:
+def read_teacher(folder: Path | None, dataset: str, ids: Sequence[str]) -> Uint8Array:
     """A teacher's probability of each picture, uint8 (ids, size, size).
 
     Args:
@@ -206,15 +207,15 @@ def read_teacher(folder: Path | None, dataset: str, ids: Sequence[str]) -> Pixel
         return np.asarray(stored["probability"][[row_of[id_] for id_ in ids]])
 
 
-def write_teacher(folder: Path, dataset: str, ids: Sequence[str], probability: Pixels) -> None:
+def write_teacher(folder: Path, dataset: str, ids: Sequence[str], probability: Uint8Array) -> None:
     """Write what ``read_teacher`` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / f"{dataset}.npz", ids=np.array(ids), probability=probability)
 
 
 def _part(
-    images: Sequence[Pixels],
-    masks: Sequence[Pixels],
+    images: Sequence[Uint8Array],
+    masks: Sequence[Uint8Array],
     device: torch.device,
     pools: tuple[Pool, ...],
     names: tuple[str, ...],

@@ -68,13 +68,10 @@ def build_onnx_of_planes(module: PlanesToProbability, run: RunSpec) -> tuple[byt
         The file, and the largest difference of its probability from the module's.
     """
     # Here, for a MONAI bundle needs neither package.
-    from ulvm.nn.export import OPSET, trace_onnx
+    from ulvm.nn.export import trace_onnx
     from ulvm.onnx import onnxruntime
 
-    free = {"image": {0: torch.export.Dim("batch", min=1)}}
-    model = trace_onnx(
-        for_export(module), _example(run), "image", opset_version=OPSET, dynamic_shapes=free
-    )
+    model = trace_onnx(for_export(module), _example(run), "image", free_batch=True)
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
