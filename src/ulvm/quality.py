@@ -185,8 +185,6 @@ def measure(
     near_x = (at >= columns[0] - reach_x) & (at <= columns[-1] + reach_x)
     ring = near_y[:, None] & near_x & ~spot
     contrast, spread = _contrast(lab, spot, ring)
-    turn = np.arctan2((at + 0.5 - middle_y)[:, None], at + 0.5 - middle_x) / (2 * np.pi)
-    side = (SIDES * ((turn + 1 + FIRST_SIDE) % 1)).astype(int)
     outside = lab if spot.all() else lab[~spot]
     return {
         "inside": inside / area,
@@ -197,7 +195,7 @@ def measure(
         "touch": (edge / (4 * size)) ** 0.5,
         "dropped": int((raw & ~mask).sum()) / max(1, int(raw.sum())),
         "contrast": float(np.log1p(contrast)),
-        "weakest": float(np.log1p(_weakest(lab, spot, ring, side))),
+        "weakest": float(np.log1p(_weakest(lab, spot, ring, (middle_y, middle_x)))),
         "clarity": float(np.log(0.05 + contrast / (1 + spread))),
         "aside": float(np.hypot(2 * middle_y / size - 1, 2 * middle_x / size - 1)),
         "colours": float(np.log1p(lab[..., 1:].var(axis=(0, 1)).sum())),
@@ -219,15 +217,22 @@ def _contrast(lab: Float, spot: npt.NDArray[np.bool_], ring: npt.NDArray[np.bool
 
 
 def _weakest(
-    lab: Float, spot: npt.NDArray[np.bool_], ring: npt.NDArray[np.bool_], side: npt.NDArray[np.int_]
+    lab: Float,
+    spot: npt.NDArray[np.bool_],
+    ring: npt.NDArray[np.bool_],
+    middle_yx: tuple[float, float],
 ) -> float:
     """Least ΔE between the mean of the spot and that of a sector around it; 0 without any."""
-    if not spot.any():
+    y, x = (START + STEP * line + 0.5 for line in np.nonzero(ring))
+    turn = np.arctan2(y - middle_yx[0], x - middle_yx[1]) / (2 * np.pi)
+    side = (SIDES * ((turn + 1 + FIRST_SIDE) % 1)).astype(int)
+    count = np.bincount(side, minlength=SIDES)
+    enough = count >= SIDE_LEAST
+    if not spot.any() or not enough.any():
         return 0.0
-    mean = lab[spot].mean(axis=0)
-    parts = [lab[ring & (side == each)] for each in range(SIDES)]
-    seen = [part.mean(axis=0) - mean for part in parts if len(part) >= SIDE_LEAST]
-    return float(min((np.sqrt((one**2).sum()) for one in seen), default=0.0))
+    total = np.stack([np.bincount(side, part, SIDES) for part in lab[ring].T], axis=-1)
+    apart = total[enough] / count[enough, None] - lab[spot].mean(axis=0)
+    return float(np.sqrt((apart**2).sum(axis=1)).min())
 
 
 def to_lab(rgb: npt.NDArray[np.uint8]) -> Float:
