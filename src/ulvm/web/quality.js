@@ -67,7 +67,7 @@ export function assess(picture, probability, cleaned, threshold) {
 }
 
 /** The score of the outline, and the chance that there is a lesion, 0..1. */
-function weigh(measures) {
+export function weigh(measures) {
   const { mean, spread, outline, lesion } = constants;
   const names = Object.keys(mean);
   const x = names.map((name) => {
