@@ -1,12 +1,14 @@
 """Fit the constants of ``ulvm.quality`` to pictures that the networks had not seen, and score them.
 
     python bench/quality.py --folds 'FOLDER/m-drawn-{}' --data isic2017=DIR \\
-        --data pad-ufes=DIR --data ham10000=DIR --things DIR --other-things DIR --work DIR
+        --data pad-ufes=DIR --data ham10000=DIR --things NAME=DIR --other-things NAME=DIR \\
+        --work DIR
 
 ``FOLDS`` with 1 to 5 in place of the braces is a network, ``….safetensors``, and its splits,
 ``….isic2017.json`` and ``….pad-ufes.json``, whose test parts it had not seen. ``--things`` are any
-photos that show no skin, to fit with; ``--other-things`` are others, to look at. HAM10000 is
-looked at only: every third picture, one network each. Predictions are kept in WORK.
+photos that show no skin, to fit with; ``--other-things`` are others, to look at; both may be given
+again under another name. HAM10000 is looked at only: every third picture, one network each. What
+was measured is kept in WORK.
 
 Writes ``src/ulvm/weights/quality.json`` and ``results/quality/quality.json``. With ``--test
 NAME=DIR --model FILE`` it does neither: it scores that model and the constants there are on a
@@ -24,33 +26,35 @@ from typing import Any
 import numpy as np
 
 from ulvm import datasets, lesion_free, quality, synthetic
-from ulvm.engine import clean_probability
 from ulvm.image import read_image, resize
-from ulvm.segmenter import load
+from ulvm.segmenter import clean, load
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "quality"
 SIZE = 256
 FOLDS = 5
 FITTED = ("isic2017", "pad-ufes")
-FREE_FITTED = ("skin of isic2017", "skin of pad-ufes", "things", "drawn, to fit")
+DRAWN = "lesions drawn to fit"
+LESIONS = (*FITTED, "ham10000", "dark drawn")
 THRESHOLD = 0.5
 FAILED = 0.5  # a mask of a lower Dice has failed
-UNSURE = 0.1  # share of lesion pictures that quality alone calls unsure
+UNSURE = 0.11  # share of lesion pictures that quality alone calls unsure
+UNLIKE = 0.02  # share of well outlined lesions that look unlike one
 KNOTS = 8
-RIDGE = 1.0
+RIDGE, RIDGE_PRODUCTS = 1.0, 20.0
 UNCERTAIN = (0.07, 0.93)  # probabilities whose calibration is counted
 WEIGHED = (
-    "inside", "overlap", "doubt", "size", "shape", "touch",
-    "dropped", "contrast", "clarity", "aside", "colours", "foreign",
+    "inside", "overlap", "doubt", "size", "shape", "contrast",
+    "weakest", "clarity", "aside", "colours", "red", "yellow",
 )  # fmt: skip
+PRODUCTS = np.triu_indices(len(WEIGHED))
 
 
-def photos(folder: Path, seed: int) -> tuple[Any, Any]:
+def photos(folder: str, seed: int) -> tuple[Any, Any]:
     """Each photo whole and four squares of it, (n, SIZE, SIZE, 3), and the number of its photo."""
     rng = np.random.default_rng(seed)
     kinds = (".jpg", ".jpeg", ".png", ".webp")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in kinds)
     images, numbers = [], []
     for number, path in enumerate(paths):
         image = read_image(path)
@@ -76,15 +80,12 @@ def gather(given: Any) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     drawn = lesion_free.draw_pictures(200, 77, SIZE)
     fitted = lesion_free.draw_pictures(800, 177, SIZE)
-    dark = [
-        synthetic.draw_lesion(9000 + seed, (SIZE, SIZE), skin_tone=("V", "VI")[seed % 2])
-        for seed in range(60)
-    ]
-    dark_images, dark_masks = (
-        np.stack(part) for part in zip(*((d.image_rgb, d.mask) for d in dark), strict=True)
+    dark_images, dark_masks = draw_lesions(range(9000, 9060), ("V", "VI"))
+    lesion_images, lesion_masks = draw_lesions(
+        range(8000, 8240), ("I", "II", "III", "IV", "V", "VI")
     )
-    things, numbers = photos(given.things, 1)
-    others, other_numbers = photos(given.other_things, 2)
+    things = {name: photos(where, 1) for name, where in given.things.items()}
+    things |= {name: photos(where, 2) for name, where in given.other_things.items()}
     for fold in range(1, FOLDS + 1):
         network = load(given.folds.format(fold) + ".safetensors")
 
@@ -105,19 +106,29 @@ def gather(given: Any) -> dict[str, list[dict[str, Any]]]:
             images, soft = np.asarray(data.images[rows]), np.asarray(data.masks[rows])
             add(name, images, soft >= 128)
             add(f"skin of {name}", lesion_free.crop_beside(images, soft, 5))
-        add("things", things[numbers % FOLDS == fold - 1])
-        add("other things", others[other_numbers % FOLDS == fold - 1])
+        for name, (images, numbers) in things.items():
+            add(name, images[numbers % FOLDS == fold - 1])
         add("drawn, to fit", fitted[fold - 1 :: FOLDS])
         add("drawn skin", drawn[::2][fold - 1 :: FOLDS])
         add("no skin", drawn[1::2][fold - 1 :: FOLDS])
+        add(DRAWN, lesion_images[fold - 1 :: FOLDS], lesion_masks[fold - 1 :: FOLDS])
         add("dark drawn", dark_images, dark_masks)
         print(f"fold {fold} predicted", flush=True)
     return found
 
 
+def draw_lesions(seeds: range, tones: tuple[str, ...]) -> tuple[Any, Any]:
+    """Drawn pictures (n, SIZE, SIZE, 3) and their masks, skin tones in turn."""
+    drawn = [
+        synthetic.draw_lesion(seed, (SIZE, SIZE), skin_tone=tones[seed % len(tones)])
+        for seed in seeds
+    ]
+    return np.stack([one.image_rgb for one in drawn]), np.stack([one.mask for one in drawn])
+
+
 def describe(image: Any, p: Any, truth: Any, fold: int) -> dict[str, Any]:
     """What is kept of a picture."""
-    mask = clean_probability(p, THRESHOLD) >= THRESHOLD
+    mask = clean(image, p, THRESHOLD) >= THRESHOLD
     both, either = int((mask & truth).sum()), int(mask.sum() + truth.sum())
     kept: dict[str, Any] = {
         "fold": fold,
@@ -142,15 +153,15 @@ def pixel_bins(p: Any, truth: Any) -> Any:
     return np.stack(pair).astype(np.int32)
 
 
-def fit_logistic(x: Any, target: Any) -> Any:
+def fit_logistic(x: Any, target: Any, ridge: float) -> Any:
     """Weights, bias last, of the logistic formula that is nearest to a target in 0..1."""
     x = np.column_stack([x, np.ones(len(x))])
     weights = np.zeros(x.shape[1])
-    ridge = np.diag([RIDGE] * (x.shape[1] - 1) + [0])
+    pull = np.diag([ridge] * (x.shape[1] - 1) + [0])
     for _ in range(30):
-        expected = 1 / (1 + np.exp(-x @ weights))
-        slope = x.T @ (target - expected) - ridge @ weights
-        curvature = (x * (expected * (1 - expected))[:, None]).T @ x + ridge
+        expected = 1 / (1 + np.exp(-np.clip(x @ weights, -50, 50)))
+        slope = x.T @ (target - expected) - pull @ weights
+        curvature = (x * (expected * (1 - expected))[:, None]).T @ x + pull
         weights += np.linalg.solve(curvature, slope)
     return weights
 
@@ -173,67 +184,90 @@ def table(records: list[dict[str, Any]]) -> Any:
 
 
 def fit(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean, spread, weights and bias for records with a mask."""
+    """Both formulas: the outline's by lesions, the lesion's by all.
+
+    Args:
+        records: With a mask, ``kind`` in each. Drawn lesions teach the second formula alone: that
+            dark skin bears lesions, but not how well real ones are outlined.
+    """
     x = table(records)
     mean, spread = x.mean(0), x.std(0) + 1e-9
-    weights = fit_logistic((x - mean) / spread, np.array([one["dice"] for one in records]))
-    named = {
-        key: dict(zip(WEIGHED, np.round(values, 6).tolist(), strict=True))
-        for key, values in (("mean", mean), ("spread", spread), ("weight", weights[:-1]))
-    }
-    return {**named, "bias": round(float(weights[-1]), 6)}
-
-
-def scores(constants: dict[str, Any], records: list[dict[str, Any]]) -> Any:
-    """The formula's score of each record with a mask."""
-    mean, spread, weight = (
-        np.array([constants[key][name] for name in WEIGHED]) for key in ("mean", "spread", "weight")
+    x = np.clip((x - mean) / spread, -quality.FURTHEST, quality.FURTHEST)
+    dice = np.array([one["dice"] for one in records])
+    photo, lesion = (
+        np.array([one["kind"] in kinds for one in records]) for kinds in (FITTED, (*FITTED, DRAWN))
     )
-    return constants["bias"] + ((table(records) - mean) / spread) @ weight
+    outline = fit_logistic(x[photo], dice[photo], RIDGE)
+    sure = ~lesion | (dice >= FAILED)  # a mask that missed its lesion is neither
+    products = x[:, PRODUCTS[0]] * x[:, PRODUCTS[1]]
+    both = fit_logistic(np.hstack([x, products])[sure], lesion[sure].astype(float), RIDGE_PRODUCTS)
+    square = np.zeros((len(WEIGHED), len(WEIGHED)))
+    square[PRODUCTS] = both[len(WEIGHED) : -1]
+
+    def named(values: Any) -> dict[str, float]:
+        return dict(zip(WEIGHED, np.round(values, 6).tolist(), strict=True))
+
+    return {
+        "mean": named(mean),
+        "spread": named(spread),
+        "outline": {"bias": round(float(outline[-1]), 6), "weight": named(outline[:-1])},
+        "lesion": {
+            "bias": round(float(both[-1]), 6),
+            "weight": named(both[: len(WEIGHED)]),
+            "products": np.round(square, 6).tolist(),
+        },
+    }
 
 
-def curve(constants: dict[str, Any], score: Any) -> Any:
-    """Quality of a score."""
-    return np.interp(score, constants["curve"]["score"], constants["curve"]["dice"])
+def weigh(constants: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Give each record with a mask its score and the chance of a lesion."""
+    for one in records:
+        if not one["empty"]:
+            one["score"], one["chance"] = quality.weigh(constants, one["measures"])
 
 
-def set_qualities(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Fit, and give each record a quality by constants that its fold had no part in."""
-    pool = [one for kind in (*FITTED, *FREE_FITTED) for one in found[kind] if not one["empty"]]
+def rate(constants: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Give each record its quality."""
+    for one in records:
+        one["quality"] = (
+            0.0 if one["empty"] else quality.rate(constants, one["score"], one["chance"])
+        )
+
+
+def set_qualities(found: dict[str, list[dict[str, Any]]], free: list[str]) -> dict[str, Any]:
+    """Fit, and give each record a quality by constants that its fold had no part in.
+
+    Args:
+        found: Records of each kind of pictures.
+        free: Kinds without a lesion to fit with.
+    """
+    for kind, records in found.items():
+        for one in records:
+            one["kind"] = kind
+    everything = list(itertools.chain.from_iterable(found.values()))
+    pool = [one for kind in (*FITTED, DRAWN, *free) for one in found[kind] if not one["empty"]]
     for fold in range(1, FOLDS + 1):
         constants = fit([one for one in pool if one["fold"] != fold])
-        for records in found.values():
-            mine = [one for one in records if one["fold"] == fold and not one["empty"]]
-            for one, score in zip(mine, scores(constants, mine) if mine else (), strict=True):
-                one["score"] = float(score)
-    constants = fit(pool)
+        weigh(constants, [one for one in everything if one["fold"] == fold])
     lesions = [one for kind in FITTED for one in found[kind]]
-    good = np.array([one["score"] for one in pool])
-    at, value = isotonic(good, np.array([one["dice"] for one in pool]))
-    constants["curve"] = {"score": np.round(at, 4).tolist(), "dice": np.round(value, 4).tolist()}
-    for records in found.values():
-        for one in records:
-            one["quality"] = 0.0 if one["empty"] else float(curve(constants, one["score"]))
     marked = [one for one in lesions if not one["empty"]]
-
-    def quantile(name: str, share: float) -> float:
-        return float(np.quantile([one["measures"][name] for one in marked], share))
-
-    free = [one["quality"] for kind in FREE_FITTED for one in found[kind] if not one["empty"]]
+    score, dice = (np.array([one[key] for one in marked]) for key in ("score", "dice"))
+    at, value = isotonic(score, dice)
+    constants = fit(pool)
+    constants["curve"] = {"score": np.round(at, 4).tolist(), "dice": np.round(value, 4).tolist()}
+    chance = np.array([one["chance"] for one in marked])[dice >= FAILED]
+    contrast = np.array([one["measures"]["contrast"] for one in marked])
     constants["bound"] = {
-        "unsure": round(float(np.quantile([one["quality"] for one in lesions], UNSURE)), 4),
-        "unlike-lesion": round(
-            float(np.quantile([one["quality"] for one in lesions], UNSURE / 3)), 4
-        ),
-        "low-contrast": round(float(np.expm1(quantile("contrast", 0.03))), 3),
+        "unlike-lesion": round(float(np.quantile(chance, UNLIKE)), 4),
+        "low-contrast": round(float(np.expm1(np.quantile(contrast, 0.03))), 3),
         "small": 0.005,
         "over-half": 0.5,
         "touches-frame": 0.1,
         "fragments": 0.1,
     }
-    print(
-        "lesion-free marked above unsure", np.mean(np.array(free) >= constants["bound"]["unsure"])
-    )
+    rate(constants, everything)
+    unsure = float(np.quantile([one["quality"] for one in lesions], UNSURE))
+    constants["bound"]["unsure"] = round(unsure, 4)
     return constants
 
 
@@ -243,7 +277,7 @@ def warned(constants: dict[str, Any], one: dict[str, Any]) -> list[str]:
         return ["one-colour"]
     if one["empty"]:
         return ["nothing-found"]
-    return quality.doubts(constants["bound"], one["quality"], one["measures"])
+    return quality.doubts(constants["bound"], one["quality"], one["chance"], one["measures"])
 
 
 def auc(value: Any, failed: Any) -> float:
@@ -362,10 +396,8 @@ def score_test(given: Any) -> None:
             describe(image, p.astype(np.float32), true, 0)
             for image, p, true in zip(images, predict(network, images), soft >= 128, strict=True)
         ]
-        for one in records:
-            one["quality"] = (
-                0.0 if one["empty"] else float(curve(constants, scores(constants, [one])[0]))
-            )
+        weigh(constants, records)
+        rate(constants, records)
         result[name] = judge(constants, records)
         print(name, json.dumps({k: v for k, v in result[name].items() if "cover" not in k}))
     path = RESULTS / "test.json"
@@ -382,13 +414,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folds")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=DIR")
-    parser.add_argument("--things", type=Path)
-    parser.add_argument("--other-things", type=Path)
+    parser.add_argument("--things", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--other-things", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--test", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--model")
     given = parser.parse_args()
-    given.data, given.test = pairs(given.data), pairs(given.test)
+    for name in ("data", "things", "other_things", "test"):
+        setattr(given, name, pairs(getattr(given, name)))
     RESULTS.mkdir(parents=True, exist_ok=True)
     if given.test:
         score_test(given)
@@ -400,20 +433,19 @@ def main() -> None:
     else:
         found = gather(given)
         np.save(kept, np.array(found, dtype=object), allow_pickle=True)
-    constants = set_qualities(found)
+    free = [*(f"skin of {name}" for name in FITTED), *given.things, "drawn, to fit"]
+    constants = set_qualities(found, free)
     constants["temperature"] = fit_temperature([one for kind in FITTED for one in found[kind]])
     result = {
         "folds": Path(given.folds).name,
         "temperature": constants["temperature"],
         "bound": constants["bound"],
-        "lesions": {
-            kind: judge(constants, found[kind]) for kind in (*FITTED, "ham10000", "dark drawn")
-        },
+        "lesions": {kind: judge(constants, found[kind]) for kind in LESIONS},
         "fitted together": judge(constants, [one for kind in FITTED for one in found[kind]]),
         "lesion-free": {
             kind: judge_free(constants, found[kind])
             for kind in found
-            if kind not in (*FITTED, "ham10000", "dark drawn")
+            if kind not in (*LESIONS, DRAWN)
         },
     }
     quality.CONSTANTS.write_text(json.dumps(constants, indent=1) + "\n")
@@ -422,7 +454,6 @@ def main() -> None:
         print(kind, json.dumps({key: value for key, value in one.items() if "cover" not in key}))
     for kind, one in result["lesion-free"].items():
         print(kind, one)
-    print(json.dumps(constants))
 
 
 if __name__ == "__main__":

@@ -50,10 +50,21 @@ def test_measures_of_a_box_worked_by_hand() -> None:
     assert found["doubt"] == pytest.approx(np.log(doubt), rel=1e-5)
     assert found["size"] == pytest.approx(np.log(1 / 16))
     assert found["shape"] == pytest.approx(4 * 64 / 64)
-    assert found["touch"] == found["dropped"] == found["foreign"] == 0
+    assert found["touch"] == found["dropped"] == 0
     assert found["aside"] == pytest.approx(0, abs=1e-12)
     one, other = to_lab(np.array([SPOT, SKIN], np.uint8))
     assert np.expm1(found["contrast"]) == pytest.approx(np.linalg.norm(one - other))
+    assert found["weakest"] == pytest.approx(found["contrast"])  # skin of one colour all around
+    assert found["red"] == pytest.approx(other[1])
+    assert found["yellow"] == pytest.approx(other[2])
+
+
+def test_the_weakest_side_is_the_one_most_like_the_spot() -> None:
+    picture, probability, mask = scene()
+    picture[96:160, 160:] = SPOT  # the spot goes on to the right, the mask does not
+    found = measure(picture, probability, mask, 0.5)
+    assert found["weakest"] == pytest.approx(0, abs=1e-9)
+    assert np.expm1(found["contrast"]) > 10
 
 
 def test_lab_of_known_colours() -> None:
@@ -96,6 +107,33 @@ def test_quality_falls_with_doubt() -> None:
     assert values[0] > values[-1] + 0.3
 
 
+def test_an_unlikely_lesion_takes_its_share_of_the_quality() -> None:
+    constants = json.loads(quality.CONSTANTS.read_text())
+    bound = constants["bound"]["unlike-lesion"]
+    score = constants["curve"]["score"][-1]
+    best = quality.rate(constants, score, 1.0)
+    assert quality.rate(constants, score, bound) == best == constants["curve"]["dice"][-1]
+    assert quality.rate(constants, score, bound / 2) == pytest.approx(best / 2)
+
+
+def test_both_formulas_worked_by_hand() -> None:
+    constants = {
+        "mean": {"inside": 0.5, "size": -2.0},
+        "spread": {"inside": 0.1, "size": 1.0},
+        "outline": {"bias": 1.0, "weight": {"inside": 2.0, "size": -1.0}},
+        "lesion": {
+            "bias": 0.5,
+            "weight": {"inside": 0.0, "size": 1.0},
+            "products": [[0.25, -1.0], [0.0, 0.0]],
+        },
+    }
+    score, chance = quality.weigh(constants, {"inside": 0.7, "size": -1.0})  # 2 and 1 spreads off
+    assert score == pytest.approx(1 + 2 * 2 - 1)
+    assert chance == pytest.approx(1 / (1 + np.exp(-(0.5 + 1 + 0.25 * 4 - 2 * 1))))
+    far, _ = quality.weigh(constants, {"inside": 9.0, "size": -2.0})
+    assert far == pytest.approx(1 + 2 * quality.FURTHEST)
+
+
 def test_a_mask_that_fills_the_frame_and_one_of_a_pixel_are_measured() -> None:
     for box in ((0, 0, SIZE, SIZE), (7, 9, 8, 10)):
         found = assess(*scene(box), 0.5)
@@ -111,11 +149,14 @@ def test_one_colour_is_a_bound_on_each_channel() -> None:
     assert not is_one_colour(picture)
 
 
-def test_constants_name_every_measure_and_every_bound() -> None:
+def test_constants_name_the_measures_and_every_bound() -> None:
     constants = json.loads(quality.CONSTANTS.read_text())
-    measures = measure(*scene(), 0.5).keys()
-    for key in ("mean", "spread", "weight"):
-        assert constants[key].keys() == measures
+    names = constants["mean"].keys()
+    assert names == measure(*scene(), 0.5).keys() - {"touch", "dropped"}  # those only warn
+    assert constants["spread"].keys() == names
+    for formula in ("outline", "lesion"):
+        assert constants[formula]["weight"].keys() == names
+    assert np.shape(constants["lesion"]["products"]) == (len(names), len(names))
     for key in ("score", "dice"):
         assert constants["curve"][key] == sorted(constants["curve"][key])
     assert constants["bound"].keys() == SENTENCES.keys() - {"one-colour", "nothing-found"}

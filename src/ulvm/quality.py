@@ -1,9 +1,10 @@
 """How far a result can be trusted: an estimate of its Dice, and warnings in plain words.
 
-The estimate is one logistic formula of a dozen measures of the probability, the mask and the
-picture, then a curve that makes it a Dice. Its numbers are in ``weights/quality.json``, which
-``bench/quality.py`` fits to pictures that the networks had not seen; ``web/quality.js`` is the
-same formula for the page. It is fitted to the bundled model; for others it ranks, at best.
+Two formulas weigh a dozen measures of the probability, the mask and the picture: one estimates the
+Dice if there is a lesion, the other the chance that there is one. Their numbers are in
+``weights/quality.json``, which ``bench/quality.py`` fits to pictures that the networks had not
+seen; ``web/quality.js`` has the same formulas for the page. They are fitted to the bundled model;
+for others they rank, at best.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ ONE_COLOUR = 8  # a picture has one colour where each channel spans at most this
 STEP = 4  # colours are measured at every fourth pixel of every fourth row
 START = 2  # the first of them
 RING = 0.25  # of the spot's box: how far its surroundings reach on each side
+SIDES = 12  # sectors of the surroundings, seen from the spot's middle
+FIRST_SIDE = 0.01  # of a turn: no line of pixels lies where one sector ends
+SIDE_LEAST = 3  # colours that a sector is judged by
+FURTHEST = 3.0  # spreads: a measure further from its mean counts as this far
 
 SENTENCES = {
     "one-colour": "the picture has one colour",
@@ -98,19 +103,40 @@ def assess(
         return Assessment(0.0, (_doubt("nothing-found"),))
     constants = _constants()
     measures = measure(image_rgb, probability, mask, threshold)
-    score = constants["bias"] + sum(
-        weight * (measures[name] - constants["mean"][name]) / constants["spread"][name]
-        for name, weight in constants["weight"].items()
-    )
-    quality = float(np.interp(score, constants["curve"]["score"], constants["curve"]["dice"]))
-    codes = doubts(constants["bound"], quality, measures)
+    score, chance = weigh(constants, measures)
+    quality = rate(constants, score, chance)
+    codes = doubts(constants["bound"], quality, chance, measures)
     return Assessment(quality, tuple(_doubt(code) for code in codes))
 
 
-def doubts(bound: dict[str, float], quality: float, measures: dict[str, float]) -> list[str]:
+def weigh(constants: dict[str, Any], measures: dict[str, float]) -> tuple[float, float]:
+    """The two formulas.
+
+    Returns:
+        The score of the outline, unbounded, and the chance that there is a lesion, 0..1.
+    """
+    names = list(constants["mean"])
+    far = [(measures[one] - constants["mean"][one]) / constants["spread"][one] for one in names]
+    x = np.clip(far, -FURTHEST, FURTHEST)
+    outline, lesion = constants["outline"], constants["lesion"]
+    score = outline["bias"] + x @ [outline["weight"][one] for one in names]
+    logit = lesion["bias"] + x @ [lesion["weight"][one] for one in names]
+    logit += x @ np.array(lesion["products"]) @ x
+    return float(score), float(1 / (1 + np.exp(-np.clip(logit, -50, 50))))
+
+
+def rate(constants: dict[str, Any], score: float, chance: float) -> float:
+    """Quality, 0..1: Dice by the score, less where a lesion is unlikely."""
+    dice = np.interp(score, constants["curve"]["score"], constants["curve"]["dice"])
+    return float(dice * min(1.0, chance / constants["bound"]["unlike-lesion"]))
+
+
+def doubts(
+    bound: dict[str, float], quality: float, chance: float, measures: dict[str, float]
+) -> list[str]:
     """Codes of what speaks against a mask that is not empty."""
     found = {
-        "unlike-lesion": quality < bound["unlike-lesion"],
+        "unlike-lesion": chance < bound["unlike-lesion"],
         "low-contrast": np.expm1(measures["contrast"]) < bound["low-contrast"],
         "small": np.exp(measures["size"]) < bound["small"],
         "over-half": np.exp(measures["size"]) > bound["over-half"],
@@ -127,7 +153,7 @@ def measure(
     mask: npt.NDArray[np.bool_],
     threshold: float,
 ) -> dict[str, float]:
-    """What the formula weighs, of a mask that is not empty; arguments as of ``assess``.
+    """What is known of a mask that is not empty; arguments as of ``assess``.
 
     Returns:
         ``inside``: mean probability inside. ``overlap``: the Dice that the probabilities expect.
@@ -135,9 +161,10 @@ def measure(
         of the frame. ``shape``: length of the border over the root of the area. ``touch``: root
         of the share of the frame's edge that the mask covers. ``dropped``: share of the pixels
         from the threshold on that the clean-up took away. ``contrast``: log of 1 + ΔE between
-        spot and surroundings. ``clarity``: log of ΔE over their spread. ``aside``: distance of
-        its middle from the frame's, 1 at an edge. ``colours``: spread of a* and b* in the
-        frame. ``foreign``: share of the frame that is blue or green.
+        spot and surroundings. ``weakest``: the same of the surroundings' sector most like the
+        spot. ``clarity``: log of ΔE over their spread. ``aside``: distance of the spot's middle
+        from the frame's, 1 at an edge. ``colours``: spread of a* and b* in the frame. ``red``,
+        ``yellow``: mean a* and b* outside the mask.
     """
     size = len(mask)
     p = probability.astype(np.float64)
@@ -158,6 +185,7 @@ def measure(
     near_x = (at >= columns[0] - reach_x) & (at <= columns[-1] + reach_x)
     ring = near_y[:, None] & near_x & ~spot
     contrast, spread = _contrast(lab, spot, ring)
+    outside = lab if spot.all() else lab[~spot]
     return {
         "inside": inside / area,
         "overlap": 2 * inside / (float(p.sum()) + area),
@@ -167,10 +195,12 @@ def measure(
         "touch": (edge / (4 * size)) ** 0.5,
         "dropped": int((raw & ~mask).sum()) / max(1, int(raw.sum())),
         "contrast": float(np.log1p(contrast)),
+        "weakest": float(np.log1p(_weakest(lab, spot, ring, (middle_y, middle_x)))),
         "clarity": float(np.log(0.05 + contrast / (1 + spread))),
         "aside": float(np.hypot(2 * middle_y / size - 1, 2 * middle_x / size - 1)),
         "colours": float(np.log1p(lab[..., 1:].var(axis=(0, 1)).sum())),
-        "foreign": float(((lab[..., 1] < -6) | (lab[..., 2] < -6)).mean()),
+        "red": float(outside[..., 1].mean()),
+        "yellow": float(outside[..., 2].mean()),
     }
 
 
@@ -184,6 +214,25 @@ def _contrast(lab: Float, spot: npt.NDArray[np.bool_], ring: npt.NDArray[np.bool
     one, other = lab[spot], lab[ring]
     difference = float(np.sqrt(((one.mean(axis=0) - other.mean(axis=0)) ** 2).sum()))
     return difference, float(np.sqrt((one.var(axis=0).sum() + other.var(axis=0).sum()) / 2))
+
+
+def _weakest(
+    lab: Float,
+    spot: npt.NDArray[np.bool_],
+    ring: npt.NDArray[np.bool_],
+    middle_yx: tuple[float, float],
+) -> float:
+    """Least ΔE between the mean of the spot and that of a sector around it; 0 without any."""
+    y, x = (START + STEP * line + 0.5 for line in np.nonzero(ring))
+    turn = np.arctan2(y - middle_yx[0], x - middle_yx[1]) / (2 * np.pi)
+    side = (SIDES * ((turn + 1 + FIRST_SIDE) % 1)).astype(int)
+    count = np.bincount(side, minlength=SIDES)
+    enough = count >= SIDE_LEAST
+    if not spot.any() or not enough.any():
+        return 0.0
+    total = np.stack([np.bincount(side, part, SIDES) for part in lab[ring].T], axis=-1)
+    apart = total[enough] / count[enough, None] - lab[spot].mean(axis=0)
+    return float(np.sqrt((apart**2).sum(axis=1)).min())
 
 
 def to_lab(rgb: npt.NDArray[np.uint8]) -> Float:

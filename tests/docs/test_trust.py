@@ -22,10 +22,9 @@ def test_coverage_ends_with_all_pictures_and_begins_with_better_ones() -> None:
         assert one["dice_covered"][0] > one["dice_covered"][-1]
 
 
-def test_the_goal_for_pictures_without_a_lesion_is_held_together() -> None:
-    free = read(trust.FITTED)["lesion-free"].values()
-    warned = sum(one["warned"] * one["pictures"] for one in free)
-    assert warned / sum(one["pictures"] for one in free) >= 0.95
+def test_the_goal_for_pictures_without_a_lesion_is_held_by_every_kind() -> None:
+    for name, one in read(trust.FITTED)["lesion-free"].items():
+        assert one["warned"] >= 0.95, name
 
 
 def test_the_figure_says_what_it_shows_and_is_of_these_results() -> None:

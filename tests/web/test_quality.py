@@ -1,6 +1,7 @@
 """quality.js and the clean-up in WebAssembly against Python's; what the page says of a picture."""
 
 import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import pytest
 
 from ulvm import lesion_free, synthetic
 from ulvm.image import resize, write_png
-from ulvm.quality import SENTENCES, assess, measure
+from ulvm.quality import CONSTANTS, SENTENCES, assess, measure, weigh
 from ulvm.segmenter import Segmenter, clean, load
 
 REVIEW = """async ({encoded, map, threshold}) => {
   const { clean, load } = await import("/engine.js");
-  const { assess, isOneColour, loadConstants, measure } = await import("/quality.js");
+  const { assess, isOneColour, loadConstants, measure, weigh } = await import("/quality.js");
   await (globalThis.loaded ??= Promise.all([load(), loadConstants()]));
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const picture = bytes(encoded);
@@ -24,9 +25,11 @@ REVIEW = """async ({encoded, map, threshold}) => {
   const cleaned = isOneColour(picture) ? empty : clean(probability, threshold);
   const limit = Math.fround(threshold);
   const mask = Uint8Array.from(cleaned, (value) => value >= limit);
+  const measures = mask.includes(1) ? measure(picture, probability, mask, limit) : null;
   return {
     ...assess(picture, probability, cleaned, threshold),
-    measures: mask.includes(1) ? measure(picture, probability, mask, limit) : null,
+    measures,
+    weighed: measures && weigh(measures),
     cleaned: btoa(
       Array.from(new Uint8Array(cleaned.buffer), (value) => String.fromCharCode(value)).join(""),
     ),
@@ -60,6 +63,7 @@ def pictures() -> list[np.ndarray]:
 @pytest.mark.parametrize("threshold", [0.5, 0.3])
 def test_review_is_pythons(page: Any, segmenter: Segmenter, threshold: float) -> None:
     seen = set()
+    constants = json.loads(CONSTANTS.read_text())
     for picture in pictures():
         probability = segmenter.probability(picture[None])[0, 0]
         cleaned = clean(picture, probability, threshold)
@@ -74,6 +78,8 @@ def test_review_is_pythons(page: Any, segmenter: Segmenter, threshold: float) ->
         if mask.any():
             measures = measure(picture, probability, mask, threshold)
             assert found["measures"] == pytest.approx(measures, rel=1e-9, abs=1e-9)
+            score, chance = weigh(constants, measures)
+            assert found["weighed"] == pytest.approx({"score": score, "chance": chance}, abs=1e-9)
         seen.update(found["warnings"] or ["none"])
     assert len(seen) > 2  # the pictures differ in what is said of them
 

@@ -4,6 +4,10 @@ const ONE_COLOUR = 8; // a picture has one colour where each channel spans at mo
 const STEP = 4; // colours are measured at every fourth pixel of every fourth row
 const START = 2; // the first of them
 const RING = 0.25; // of the spot's box: how far its surroundings reach on each side
+const SIDES = 12; // sectors of the surroundings, seen from the spot's middle
+const FIRST_SIDE = 0.01; // of a turn: no line of pixels lies where one sector ends
+const SIDE_LEAST = 3; // colours that a sector is judged by
+const FURTHEST = 3; // spreads: a measure further from its mean counts as this far
 
 export const SENTENCES = {
   "one-colour": "the picture has one colour",
@@ -56,17 +60,32 @@ export function assess(picture, probability, cleaned, threshold) {
   const mask = Uint8Array.from(cleaned, (value) => value >= limit);
   if (!mask.includes(1)) return { quality: 0, warnings: ["nothing-found"] };
   const measures = measure(picture, probability, mask, limit);
-  let score = constants.bias;
-  for (const [name, weight] of Object.entries(constants.weight)) {
-    score += (weight * (measures[name] - constants.mean[name])) / constants.spread[name];
-  }
-  const quality = interpolate(score, constants.curve.score, constants.curve.dice);
-  return { quality, warnings: doubts(constants.bound, quality, measures) };
+  const { score, chance } = weigh(measures);
+  const dice = interpolate(score, constants.curve.score, constants.curve.dice);
+  const quality = dice * Math.min(1, chance / constants.bound["unlike-lesion"]);
+  return { quality, warnings: doubts(constants.bound, quality, chance, measures) };
 }
 
-function doubts(bound, quality, measures) {
+/** The score of the outline, and the chance that there is a lesion, 0..1. */
+export function weigh(measures) {
+  const { mean, spread, outline, lesion } = constants;
+  const names = Object.keys(mean);
+  const x = names.map((name) => {
+    const far = (measures[name] - mean[name]) / spread[name];
+    return Math.min(FURTHEST, Math.max(-FURTHEST, far));
+  });
+  let [score, logit] = [outline.bias, lesion.bias];
+  names.forEach((name, i) => {
+    score += outline.weight[name] * x[i];
+    logit += lesion.weight[name] * x[i];
+    lesion.products[i].forEach((weight, j) => (logit += weight * x[i] * x[j]));
+  });
+  return { score, chance: 1 / (1 + Math.exp(-logit)) };
+}
+
+function doubts(bound, quality, chance, measures) {
   const found = {
-    "unlike-lesion": quality < bound["unlike-lesion"],
+    "unlike-lesion": chance < bound["unlike-lesion"],
     "low-contrast": Math.expm1(measures.contrast) < bound["low-contrast"],
     small: Math.exp(measures.size) < bound.small,
     "over-half": Math.exp(measures.size) > bound["over-half"],
@@ -77,7 +96,7 @@ function doubts(bound, quality, measures) {
   return codes.length || quality >= bound.unsure ? codes : ["unsure"];
 }
 
-/** What the formula weighs; see measure() in ulvm/quality.py. */
+/** What is known of a mask that is not empty; see measure() in ulvm/quality.py. */
 export function measure(picture, probability, mask, limit) {
   const size = Math.sqrt(mask.length);
   const last = size - 1;
@@ -102,20 +121,28 @@ export function measure(picture, probability, mask, limit) {
   }
   const reachY = Math.max(8, RING * (bottom - top + 1));
   const reachX = Math.max(8, RING * (right - left + 1));
-  const [spot, ring, frame] = [[], [], []];
-  let foreign = 0;
+  const [middleX, middleY] = [sumX / area + 0.5, sumY / area + 0.5];
+  const [spot, ring, frame, outside] = [[], [], [], []];
+  const sides = Array.from({ length: SIDES }, () => []);
   for (let y = START; y < size; y += STEP) {
     for (let x = START; x < size; x += STEP) {
       const i = y * size + x;
       const lab = toLab(picture[3 * i], picture[3 * i + 1], picture[3 * i + 2]);
       frame.push(lab);
-      foreign += lab[1] < -6 || lab[2] < -6;
-      if (mask[i]) spot.push(lab);
-      else if (y >= top - reachY && y <= bottom + reachY && x >= left - reachX && x <= right + reachX) ring.push(lab);
+      if (mask[i]) {
+        spot.push(lab);
+        continue;
+      }
+      outside.push(lab);
+      if (y < top - reachY || y > bottom + reachY || x < left - reachX || x > right + reachX) continue;
+      ring.push(lab);
+      const turn = Math.atan2(y + 0.5 - middleY, x + 0.5 - middleX) / (2 * Math.PI);
+      sides[Math.floor(SIDES * ((turn + 1 + FIRST_SIDE) % 1))].push(lab);
     }
   }
   const [contrast, spread] = contrastOf(spot, ring);
   const [, a, b] = moments(frame).variance;
+  const [, red, yellow] = moments(outside.length ? outside : frame).mean;
   return {
     inside: inside / area,
     overlap: (2 * inside) / (all + area),
@@ -125,10 +152,12 @@ export function measure(picture, probability, mask, limit) {
     touch: Math.sqrt(edge / (4 * size)),
     dropped: dropped / Math.max(1, raw),
     contrast: Math.log1p(contrast),
+    weakest: Math.log1p(weakestOf(spot, sides)),
     clarity: Math.log(0.05 + contrast / (1 + spread)),
-    aside: Math.hypot((2 * (sumY / area + 0.5)) / size - 1, (2 * (sumX / area + 0.5)) / size - 1),
+    aside: Math.hypot((2 * middleY) / size - 1, (2 * middleX) / size - 1),
     colours: Math.log1p(a + b),
-    foreign: foreign / frame.length,
+    red,
+    yellow,
   };
 }
 
@@ -136,9 +165,18 @@ function contrastOf(spot, ring) {
   if (!spot.length || !ring.length) return [0, 0];
   const [one, other] = [moments(spot), moments(ring)];
   const sum = (values) => values[0] + values[1] + values[2];
-  const difference = Math.hypot(...one.mean.map((value, i) => value - other.mean[i]));
-  return [difference, Math.sqrt((sum(one.variance) + sum(other.variance)) / 2)];
+  return [distance(one.mean, other.mean), Math.sqrt((sum(one.variance) + sum(other.variance)) / 2)];
 }
+
+/** Least ΔE between the mean of the spot and that of a sector around it; 0 without any. */
+function weakestOf(spot, sides) {
+  const seen = spot.length ? sides.filter((part) => part.length >= SIDE_LEAST) : [];
+  if (!seen.length) return 0;
+  const middle = moments(spot).mean;
+  return Math.min(...seen.map((part) => distance(moments(part).mean, middle)));
+}
+
+const distance = (one, other) => Math.hypot(...one.map((value, i) => value - other[i]));
 
 function moments(colours) {
   const mean = [0, 0, 0];
