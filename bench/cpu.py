@@ -13,8 +13,8 @@ for where neighbours share the cores, the fastest is what the network takes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import itertools
 import multiprocessing
 import os
 import statistics
@@ -45,17 +45,17 @@ from ulvm.presets import PLUS_MODEL, find_preset
 from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.spec import ModelSpec, RunSpec
 
-BUNDLED = find_weights(onnx=True)
-BUNDLED_WEIGHTS = find_weights()
 LEVELS = ("avx512", "avx2", "sse2", "neon")
 TIMED_PEERS = ("unext-s", "lb-unet", "malunet", "ege-unet", "unext", "unet")
 TOLERANCE = 1e-3  # largest difference of probability between torch and a graph, random weights
 ROUNDS = ("rounds", 40, "of all models")
+IMAGE_RGB = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+FEED = {"image_rgb": IMAGE_RGB}
 IDLE = 0.5  # load average above which the machine is busy with something else
 WARM_UP = 5  # untimed runs before each block, so that the threads of the block before sleep
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Entry:
     """A network to time.
 
@@ -63,51 +63,24 @@ class Entry:
         name: Its row in the table.
         parameters: Count.
         content: The ONNX file, or for the engine the safetensors file.
-        feed: Its input.
         level: The engine's instruction set; None for ONNX Runtime.
     """
 
     name: str
     parameters: int
     content: bytes
-    feed: dict[str, np.ndarray[Any, Any]]
     level: str | None = None
 
 
-def our_entry(path: Path, random: np.random.Generator) -> Entry:
-    """Our exported model; its spec gives the count."""
-    try:
-        loaded = segmenter.load(path)
-    except InputError as error:
-        sys.exit(str(error))
-    if loaded.size_hw != (SIZE, SIZE):
-        sys.exit(f"{path} takes pictures of {loaded.size_hw}, the peers are timed at {SIZE}")
-    image_rgb = random.integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
-    return Entry(
-        name="UltraLight VM-UNet, ONNX Runtime",
-        parameters=count_parameters(UltraLightVMUNet(loaded.spec.model)),
-        content=path.read_bytes(),
-        feed={"image_rgb": image_rgb},
-    )
-
-
-def engine_entries(name: str, spec: ModelSpec, content: bytes, feed: dict[str, Any]) -> list[Entry]:
+def engine_entries(name: str, spec: ModelSpec, content: bytes) -> list[Entry]:
     """These weights in the engine, at each instruction set that this processor has."""
     parameters = count_parameters(UltraLightVMUNet(spec))
     entries = []
     for level in LEVELS:
-        entry = Entry(
-            name=f"{name}, engine, {level}",
-            parameters=parameters,
-            content=content,
-            feed=feed,
-            level=level,
-        )
-        try:
+        entry = Entry(f"{name}, engine, {level}", parameters, content, level)
+        with contextlib.suppress(InputError):
             open_engine(entry, 1)
-        except InputError:
-            continue
-        entries.append(entry)
+            entries.append(entry)
     return entries
 
 
@@ -129,23 +102,17 @@ def open_engine(entry: Entry, threads: int) -> Engine:
         del os.environ["ULVM_LEVEL"]
 
 
-def preset_entry(name: str, image_rgb: np.ndarray[Any, Any]) -> Entry:
+def preset_entry(name: str) -> Entry:
     """A preset with fresh weights: in the engine, or as ``network_entry``."""
     preset = find_preset(name)
-    spec, feed = preset.run.model, {"image_rgb": image_rgb}
+    spec = preset.run.model
     if spec.network == ModelSpec.network and spec.mixer == ModelSpec.mixer:
         content = random_weights(spec)
-        return Entry(
-            name=name,
-            parameters=preset.parameters,
-            content=content,
-            feed=feed,
-            level=Engine(content).level,
-        )
-    return network_entry(name, preset.run, feed)
+        return Entry(name, preset.parameters, content, Engine(content).level)
+    return network_entry(name, preset.run)
 
 
-def network_entry(name: str, run: RunSpec, feed: dict[str, np.ndarray[Any, Any]]) -> Entry:
+def network_entry(name: str, run: RunSpec) -> Entry:
     """A network with fresh weights as the package exports it for ONNX Runtime.
 
     The graph is compared with torch on this picture only: ``ulvm export`` asks for agreement on
@@ -153,22 +120,14 @@ def network_entry(name: str, run: RunSpec, feed: dict[str, np.ndarray[Any, Any]]
     """
     torch.manual_seed(0)
     network = build_network(run.model)
-    (image_rgb,) = feed.values()
-    settle(network, torch.from_numpy(image_rgb).permute(0, 3, 1, 2).float())
+    picture = torch.from_numpy(IMAGE_RGB)
+    settle(network, picture.permute(0, 3, 1, 2).float())
     module = PictureToProbability(network).eval()
-    content = build_onnx(module, run, {})
-    return check(
-        Entry(name=name, parameters=count_parameters(network), content=content, feed=feed), module
-    )
-
-
-def check(entry: Entry, module: torch.nn.Module) -> Entry:
-    """The entry, if its graph's probability is that of the module that it was made from."""
-    (found,) = onnxruntime.InferenceSession(entry.content).run(None, entry.feed)
-    (image,) = entry.feed.values()
+    entry = Entry(name, count_parameters(network), build_onnx(module, run, {}))
+    (found,) = onnxruntime.InferenceSession(entry.content).run(None, FEED)
     with torch.no_grad():
-        difference = float(np.abs(found - module(torch.from_numpy(image)).numpy()).max())
-    assert difference <= TOLERANCE, f"{entry.name} differs from torch by {difference:.1e}"
+        difference = float(np.abs(found - module(picture).numpy()).max())
+    assert difference <= TOLERANCE, f"{name} differs from torch by {difference:.1e}"
     return entry
 
 
@@ -181,39 +140,32 @@ def settle(network: torch.nn.Module, image: torch.Tensor) -> None:
         network.train()(image)
 
 
-def build_peers(model: Path) -> list[Entry]:
+def build_peers() -> list[Entry]:
     """Our model and the peers it is timed beside."""
-    random = np.random.default_rng(0)
-    graph = our_entry(model, random)
+    spec = segmenter.load("isic2017").spec.model
+    ours = "UltraLight VM-UNet"
     entries = [
-        *engine_entries(
-            "UltraLight VM-UNet",
-            segmenter.load("isic2017").spec.model,
-            BUNDLED_WEIGHTS.read_bytes(),
-            graph.feed,
-        ),
-        *engine_entries(
-            "PVM layers at the bottom only", PLUS_MODEL, random_weights(PLUS_MODEL), graph.feed
-        ),
-        graph,
+        *engine_entries(ours, spec, find_weights().read_bytes()),
+        *engine_entries("PVM layers at the bottom only", PLUS_MODEL, random_weights(PLUS_MODEL)),
     ]
+    graph = find_weights(onnx=True)
+    parameters = count_parameters(UltraLightVMUNet(segmenter.load(graph).spec.model))
+    entries.append(Entry(f"{ours}, ONNX Runtime", parameters, graph.read_bytes()))
     for name in TIMED_PEERS:
         print(f"building {name}", file=sys.stderr)
-        run = RunSpec(model=ModelSpec(network=name))
-        entries.append(network_entry(PEERS[name].title, run, graph.feed))
+        entries.append(network_entry(PEERS[name].title, RunSpec(model=ModelSpec(network=name))))
     return entries
 
 
 def build_presets(names: list[str]) -> list[Entry]:
     """These presets, or all of REPRODUCE.md's tables; as many at a time as there are cores."""
     names = names or [row.preset for each in EXPERIMENTS.values() for row in each.rows]
-    image_rgb = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
     entries = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        for entry in pool.map(preset_entry, dict.fromkeys(names), itertools.repeat(image_rgb)):
+        for entry in pool.map(preset_entry, dict.fromkeys(names)):
             print(f"built {entry.name}", file=sys.stderr)
             entries.append(entry)
     return entries
@@ -271,22 +223,20 @@ def measure(
 def runner(entry: Entry, threads: int) -> Callable[[], object]:
     """A call that runs the entry's network once on so many threads."""
     if entry.level:
-        engine, (image_rgb,) = open_engine(entry, threads), entry.feed.values()
-        return lambda: engine(image_rgb)
+        engine = open_engine(entry, threads)
+        return lambda: engine(IMAGE_RGB)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
         entry.content, options, providers=["CPUExecutionProvider"]
     )
-    return lambda: session.run(None, entry.feed)
+    return lambda: session.run(None, FEED)
 
 
 def main() -> None:
     """Build, time, write, print."""
     parser = command_line(__doc__, "cpu.json", ROUNDS, ("repeats", 30, "runs of a model a round"))
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("model", nargs="?", type=Path, default=BUNDLED, help="our ONNX file")
-    chosen.add_argument("--presets", nargs="*", help="time these presets; if none, all")
+    parser.add_argument("--presets", nargs="*", help="time these presets; if none, all")
     parser.add_argument(
         "--seconds", type=float, help="a round of a model at most; 0.1, --presets: 0.7"
     )
@@ -305,7 +255,7 @@ def main() -> None:
         sys.exit(f"{max(threads)} threads asked for, there are {where['machine']['cores']} cores")
     if LOAD_BEFORE > IDLE:
         print(f"the machine is busy (load {LOAD_BEFORE}); times will be too long", file=sys.stderr)
-    entries = build_peers(options.model) if presets is None else build_presets(presets)
+    entries = build_peers() if presets is None else build_presets(presets)
     result: dict[str, Any] = {
         "what": f"{runtimes}CPU, batch 1, {SIZE}×{SIZE}, {rounds} interleaved rounds of "
         f"{options.repeats} runs or {seconds:g} s",

@@ -57,7 +57,7 @@ def render(results_dir: Path) -> str:
     rows += [difference_row(*each, results_dir) for each in DIFFERENCES]
     rows += [saving_row(row["preset"], row["share"]) for row in published()["parameters_saved"]]
     head = ["claim of the paper", "published", "command", "ours", "verdict"]
-    return "\n".join(markdown(head, rows))
+    return markdown(head, rows)
 
 
 def score_row(claim: str, runs: Runs, scored_on: str) -> list[str]:

@@ -103,7 +103,6 @@ def test_damaged_photos_raise_nothing_else() -> None:
 def test_without_the_extra_each_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "ulvm.use.heic", raising=False)
     monkeypatch.setitem(sys.modules, "pi_heif", None)
     for name in ("a.heic", "b.HEIC"):
         (tmp_path / name).write_bytes(heic(PICTURE))

@@ -84,43 +84,31 @@ INLINE void layer_norm(const PVM *p, float *channels) {
   }
 }
 
-// (in_channels, WIDE) → (WIDE, group_width), by channel of the group and branch.
-INLINE void to_tokens(const PVM *p, const float *channels, float *tokens) {
+// Between (in_channels, WIDE) and (WIDE, group_width), by channel of the group and branch.
+INLINE void move_tokens(const PVM *p, float *channels, float *tokens, bool to_tokens) {
   for (int k = 0; k < p->group; k++) {
     if (p->side == 4 && p->branches == 4) {
       vec branches[4], quarters[4];
-      for (int b = 0; b < 4; b++) branches[b] = load(channels + (b * p->group + k) * WIDE);
-      transpose_quarters(branches, quarters);
-      UNROLL for (int t = 0; t < WIDE; t++) {
-        const float *values = (const float *)&quarters[t % 4] + t / 4 * 4;
-        memcpy(tokens + t * p->group_width + k * 4, values, 4 * sizeof(float));
+      if (to_tokens) {
+        for (int b = 0; b < 4; b++) branches[b] = load(channels + (b * p->group + k) * WIDE);
+        transpose_quarters(branches, quarters);
       }
-      continue;
-    }
-    for (int b = 0; b < p->branches; b++) {
-      for (int t = 0; t < WIDE; t++) {
-        tokens[t * p->group_width + k * p->side + b] = channels[(b * p->group + k) * WIDE + t];
-      }
-    }
-  }
-}
-
-// The inverse.
-INLINE void from_tokens(const PVM *p, const float *tokens, float *channels) {
-  for (int k = 0; k < p->group; k++) {
-    if (p->side == 4 && p->branches == 4) {
-      vec quarters[4], branches[4];
       UNROLL for (int t = 0; t < WIDE; t++) {
         float *values = (float *)&quarters[t % 4] + t / 4 * 4;
-        memcpy(values, tokens + t * p->group_width + k * 4, 4 * sizeof(float));
+        float *token = tokens + t * p->group_width + k * 4;
+        memcpy(to_tokens ? token : values, to_tokens ? values : token, 4 * sizeof(float));
       }
+      if (to_tokens) continue;
       transpose_quarters(quarters, branches);
       for (int b = 0; b < 4; b++) store(channels + (b * p->group + k) * WIDE, branches[b]);
       continue;
     }
     for (int b = 0; b < p->branches; b++) {
       for (int t = 0; t < WIDE; t++) {
-        channels[(b * p->group + k) * WIDE + t] = tokens[t * p->group_width + k * p->side + b];
+        float *token = tokens + t * p->group_width + k * p->side + b;
+        float *channel = channels + (b * p->group + k) * WIDE + t;
+        if (to_tokens) *token = *channel;
+        else *channel = *token;
       }
     }
   }
@@ -137,7 +125,7 @@ INLINE void before_scan(Run *run, const PVM *p, int side, float *scratch, int fi
       store(scratch + c * WIDE, load(from));
     }
     layer_norm(p, scratch);
-    to_tokens(p, scratch, tokens->g + (size_t)t * p->group_width);
+    move_tokens(p, scratch, tokens->g + (size_t)t * p->group_width, true);
   }
   multiply_tokens(tokens->g, p->group_width, side, p->group, p->in_proj, 2 * inner,
                   p->inner * p->side, x, inner, first, last);
@@ -145,7 +133,8 @@ INLINE void before_scan(Run *run, const PVM *p, int side, float *scratch, int fi
                   p->inner * p->side, tokens->gate, inner, first, last);
 }
 
-INLINE void after_conv(Run *run, const PVM *p, int side, int first, int last) {
+INLINE void after_conv(Run *run, const PVM *p, int side, float *scratch, int first, int last) {
+  (void)scratch;
   const Tokens *tokens = &run->tokens;
   const int inner = p->inner_width, d_conv = run->network->model.d_conv;
   for (int t = first; t < last; t++) {
@@ -225,7 +214,7 @@ INLINE void after_scan(Run *run, const PVM *p, int side, float *scratch, int fir
     store(tokens->out + i, load(tokens->out + i) + p->skip_scale * load(tokens->g + i));
   }
   for (int t = first; t < last; t += WIDE) {
-    from_tokens(p, tokens->out + (size_t)t * p->group_width, scratch);
+    move_tokens(p, scratch, tokens->out + (size_t)t * p->group_width, false);
     layer_norm(p, scratch);
     for (int out = 0; out < p->out_channels; out += 4) {
       const float *weights = p->project + (size_t)out * p->in_channels;
@@ -250,30 +239,22 @@ INLINE void after_scan(Run *run, const PVM *p, int side, float *scratch, int fir
     call;                         \
   }
 
-// The part of the chunk's tokens that a thread does; the last four may reach beyond them.
-INLINE void share_tokens(const Run *run, int thread, int threads, int *first, int *last) {
-  share(run->count, WIDE, thread, threads, first, last);
-  *last = up_to(*last, 4);
-}
+// A task of a thread's part of the chunk's tokens; the last four may reach beyond them.
+#define TOKEN_TASK(step)                                         \
+  static void step##_task(void *work, int thread, int threads) { \
+    Run *run = work;                                             \
+    const PVM *p = &run->stage->pvm;                             \
+    float *scratch = run->scratch + thread * run->thread_floats; \
+    int first, last;                                             \
+    share(run->count, WIDE, thread, threads, &first, &last);     \
+    last = up_to(last, 4);                                       \
+    FOR_BRANCHES(step(run, p, 4, scratch, first, last),          \
+                 step(run, p, p->side, scratch, first, last))    \
+  }
 
-static void before_scan_task(void *work, int thread, int threads) {
-  Run *run = work;
-  const PVM *p = &run->stage->pvm;
-  float *scratch = run->scratch + thread * run->thread_floats;
-  int first, last;
-  share_tokens(run, thread, threads, &first, &last);
-  FOR_BRANCHES(before_scan(run, p, 4, scratch, first, last),
-               before_scan(run, p, p->side, scratch, first, last))
-}
-
-static void after_conv_task(void *work, int thread, int threads) {
-  Run *run = work;
-  const PVM *p = &run->stage->pvm;
-  int first, last;
-  share_tokens(run, thread, threads, &first, &last);
-  FOR_BRANCHES(after_conv(run, p, 4, first, last),
-               after_conv(run, p, p->side, first, last))
-}
+TOKEN_TASK(before_scan)
+TOKEN_TASK(after_conv)
+TOKEN_TASK(after_scan)
 
 static void scan_task(void *work, int thread, int threads) {
   Run *run = work;
@@ -293,16 +274,6 @@ static void scan_task(void *work, int thread, int threads) {
       FOR_BRANCHES(selective_scan(run, p, 4, i, n, 4, y), selective_scan(run, p, p->side, i, n, 4, y))
     }
   }
-}
-
-static void after_scan_task(void *work, int thread, int threads) {
-  Run *run = work;
-  const PVM *p = &run->stage->pvm;
-  float *scratch = run->scratch + thread * run->thread_floats;
-  int first, last;
-  share_tokens(run, thread, threads, &first, &last);
-  FOR_BRANCHES(after_scan(run, p, 4, scratch, first, last),
-               after_scan(run, p, p->side, scratch, first, last))
 }
 
 // (in_channels, height, width) → (out_channels, height, width), chunk by chunk of tokens.

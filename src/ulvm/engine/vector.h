@@ -6,6 +6,7 @@
 #ifndef ULVM_VECTOR_H
 #define ULVM_VECTOR_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -116,34 +117,25 @@ INLINE vec exp2_fraction(vec f) {
   return p * f + 1.0f;
 }
 
-// 2^t; below -126 it is 2^-126 or less, above 126 it is 2^126. Exactly 1 at 0.
-INLINE vec exp2_of(vec t) {
+// 2^t; below -126 it is 2^-126 or less, above 126, unless it is known to be below, 2^126. Exactly 1 at 0.
+INLINE vec power_of_two(vec t, bool below) {
 #if LANES == 16
-  const __m512 clipped = _mm512_min_ps((__m512)t, _mm512_set1_ps(126.0f));
+  const __m512 clipped = below ? (__m512)t : _mm512_min_ps((__m512)t, _mm512_set1_ps(126.0f));
   const __m512 whole = _mm512_roundscale_ps(clipped, 8);  // to nearest, quietly
   return (vec)_mm512_scalef_ps((__m512)exp2_fraction((vec)(clipped - whole)), whole);
 #else
   const float magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to whole numbers
-  const vec clipped = max_of(min_of(t, splat(126.0f)), splat(-126.0f));
+  const vec clipped = max_of(below ? t : min_of(t, splat(126.0f)), splat(-126.0f));
   const vec rounded = clipped + magic;
   const vec p = exp2_fraction(clipped - (rounded - magic));
   return (vec)((ivec)p + ((ivec)rounded << 23));
 #endif
 }
 
+INLINE vec exp2_of(vec t) { return power_of_two(t, false); }
+
 // 2^(dt · A), dt ≥ 0, A ≤ 0: a decay.
-INLINE vec exp2_falling(vec dt, vec A) {
-#if defined(__AVX512F__)
-  const vec t = dt * A;
-  const __m512 whole = _mm512_roundscale_ps((__m512)t, 8);
-  return (vec)_mm512_scalef_ps((__m512)exp2_fraction(t - (vec)whole), whole);
-#else
-  const float magic = 12582912.0f;
-  const vec t = max_of(dt * A, splat(-126.0f)), rounded = t + magic;
-  const vec p = exp2_fraction(t - (rounded - magic));
-  return (vec)((ivec)p + ((ivec)rounded << 23));
-#endif
-}
+INLINE vec exp2_falling(vec dt, vec A) { return power_of_two(dt * A, true); }
 
 static const float LOG2_E = 1.44269504f;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +89,11 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
             if published:
                 trained = f"{TITLES[row.dataset]} `{row.split}`, seeds: {runs.seeds}"
                 said.append(f"Trained on {trained}; scored on {TITLES[scored_on]}: {sentence}.")
-    return "\n".join(
-        [
-            _verdict_main(beside),
-            "",
-            *markdown(head.split(", "), rows),
-            "",
-            _caption(all_runs)
-            + " Published: arXiv 2403.20035; its ISIC 2018 row contradicts itself (its SE, SP and"
-            " ACC imply a DSC of .888).",
-            "",
-            *_bullets(said),
-        ]
+    caption = (
+        f"{_caption(all_runs)} Published: arXiv 2403.20035; its ISIC 2018 row contradicts itself"
+        " (its SE, SP and ACC imply a DSC of .888)."
     )
+    return _join_parts(_verdict_main(beside), markdown(head, rows), caption, _bullets(said))
 
 
 def _verdict_main(beside: Sequence[tuple[bool, str]]) -> str:
@@ -128,15 +121,12 @@ def _conclude_main(ours: Estimate, published: float, places: Mapping[str, str]) 
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Ablation:
     """A row of an ablation table with what its runs say; None where nothing has been run."""
 
     runs: Runs
     reference: Runs
-    published: float | None
-    scores: dict[str, Estimate] | None
-    difference: Comparison | None
 
     @property
     def name(self) -> str:
@@ -145,6 +135,21 @@ class _Ablation:
     @property
     def parameters(self) -> int:
         return find_preset(self.runs.row.preset).parameters
+
+    @cached_property
+    def published(self) -> float | None:
+        row = self.runs.row
+        return published_scores(row.preset, row.dataset, row.dataset).get("dsc")
+
+    @cached_property
+    def scores(self) -> dict[str, Estimate] | None:
+        return estimate(self.runs.counts[self.runs.row.dataset]) if self.runs.files else None
+
+    @cached_property
+    def difference(self) -> Comparison | None:
+        if self.runs is self.reference:
+            return None
+        return compare_runs(self.runs, self.reference, self.runs.row.dataset)
 
 
 def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) -> str:
@@ -161,7 +166,7 @@ def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) 
     ablations, rows = [], []
     for preset, runs in by_preset.items():
         reference = by_preset[preset.removesuffix("-pvm") if table_name == "plug" else "paper"]
-        ablation = _ablation(runs, reference)
+        ablation = _Ablation(runs, reference)
         ablations.append(ablation)
         cost, own, published = costs.get(preset), ablation.scores, ablation.published
         printed = NOTHING if published is None else f"{published:.4f}"
@@ -196,19 +201,7 @@ def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) 
     said = [_conclude_published(ablations), _conclude_order(ablations)]
     said.append(_conclude_differences(ablations, base))
     verdict = _verdict(ablations, base)
-    table = markdown(head.split(", "), rows)
-    return "\n".join([verdict, "", *table, "", caption, "", *_bullets(said)])
-
-
-def _ablation(runs: Runs, reference: Runs) -> _Ablation:
-    dataset = runs.row.dataset
-    return _Ablation(
-        runs=runs,
-        reference=reference,
-        published=published_scores(runs.row.preset, dataset, dataset).get("dsc"),
-        scores=estimate(runs.counts[dataset]) if runs.files else None,
-        difference=None if runs is reference else compare_runs(runs, reference, dataset),
-    )
+    return _join_parts(verdict, markdown(head, rows), caption, _bullets(said))
 
 
 def _time(row: Mapping[str, float]) -> str:
@@ -359,23 +352,16 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
             scores.append([trained_on, runs.seeds, name, number, *cells, *_cells(difference)])
     score_head = f"trained on, seeds, pictures of {TITLES[scored_on]}'s test part, n, DSC"
     score_head += f", DSC per image, difference to {TITLES[scored_on]}'s runs, p, verdict"
-    return "\n".join(
-        [
-            _verdict_leaks(told_of),
-            "",
-            *markdown(shared_head.split(", "), shared),
-            "",
-            "By id, from the committed lists; of `official` only parts whose ids are committed. "
-            "9 pairs more are one picture under two ids; `ulvm data check` finds such pairs.",
-            "",
-            *markdown(score_head.split(", "), scores),
-            "",
-            f"{_caption([leaked, control])} Seen: the id is in training or validation of the ISIC"
-            f" 2018 runs; those of ISIC 2017 have seen none, so what they too score higher on the"
-            f" seen pictures is no leak. {PAIRED}",
-            "",
-            *_bullets(said),
-        ]
+    return _join_parts(
+        _verdict_leaks(told_of),
+        markdown(shared_head, shared),
+        "By id, from the committed lists; of `official` only parts whose ids are committed. "
+        "9 pairs more are one picture under two ids; `ulvm data check` finds such pairs.",
+        markdown(score_head, scores),
+        f"{_caption([leaked, control])} Seen: the id is in training or validation of the ISIC 2018"
+        " runs; those of ISIC 2017 have seen none, so what they too score higher on the seen"
+        f" pictures is no leak. {PAIRED}",
+        _bullets(said),
     )
 
 
@@ -409,15 +395,25 @@ def _subsets(trained: Row, scored: Row) -> dict[str, IntArray]:
     return {"all": everything, "seen": everything[seen], "unseen": everything[~seen]}
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    rule = ["---"] * len(head)
-    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+def markdown(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    Args:
+        head: Its columns, in a string with commas between them.
+        rows: Cells.
+    """
+    names = head.split(", ") if isinstance(head, str) else head
+    rule = ["---"] * len(names)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (names, rule, *rows))
 
 
-def _bullets(sentences: Iterable[str]) -> list[str]:
+def _join_parts(*parts: str) -> str:
+    return "\n\n".join(parts)
+
+
+def _bullets(sentences: Iterable[str]) -> str:
     """A list; empty sentences are left out."""
-    return [f"- {sentence}" for sentence in sentences if sentence]
+    return "\n".join(f"- {sentence}" for sentence in sentences if sentence)
 
 
 def _number(count: int, thing: str) -> str:

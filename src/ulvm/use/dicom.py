@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,18 +40,6 @@ _PICTURE_TAGS = [
     "NominalScannedPixelSpacing",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-    "RedPaletteColorLookupTableDescriptor",
-    "GreenPaletteColorLookupTableDescriptor",
-    "BluePaletteColorLookupTableDescriptor",
-    "AlphaPaletteColorLookupTableDescriptor",
-    "RedPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableData",
-    "BluePaletteColorLookupTableData",
-    "AlphaPaletteColorLookupTableData",
-    "SegmentedRedPaletteColorLookupTableData",
-    "SegmentedGreenPaletteColorLookupTableData",
-    "SegmentedBluePaletteColorLookupTableData",
-    "SegmentedAlphaPaletteColorLookupTableData",
     "ModalityLUTSequence",
     "RescaleSlope",
     "RescaleIntercept",
@@ -59,6 +47,11 @@ _PICTURE_TAGS = [
     "VOILUTFunction",
     "WindowCenter",
     "WindowWidth",
+    *(
+        f"{kind}{colour}PaletteColorLookupTable{part}"
+        for kind, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+        for colour in ("Red", "Green", "Blue", "Alpha")
+    ),
 ]
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
@@ -70,7 +63,15 @@ _MORE_DECODERS = "run pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg
 
 
 class DicomImageFile(ImageFile):
-    """The first frame of a DICOM file as Pillow's, in mode RGB or L, decoded when it is loaded."""
+    """The first frame of a DICOM file as Pillow's, in mode RGB or L, decoded when it is loaded.
+
+    Args:
+        fp: A DICOM file, at its beginning.
+        filename: What to call it in messages.
+
+    Raises:
+        InputError: It holds no picture, or one that can't be decoded here.
+    """
 
     format = "DICOM"
     format_description = "DICOM picture"
@@ -100,24 +101,11 @@ class DicomImageFile(ImageFile):
         return super().load()
 
 
-def open_picture(file: IO[bytes], name: str) -> ImageFile:
-    """The first frame, its pixels not decoded yet.
-
-    Args:
-        file: A DICOM file, at its beginning.
-        name: What to call it in messages.
-
-    Raises:
-        InputError: It holds no picture, or one that can't be decoded here.
-    """
-    return DicomImageFile(file, name)
-
-
 def read_header(file: Any, name: str) -> pydicom.Dataset:
     """What describes the picture, without pixels and without what describes the patient.
 
     Raises:
-        InputError: As ``open_picture``.
+        InputError: As ``DicomImageFile``.
     """
     _refuse_deflated(file, name)
     try:

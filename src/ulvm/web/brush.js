@@ -1,7 +1,6 @@
 // Correcting an outline: a round brush over the picture, by pointer or keyboard, and what it paints.
 
-const STEP = 10; // screen pixels with Shift held, else one
-const DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+import { movedBy, pointIn, pointOf } from "./ruler.js";
 
 /**
  * Paints from one point to another: 1 where the brush adds, 0 where it erases, soft within a pixel.
@@ -53,11 +52,11 @@ export class Brush {
       if (!this.isOn || event.button) return;
       event.preventDefault(); // no selection
       frame.setPointerCapture(event.pointerId);
-      this.#start(this.#place(event));
+      this.#start(pointIn(frame, event));
     });
     frame.addEventListener("pointermove", (event) => {
       if (!this.isOn) return;
-      const point = this.#place(event);
+      const point = pointIn(frame, event);
       this.#put(point);
       if (!this.#last) return;
       this.#stroke([this.#last, point], this.#radii());
@@ -65,17 +64,12 @@ export class Brush {
     });
     for (const end of ["pointerup", "pointercancel"]) frame.addEventListener(end, () => (this.#last = null));
     mark.addEventListener("keydown", (event) => {
-      const direction = DIRECTIONS[event.key];
-      if (!direction && event.key !== " " && event.key !== "Enter") return;
+      const point = movedBy(event, mark, frame);
+      if (!point && event.key !== " " && event.key !== "Enter") return;
       event.preventDefault(); // no scrolling
-      const { x, y } = this.#point();
-      if (!direction) {
-        this.#start({ x, y });
-        this.#last = null;
-        return;
-      }
-      const step = event.shiftKey ? STEP : 1;
-      this.#put({ x: x + (direction[0] * step) / frame.clientWidth, y: y + (direction[1] * step) / frame.clientHeight });
+      if (point) return this.#put(point);
+      this.#start(pointOf(mark));
+      this.#last = null;
     });
   }
 
@@ -93,7 +87,7 @@ export class Brush {
   /** @param {number} radius In 0..1 of the picture's shorter side. */
   set radius(radius) {
     this.#radius = radius;
-    this.#put(this.#point());
+    this.#put(pointOf(this.#mark));
   }
 
   #start(point) {
@@ -107,16 +101,6 @@ export class Brush {
     const { clientWidth: width, clientHeight: height } = this.#frame;
     const pixels = this.#radius * Math.min(width, height);
     return { x: pixels / width, y: pixels / height };
-  }
-
-  #place({ clientX, clientY }) {
-    const box = this.#frame.getBoundingClientRect();
-    return { x: (clientX - box.left) / box.width, y: (clientY - box.top) / box.height };
-  }
-
-  #point() {
-    const part = (name) => Number(this.#mark.style.getPropertyValue(name));
-    return { x: part("--x"), y: part("--y") };
   }
 
   #put({ x, y }) {

@@ -4,7 +4,7 @@ const MEASURED_MS = 1000;
 const IN_FLIGHT = 2; // the network works on one while the next one is fetched
 
 /** The current frame: as the camera gave it where the browser can, for that takes no time. */
-export const takeFrame = (video) =>
+const takeFrame = (video) =>
   typeof VideoFrame === "function" ? new VideoFrame(video) : createImageBitmap(video);
 
 const REASONS = {

@@ -389,10 +389,7 @@ async function startCamera() {
   toggleBrush(false);
   stage.dataset.shows = "camera";
   stage.ariaBusy = "false";
-  at("camera").textContent = "Stop camera";
-  at("camera").ariaPressed = "true";
-  at("capture").hidden = false;
-  at("choose").hidden = true;
+  showCameraButtons(true);
   context.canvas.ariaLabel = "Video of the camera with the outline of the lesion";
   say("live", "Camera on");
   try {
@@ -401,6 +398,13 @@ async function startCamera() {
     stopCamera();
     showErrors(`The camera stopped: ${error.message}.`);
   }
+}
+
+function showCameraButtons(on) {
+  at("camera").textContent = on ? "Stop camera" : "Camera";
+  at("camera").ariaPressed = String(on);
+  at("capture").hidden = !on;
+  at("choose").hidden = on;
 }
 
 let figuresAt = 0;
@@ -417,10 +421,7 @@ function showFrame({ curves, fraction, ms, height, width }, framesPerSecond) {
 function stopCamera() {
   if (!camera.isOn) return;
   camera.stop();
-  at("camera").textContent = "Camera";
-  at("camera").ariaPressed = "false";
-  at("capture").hidden = true;
-  at("choose").hidden = false;
+  showCameraButtons(false);
   at("live-figures").textContent = "";
   say("ready", "Camera off");
   if (!shown) return show(null);

@@ -1,9 +1,29 @@
 // Two marks over the picture, moved by pointer or arrow keys, and how far they are apart.
 
 const STEP = 10; // screen pixels with Shift held, else one
+const DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+/** Where the pointer is, in 0..1 of the frame's width and height. */
+export function pointIn(frame, { clientX, clientY }) {
+  const box = frame.getBoundingClientRect();
+  return { x: (clientX - box.left) / box.width, y: (clientY - box.top) / box.height };
+}
+
+/** Where a mark over the frame is. */
+export const pointOf = (mark) => ({
+  x: Number(mark.style.getPropertyValue("--x")),
+  y: Number(mark.style.getPropertyValue("--y")),
+});
+
+/** Where an arrow key moves a mark to; null for other keys. */
+export function movedBy({ key, shiftKey }, mark, frame) {
+  if (!DIRECTIONS[key]) return null;
+  const [dx, dy] = DIRECTIONS[key].map((each) => each * (shiftKey ? STEP : 1));
+  const { x, y } = pointOf(mark);
+  return { x: x + dx / frame.clientWidth, y: y + dy / frame.clientHeight };
+}
 
 export class Ruler {
-  #frame;
   #marks;
   #changed;
   #held = null;
@@ -14,25 +34,23 @@ export class Ruler {
    * @param {() => void} changed Called when a mark has moved.
    */
   constructor(frame, marks, changed) {
-    [this.#frame, this.#marks, this.#changed] = [frame, marks, changed];
+    [this.#marks, this.#changed] = [marks, changed];
     frame.addEventListener("pointerdown", (event) => {
       if (!this.isOn) return;
       event.preventDefault(); // no focus, no selection
-      this.#held = this.#nearest(this.#place(event));
+      this.#held = this.#nearest(pointIn(frame, event));
       this.#held.focus({ preventScroll: true });
       frame.setPointerCapture(event.pointerId);
-      this.#move(this.#held, this.#place(event));
+      this.#move(this.#held, pointIn(frame, event));
     });
-    frame.addEventListener("pointermove", (event) => this.#held && this.#move(this.#held, this.#place(event)));
+    frame.addEventListener("pointermove", (event) => this.#held && this.#move(this.#held, pointIn(frame, event)));
     for (const end of ["pointerup", "pointercancel"]) frame.addEventListener(end, () => (this.#held = null));
     for (const mark of marks) {
       mark.addEventListener("keydown", (event) => {
-        const [dx, dy] = DIRECTIONS[event.key] ?? [0, 0];
-        if (!dx && !dy) return;
+        const point = movedBy(event, mark, frame);
+        if (!point) return;
         event.preventDefault(); // no scrolling
-        const step = event.shiftKey ? STEP : 1;
-        const { x, y } = pointOf(mark);
-        this.#move(mark, { x: x + (dx * step) / frame.clientWidth, y: y + (dy * step) / frame.clientHeight });
+        this.#move(mark, point);
       });
     }
   }
@@ -60,11 +78,6 @@ export class Ruler {
     return Math.hypot((a.x - b.x) * width, (a.y - b.y) * height);
   }
 
-  #place({ clientX, clientY }) {
-    const box = this.#frame.getBoundingClientRect();
-    return { x: (clientX - box.left) / box.width, y: (clientY - box.top) / box.height };
-  }
-
   #nearest(point) {
     const away = (mark) => Math.hypot(pointOf(mark).x - point.x, pointOf(mark).y - point.y);
     const [first, second] = this.#marks;
@@ -85,10 +98,3 @@ export class Ruler {
     mark.ariaLabel = `${mark.title}: ${percent(at.x)} from the left, ${percent(at.y)} from the top; arrow keys move it`;
   }
 }
-
-const DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-const pointOf = (mark) => ({
-  x: Number(mark.style.getPropertyValue("--x")),
-  y: Number(mark.style.getPropertyValue("--y")),
-});

@@ -29,7 +29,7 @@ from ulvm.nn.peers.unext import UNeXt
 from ulvm.nn.peers.vm_unet import VMUNet
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Peer:
     """A network of another paper.
 
@@ -37,104 +37,44 @@ class Peer:
         title: Its name in tables.
         construct: Makes it with fresh random weights.
         parameters: Exact count.
+        source: Where the network is from.
         uncounted: Layers whose own parameters the published count leaves out, for the counting
             tool of its authors knows only some kinds of layers.
-        source: Where the network is from.
     """
 
     title: str
     construct: Callable[[], nn.Module]
     parameters: int
-    uncounted: tuple[type[nn.Module], ...] = ()
     source: str
+    uncounted: tuple[type[nn.Module], ...] = ()
 
+
+_UNEXT_S = partial(UNeXt, widths=(8, 16, 32, 64, 128))
+_STUDENT = partial(UltraLBMUNet, widths=(4, 8, 12, 16, 24, 32))
+_UNET_PVM = partial(UNet, deep_convolution=PVMLayer)
+_UNEXT_PVM = partial(UNeXt, deep_convolution=PVMLayer)
+_LB_UNCOUNTED = (nn.GroupNorm, ChannelNorm, LearntPlane)
+_U_NET = "arXiv 1505.04597; the lesion papers' 2 M U-Net has no published definition"
+_SMALL = "arXiv 2203.04967; the small network is in its released code only"
+_DEEP = "with PVM layers (arXiv 2403.20035) for its deep convolutions"
+_LITE = "the teacher; EfficientNet-Lite0 without its classifier on the way down"
 
 PEERS: dict[str, Peer] = {
-    "unet": Peer(
-        title="U-Net, 16 channels",
-        construct=UNet,
-        parameters=1_942_577,
-        source="arXiv 1505.04597; the lesion papers' 2 M U-Net has no published definition",
-    ),
-    "ege-unet": Peer(
-        title="EGE-UNet",
-        construct=EGEUNet,
-        parameters=53_374,
-        source="arXiv 2307.08473",
-    ),
-    "malunet": Peer(
-        title="MALUNet",
-        construct=MALUNet,
-        parameters=177_943,
-        uncounted=(nn.GroupNorm,),
-        source="arXiv 2211.01784",
-    ),
-    "unext": Peer(
-        title="UNeXt",
-        construct=UNeXt,
-        parameters=1_471_921,
-        source="arXiv 2203.04967",
-    ),
-    "unext-s": Peer(
-        title="UNeXt-S",
-        construct=partial(UNeXt, widths=(8, 16, 32, 64, 128)),
-        parameters=253_561,
-        source="arXiv 2203.04967; the small network is in its released code only",
-    ),
-    "lb-unet": Peer(
-        title="LB-UNet",
-        construct=LBUNet,
-        parameters=55_865,
-        uncounted=(nn.GroupNorm, ChannelNorm, LearntPlane),
-        source="MICCAI 2024, paper 2135",
-    ),
-    "vm-unet": Peer(
-        title="VM-UNet",
-        construct=VMUNet,
-        parameters=27_427_561,
-        source="arXiv 2402.02491",
-    ),
-    "lightm-unet": Peer(
-        title="LightM-UNet",
-        construct=LightMUNet,
-        parameters=403_302,
-        source="arXiv 2403.05246",
-    ),
-    "unet-pvm": Peer(
-        title="U-Net, deep PVM layers",
-        construct=partial(UNet, deep_convolution=PVMLayer),
-        parameters=667_671,
-        source="unet with PVM layers (arXiv 2403.20035) for its deep convolutions",
-    ),
-    "unext-pvm": Peer(
-        title="UNeXt, deep PVM layers",
-        construct=partial(UNeXt, deep_convolution=PVMLayer),
-        parameters=974_357,
-        source="unext with PVM layers (arXiv 2403.20035) for its deep convolutions",
-    ),
-    "lite-unet": Peer(
-        title="U-Net on EfficientNet-Lite0",
-        construct=LiteUNet,
-        parameters=3_825_121,
-        source="the teacher; EfficientNet-Lite0 without its classifier on the way down",
-    ),
-    "aulunet": Peer(
-        title="AULUNet",
-        construct=AULUNet,
-        parameters=28_636,
-        source="BMVC 2025, paper 1199",
-    ),
-    "ultralbm-unet": Peer(
-        title="UltraLBM-UNet",
-        construct=UltraLBMUNet,
-        parameters=34_166,
-        source="arXiv 2512.21584",
-    ),
+    "unet": Peer("U-Net, 16 channels", UNet, 1_942_577, _U_NET),
+    "ege-unet": Peer("EGE-UNet", EGEUNet, 53_374, "arXiv 2307.08473"),
+    "malunet": Peer("MALUNet", MALUNet, 177_943, "arXiv 2211.01784", (nn.GroupNorm,)),
+    "unext": Peer("UNeXt", UNeXt, 1_471_921, "arXiv 2203.04967"),
+    "unext-s": Peer("UNeXt-S", _UNEXT_S, 253_561, _SMALL),
+    "lb-unet": Peer("LB-UNet", LBUNet, 55_865, "MICCAI 2024, paper 2135", _LB_UNCOUNTED),
+    "vm-unet": Peer("VM-UNet", VMUNet, 27_427_561, "arXiv 2402.02491"),
+    "lightm-unet": Peer("LightM-UNet", LightMUNet, 403_302, "arXiv 2403.05246"),
+    "unet-pvm": Peer("U-Net, deep PVM layers", _UNET_PVM, 667_671, f"unet {_DEEP}"),
+    "unext-pvm": Peer("UNeXt, deep PVM layers", _UNEXT_PVM, 974_357, f"unext {_DEEP}"),
+    "lite-unet": Peer("U-Net on EfficientNet-Lite0", LiteUNet, 3_825_121, _LITE),
+    "aulunet": Peer("AULUNet", AULUNet, 28_636, "BMVC 2025, paper 1199"),
+    "ultralbm-unet": Peer("UltraLBM-UNet", UltraLBMUNet, 34_166, "arXiv 2512.21584"),
     "ultralbm-unet-student": Peer(
-        title="UltraLBM-UNet-T",
-        construct=partial(UltraLBMUNet, widths=(4, 8, 12, 16, 24, 32)),
-        parameters=10_956,
-        source="arXiv 2512.21584, the student",
+        "UltraLBM-UNet-T", _STUDENT, 10_956, "arXiv 2512.21584, the student"
     ),
 }
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.model import double
+from ulvm.nn.peers.blocks import depthwise
 from ulvm.spec import require_divisible
 
 
@@ -24,8 +25,8 @@ class KernelFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.near = _depthwise(channels, dilation=1)
-        self.wide = _depthwise(channels, dilation=2)
+        self.near = depthwise(channels, bias=False)
+        self.wide = depthwise(channels, dilation=2, bias=False)
         self.weigh = nn.Conv2d(channels, channels, 1)
         self.mix = _pointwise(channels, channels)
 
@@ -126,12 +127,6 @@ class AULUNet(nn.Module):
 
 def _mean(features: Tensor) -> Tensor:
     return features.mean(dim=(2, 3), keepdim=True)
-
-
-def _depthwise(channels: int, dilation: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
-    )
 
 
 def _pointwise(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -37,12 +37,10 @@ def rise(features: Tensor, block: nn.Module, norm: nn.Module, depth: int) -> Ten
     return F.gelu(double(features) if depth > 0 else features)
 
 
-def depthwise(channels: int, kernel: int = 3, dilation: int = 1) -> nn.Conv2d:
+def depthwise(channels: int, kernel: int = 3, dilation: int = 1, *, bias: bool = True) -> nn.Conv2d:
     """A convolution of each channel alone that keeps height and width."""
     padding = dilation * (kernel // 2)
-    return nn.Conv2d(
-        channels, channels, kernel, padding=padding, dilation=dilation, groups=channels
-    )
+    return nn.Conv2d(channels, channels, kernel, 1, padding, dilation, channels, bias)
 
 
 class ChannelNorm(nn.LayerNorm):

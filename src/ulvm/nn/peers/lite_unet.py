@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ulvm.nn.peers.unet import two_convolutions
 from ulvm.spec import require_divisible
 
 # Of each stage: blocks, kernel, stride, expansion, channels.
@@ -46,7 +47,7 @@ class LiteUNet(nn.Module):
         self._blocks = nn.ModuleList(blocks)
         self.up = nn.ModuleList()
         for skip, channels in zip(reversed(_SKIPS), _UP, strict=True):
-            self.up.append(_two_convolutions(width + widths[skip], channels))
+            self.up.append(two_convolutions(width + widths[skip], channels))
             width = channels
         self.head = nn.Conv2d(width, 1, 1)
 
@@ -113,14 +114,3 @@ class _Same(nn.Conv2d):
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
-def _two_convolutions(in_channels: int, out_channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before in (in_channels, out_channels):
-        layers += [
-            nn.Conv2d(before, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)

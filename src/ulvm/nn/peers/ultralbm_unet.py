@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ulvm.nn.mamba import Mamba
 from ulvm.nn.model import double, init_weights
-from ulvm.nn.peers.blocks import convolutions, encode, rise
+from ulvm.nn.peers.blocks import convolutions, depthwise, encode, rise
 from ulvm.spec import require_divisible
 
 QUARTERS = 4
@@ -124,7 +124,7 @@ class UltraLBMUNet(nn.Module):
 def _separable(channels: int, kernel: int, groups: int) -> nn.Sequential:
     """A depthwise, then a pointwise convolution within each group, batch norm and GELU each."""
     return nn.Sequential(
-        nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False),
+        depthwise(channels, kernel, bias=False),
         nn.BatchNorm2d(channels),
         nn.GELU(),
         nn.Conv2d(channels, channels, 1, groups=groups, bias=False),

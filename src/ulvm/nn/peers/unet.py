@@ -37,12 +37,12 @@ class UNet(nn.Module):
         super().__init__()
         widths = [base * 2**stage for stage in range(5)]
         kinds = [*[bare_convolution] * 3, deep_convolution, deep_convolution]
-        self.down = nn.ModuleList(map(_two_convolutions, [3, *widths[:-1]], widths, kinds))
+        self.down = nn.ModuleList(map(two_convolutions, [3, *widths[:-1]], widths, kinds))
         self.enlarge = nn.ModuleList(
             nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in widths[-2::-1]
         )
         self.up = nn.ModuleList(
-            _two_convolutions(2 * width, width, kind)
+            two_convolutions(2 * width, width, kind)
             for width, kind in zip(widths[-2::-1], kinds[-2::-1], strict=True)
         )
         self.head = nn.Conv2d(base, 1, 1)
@@ -63,9 +63,12 @@ class UNet(nn.Module):
         return self.head(features)
 
 
-def _two_convolutions(
-    in_channels: int, out_channels: int, convolution: Callable[[int, int], nn.Module]
+def two_convolutions(
+    in_channels: int,
+    out_channels: int,
+    convolution: Callable[[int, int], nn.Module] = bare_convolution,
 ) -> nn.Sequential:
+    """Twice a convolution, batch norm and ReLU."""
     layers: list[nn.Module] = []
     for before in (in_channels, out_channels):
         layers += [

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulvm.nn.model import init_weights
-from ulvm.nn.peers.blocks import convolution
+from ulvm.nn.peers.blocks import convolution, depthwise
 from ulvm.spec import require_divisible
 
 
@@ -30,7 +30,7 @@ class ShiftedMLP(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.first = nn.Linear(channels, channels)
-        self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.position = depthwise(channels)
         self.second = nn.Linear(channels, channels)
         init_weights(self, "paper")
 
