@@ -104,8 +104,12 @@ def test_onnx_runtime_gives_what_torch_gives(name: str) -> None:
         np.testing.assert_allclose(found, module(image).numpy(), atol=1e-3)
 
 
-def test_both_ways_of_the_scan_export_for_any_number_of_pictures() -> None:
-    size = 32  # a scan of few steps, for the exporter takes its time over each
+def test_both_ways_of_the_scan_export_for_any_number_of_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Scans of few steps in two layers, not four, for the exporter takes its time over each.
+    monkeypatch.setattr(ultralbm_unet.UltraLBMUNet, "SCANNED", (0, 0, 2))
+    size = 32
     run = RunSpec(model=ModelSpec(network="ultralbm-unet-student"), data=DataSpec(image_size=size))
     module = PictureToProbability(draw_peer("ultralbm-unet-student").eval()).eval()
     session = onnxruntime.InferenceSession(build_onnx(module, run, {}))
