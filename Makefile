@@ -16,7 +16,8 @@
 # make lock   write requirements/*.txt anew from pyproject.toml: every package with its hashes
 
 PYTHON ?= python3
-PIP = -m pip --disable-pip-version-check install --quiet
+# --no-compile: Python compiles the quarter that is imported when it is.
+PIP = -m pip --disable-pip-version-check install --quiet --no-compile
 # Exactly the files that `make lock` saw, whole lists, so pip looks for nothing else.
 LOCKED = $(PIP) --require-hashes --no-deps --no-build-isolation
 LOCK = .venv-lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \

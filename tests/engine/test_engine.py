@@ -222,9 +222,9 @@ def test_an_unknown_level_is_refused(cases: Cases, tmp_path: Path) -> None:
 def test_aarch64_gives_what_torch_gives(cases: Cases, tmp_path: Path) -> None:
     pytest.importorskip("ziglang", reason="ziglang is not installed")
     target, program = build.PLATFORMS["aarch64-linux-musl"], tmp_path / "run_once"
-    main = Path(__file__).with_name("run_once.c")
-    objects = build.compile_objects(with_headers(target), tmp_path, [str(main)])
-    build.zig("-target", target.triple, "-static", *map(str, objects), "-o", str(program))
+    sources = [Path(__file__).with_name("run_once.c"), *build.compile_objects(target, tmp_path)]
+    words = ["-target", target.triple, "-static", f"-I{build.ENGINE}", *map(str, sources)]
+    build.zig(*words, "-o", str(program))
     for name in ("bundled", "all-pvm", "odd-widths", "mamba-5-3-3", "three-classes"):
         pictures = np.load(cases.folder / f"{name}.npz")
         picture = "probe1" if name == "bundled" else "32x32"
@@ -245,11 +245,6 @@ def test_aarch64_gives_what_torch_gives(cases: Cases, tmp_path: Path) -> None:
         wanted = cases.expected[f"{name}-{picture}"][1]
         found = np.fromfile(tmp_path / "probability", np.float32).reshape(wanted.shape)
         assert np.abs(found - wanted).max() <= TOLERANCE, name
-
-
-def with_headers(target: build.Platform) -> build.Platform:
-    """The target, with this project's headers found from other folders."""
-    return target._replace(flags=(*target.flags, f"-I{build.ENGINE}"))
 
 
 # The binding

@@ -137,7 +137,7 @@ ONE_PVM_LAYER = {"encoder": ("conv",) * 5 + ("pvm",), "decoder": ("conv",) * 5}
 @pytest.mark.parametrize(
     "model",
     [
-        {"classes": 3, "mixer": "ss2d", **ONE_PVM_LAYER},
+        {"classes": 3, "mixer": "ss2d", "bridge": "channel", **ONE_PVM_LAYER},
         {"mixer": "bidirectional", "bridge": "none", **ONE_PVM_LAYER},
     ],
 )

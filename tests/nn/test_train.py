@@ -271,15 +271,28 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
+TWO_EPOCHS = ("train.augmentation=none", "train.epochs=2")
+
+
+@pytest.fixture(scope="module")
+def two_epochs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a checkpoint of each epoch, for tests that spoil a copy of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULVM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training, "CHECKPOINT_SHARE", math.inf)
+        return run_small(data_dir, tmp_path_factory.mktemp("two") / "run", *TWO_EPOCHS).parent
+
+
 @pytest.mark.parametrize("how", ["a bit", "cut", "empty", "gone", "text"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    data_dir: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, two_epochs: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
-    small = "train.augmentation=none"
-    straight = load_weights(run_small(data_dir, tmp_path / "straight", small, "train.epochs=2"))[0]
-    folder = run_small(data_dir, tmp_path / "run", small, "train.epochs=2").parent
+    straight = load_weights(two_epochs)[0]
+    folder = tmp_path / "run"
+    shutil.copytree(two_epochs, folder)
     path, before = folder / CHECKPOINT, folder / CHECKPOINT_BEFORE
     content = path.read_bytes()
     if how == "a bit":
@@ -292,7 +305,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     if how != "gone":  # which a kill between two names leaves too
         context = pytest.warns(RunWarning, match=r"checkpoint\.pt is damaged.*before, of epoch 1")
     with context:
-        resumed = run_small(data_dir, folder, small, "train.epochs=2", resume=True)
+        resumed = run_small(data_dir, folder, *TWO_EPOCHS, resume=True)
     torch.testing.assert_close(
         dict(load_weights(resumed)[0].state_dict()), dict(straight.state_dict()), rtol=0, atol=0
     )
@@ -300,7 +313,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     for each in (path, before):
         damage(each)
     with pytest.raises(InputError, match=r"checkpoint\.pt is damaged.*before\.pt is damaged"):
-        run_small(data_dir, folder, small, "train.epochs=2", resume=True)
+        run_small(data_dir, folder, *TWO_EPOCHS, resume=True)
 
 
 FOREIGN = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import subprocess
 import sys
@@ -31,15 +33,56 @@ def _patch_tensor_for_new_numpy(tensor: Any, scope: Any) -> None:
 _patch_lang = interpreter._patch_lang
 
 
+@functools.cache
+def _languages_in(module: str) -> list[Any]:
+    """What the functions of a module know of Triton's language."""
+    return [each for each in vars(sys.modules[module]).values() if each is tl or each is tl.core]
+
+
 def _patch_lang_once(function: Any) -> Any:
     # Functions that a kernel calls find the language patched already; the interpreter of Triton 3.6
     # looks through all of it at every call, which takes half the time.
-    modules = [each for each in function.__globals__.values() if each is tl or each is tl.core]
-    if any(tl.core.is_builtin(module.load) for module in modules):
+    languages = _languages_in(function.__module__)
+    if any(tl.core.is_builtin(language.load) for language in languages):
         return _patch_lang(function)
     return interpreter._LangPatchScope()
 
 
+# The interpreter of Triton 3.6 makes the types, shapes and dtypes of every value anew, which takes
+# half of what is left. They are few, and nothing changes them.
+_new_block_type, _find_dtype = tl.block_type.__init__, interpreter._get_np_dtype
+_block_types: dict[tuple[Any, ...], dict[str, Any]] = {}
+_dtypes: dict[str, Any] = {}
+
+
+def _known_block_type(self: Any, element_ty: Any, shape: Any) -> None:
+    sizes = tuple(getattr(size, "value", size) for size in shape)
+    key = (str(element_ty), sizes)
+    if key not in _block_types:
+        _new_block_type(self, element_ty, shape)
+        _block_types[key] = vars(self).copy()
+    vars(self).update(_block_types[key], element_ty=element_ty)
+
+
+@functools.cache
+def _known_shape(*sizes: int) -> tuple[Any, Any]:
+    return tl.tuple([tl.constexpr(size) for size in sizes]), tl.constexpr(math.prod(sizes))
+
+
+def _known_tensor(self: Any, handle: Any, type: Any) -> None:
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.shape, self.numel = _known_shape(*(type.shape if type.is_block() else ()))
+
+
+def _known_dtype(kind: Any) -> Any:
+    name = str(getattr(kind, "element_ty", kind)) if kind.is_block() else str(kind)
+    if name not in _dtypes:
+        _dtypes[name] = _find_dtype(kind)
+    return _dtypes[name]
+
+
+tl.block_type.__init__, tl.tensor.__init__ = _known_block_type, _known_tensor
+interpreter._get_np_dtype = _known_dtype
 interpreter._patch_lang_tensor = _patch_tensor_for_new_numpy
 interpreter._patch_lang = _patch_lang_once
 # Looking for integers that overflow takes as long as the kernels; sizes here are small.
