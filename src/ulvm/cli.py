@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import warnings
@@ -11,6 +12,7 @@ import click
 
 from ulvm.commands import data, evaluate, export, inspect, predict, reproduce, serve, train
 from ulvm.errors import InputError, PictureWarning, RunWarning, install_extra
+from ulvm.files import unwritable
 from ulvm.version import __version__
 
 
@@ -28,12 +30,18 @@ class _Group(click.Group):
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
+                warnings.filterwarnings("ignore", module=r"PIL\.")  # on metadata that nobody needs
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(130)
         except InputError as problem:
             raise click.ClickException(str(problem)) from None
+        except OSError as problem:
+            if problem.errno == errno.EPIPE:  # the reader has left: click ends quietly
+                raise
+            place = problem.filename or "what the command prints"
+            raise click.ClickException(str(unwritable(place, problem))) from None
         except ModuleNotFoundError as problem:
             raise click.ClickException(
                 f"This command needs the package {problem.name}, which is not installed. "

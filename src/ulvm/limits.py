@@ -40,6 +40,9 @@ ZIP_MEMBER_BYTES = 2**29
 JSON_BYTES = 2**24
 """Of a JSON file, such as a split."""
 
+TABLE_BYTES = 2**24
+"""Of a CSV file: groups or classes."""
+
 JSON_DEPTH = 16
 """Objects and lists in each other; the engine's reader of weights has the same (json.h)."""
 

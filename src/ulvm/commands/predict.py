@@ -143,6 +143,9 @@ class _Coco:
     """Collects the annotations of each picture for one file."""
 
     def __init__(self, path: Path, form: CocoForm, segmenter: Any) -> None:
+        from ulvm.use.coco import require_replaceable
+
+        require_replaceable(path)
         self.path, self.form, self.segmenter = path, form, segmenter
         self.pictures: list[Any] = []
 

@@ -32,6 +32,7 @@ from ulvm.datasets.read import (
 from ulvm.errors import InputError
 from ulvm.files import find_cache_folder, flush_folder
 from ulvm.image import resize
+from ulvm.spec import LARGEST_SIZE
 from ulvm.splits import name_some, normal_id
 
 # A folder that is still being decoded into has files younger than this; older ones were given up.
@@ -149,8 +150,9 @@ def decode(
         InputError: See `find_pairs`; or a file cannot be read, or a mask has values other than
             two or another size than its picture.
     """
-    if size < 1:
-        raise InputError(f"size {size}", "it is one pixel or more", "give the network's size")
+    if not 1 <= size <= LARGEST_SIZE:
+        accepted = f"it is from 1 to {LARGEST_SIZE} pixels"
+        raise InputError(f"size {size}", accepted, "give the network's size")
     pairs = find_pairs(dataset, data_dir)
     mask_sizes = accepted_sizes(dataset, allow_mask_resize)
     root = Path(cache_dir) if cache_dir else find_cache_folder()
