@@ -1,10 +1,12 @@
 """The command line: every command runs, and mistakes give one sentence and exit code 1 or 2."""
 
+import contextlib
 import io
 import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -388,6 +390,29 @@ def test_ctrl_c_in_another_command(drawn: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ulvm.datasets.check", interrupt)
     stopped = run("data", "check", "--dataset", "folder", "--data", drawn)
     assert (stopped.exit_code, stopped.output) == (130, "Stopped.\n")
+
+
+def test_ctrl_c_that_an_import_turns_into_another_error(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's does, in the first seconds of a command."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def fail(*_: object) -> None:
+        raise SystemError("bad call flags")
+
+    def interrupted(*_: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        fail()
+
+    words = ("data", "split", "--dataset", "folder", "--data", drawn, "--out", drawn / "splits")
+    monkeypatch.setattr("ulvm.datasets.find_pairs", interrupted)
+    done = run(*words)
+    assert (done.exit_code, done.stderr) == (130, "Stopped.\n")
+    monkeypatch.setattr("ulvm.datasets.find_pairs", fail)
+    assert isinstance(run(*words).exception, SystemError)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_bundled_model_is_scored_by_the_same_command(drawn: Path, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_full_disk_under_the_output_is_a_sentence(photo: Path) -> None:
             )
         said = done.stderr.decode().splitlines()
         assert said[0] == (
-            "Error: what the command prints cannot be written (No space left on device). "
+            "Error: What the command prints cannot be written (No space left on device). "
             "Make room there and try again."
         )
         assert "Traceback" not in done.stderr.decode()

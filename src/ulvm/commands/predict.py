@@ -240,7 +240,8 @@ def _predict(
         coco.write()
     if not as_json:
         done = len(sources) - failed
-        click.echo(f"{done} of {len(sources)} pictures done, in {out_dir or DEFAULT_OUT_DIR}")
+        place = printable(out_dir or DEFAULT_OUT_DIR)
+        click.echo(f"{done} of {len(sources)} pictures done, in {place}")
         if doubtful:
             click.echo(f"{doubtful} of them unsure: look at these masks before you use them")
         click.echo(NOTICE)

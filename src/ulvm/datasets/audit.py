@@ -20,7 +20,7 @@ from ulvm.datasets.read import (
     run_all,
     width_by_height,
 )
-from ulvm.errors import InputError
+from ulvm.errors import InputError, printable
 from ulvm.image import resize
 from ulvm.splits import available_splits, load_split, name_some
 
@@ -90,7 +90,7 @@ class CheckReport:
         for title, sentences in [("Problems", self.problems), ("Notes", self.notes)]:
             if sentences:
                 lines += ["", f"{title}:", *(f"- {sentence}" for sentence in sentences)]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))  # names of files and folders are in it
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it; a size (height, width) becomes `"widthxheight"`."""
