@@ -237,6 +237,24 @@ def test_a_picture_beyond_memory_does_not_stop_the_others(
     assert second.error is None
 
 
+def test_an_unforeseen_error_does_not_stop_the_others(
+    folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.png"):
+        draw(name)
+    read = module.read_picture
+
+    def read_or_fail(source: Any, before: Any) -> Any:
+        if source == "a.png":
+            raise RuntimeError("made\nup")
+        return read(source, before)
+
+    monkeypatch.setattr(module, "read_picture", read_or_fail)
+    first, second = predict_files(segmenter, find_images(["a.png", "b.png"]))
+    assert first.error == "a.png cannot be segmented (RuntimeError: made\\x0aup)."
+    assert second.error is None
+
+
 def test_standard_input(
     folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
