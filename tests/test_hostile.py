@@ -293,10 +293,11 @@ def zipped(folder: Path, method: int = zipfile.ZIP_DEFLATED) -> tuple[Path, byte
 
 def problem_of_zip(folder: Path) -> str:
     (pair,) = find_pairs("folder", folder)
-    read = read_pair(pair, "same", threshold_masks=False)
+    with read_pair(pair, "same", threshold_masks=False) as read:
+        problems = " ".join(map(str, read.problems))
     assert pair.image.archive is not None
     pair.image.archive.close()
-    return " ".join(map(str, read.problems))
+    return problems
 
 
 def changed(content: bytes, local: int, central: int, value: bytes) -> bytes:

@@ -3,11 +3,14 @@
 ``docs/limits.md`` lists the limits; a test compares.
 """
 
+import contextlib
 import io
 import json
 import os
 import stat
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,6 +129,37 @@ def parse_json(text: str | bytes) -> Any:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     raise ValueError(f"more than {JSON_DEPTH} brackets deep")
+
+
+class Room:
+    """Room for the pixels that all workers hold at once: no more than those of a largest picture.
+
+    Args:
+        pixels: In all; one picture has no more.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that waits until there is room for so many pixels, until the block ends."""
+        taken = 0
+
+        def take(pixels: int) -> None:
+            nonlocal taken
+            with self._changed:
+                self._changed.wait_for(lambda: self._free >= pixels)
+                self._free -= pixels
+                taken += pixels
+
+        try:
+            yield take
+        finally:
+            with self._changed:
+                self._free += taken
+                self._changed.notify_all()
 
 
 class Deadline:

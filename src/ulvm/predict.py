@@ -5,12 +5,10 @@ Imports numpy and the network only where they are used: the first pictures are r
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import re
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -183,7 +181,7 @@ def predict_files(
         model()
     folder = make_folder(DEFAULT_OUT_DIR if out_dir is None else out_dir)
     originals = {os.path.realpath(source.name) for source in sources if not source.error}
-    room = _Room(limits.PIXELS)
+    room = limits.Room(limits.PIXELS)
 
     def predict(source: Source, output: Path) -> Prediction:
         if source.error:
@@ -253,37 +251,6 @@ def predict_files(
             pool.shutdown(cancel_futures=True)
 
     return stream()
-
-
-class _Room:
-    """Room for the pixels that all workers hold at once: no more than those of a largest picture.
-
-    Args:
-        pixels: In all; one picture has no more.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        self._free = pixels
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that waits until there is room for so many pixels, until the block ends."""
-        taken = 0
-
-        def take(pixels: int) -> None:
-            nonlocal taken
-            with self._changed:
-                self._changed.wait_for(lambda: self._free >= pixels)
-                self._free -= pixels
-                taken += pixels
-
-        try:
-            yield take
-        finally:
-            with self._changed:
-                self._free += taken
-                self._changed.notify_all()
 
 
 def _match(pattern: str) -> list[Path]:

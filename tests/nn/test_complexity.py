@@ -306,7 +306,7 @@ def test_inspection_leaves_the_random_state() -> None:
 def test_a_size_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(InputError, match="multiples of 32"):
         inspect_model(ModelSpec(), (250, 256))
-    with pytest.raises(InputError, match="[Uu]p to 4096"):
+    with pytest.raises(InputError, match=r"[Uu]p to 4096"):
         inspect_model(ModelSpec(), (64, 131072))
 
 

@@ -196,22 +196,22 @@ def _look_at(
     pair: Pair, accepted: MaskSizes, threshold_masks: bool, classes: Classes | None
 ) -> _Seen:
     """Decode a pair, keeping its problems instead of raising them."""
-    read = read_pair(pair, accepted, threshold_masks=threshold_masks, classes=classes)
-    image_rgb, mask = read.image_rgb, read.mask
-    digest = thumbnail = None
-    if image_rgb is not None:
-        digest = hashlib.sha256(pair.image.read_bytes()).digest()
-        side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
-        thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
-    return _Seen(
-        pair,
-        read.problems,
-        digest,
-        thumbnail,
-        None if image_rgb is None else (image_rgb.shape[0], image_rgb.shape[1]),
-        None if mask is None else (mask.shape[0], mask.shape[1]),
-        None if mask is None else float((mask > 0).mean()),
-    )
+    with read_pair(pair, accepted, threshold_masks=threshold_masks, classes=classes) as read:
+        image_rgb, mask = read.image_rgb, read.mask
+        digest = thumbnail = None
+        if image_rgb is not None:
+            digest = hashlib.sha256(pair.image.read_bytes()).digest()
+            side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
+            thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
+        return _Seen(
+            pair,
+            read.problems,
+            digest,
+            thumbnail,
+            None if image_rgb is None else (image_rgb.shape[0], image_rgb.shape[1]),
+            None if mask is None else (mask.shape[0], mask.shape[1]),
+            None if mask is None else float((mask > 0).mean()),
+        )
 
 
 def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:

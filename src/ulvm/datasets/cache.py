@@ -286,15 +286,16 @@ def _write_arrays(
     shape = (len(pairs), size, size)
 
     def decode_row(row: int) -> None:
-        read = read_pair(pairs[row], mask_sizes, threshold_masks=threshold_masks, classes=classes)
-        for error in read.problems:
-            remedy = f"{error.remedy}; `ulvm data check` lists all such files"
-            raise InputError(error.given, error.accepted, remedy) from error
-        assert read.image_rgb is not None
-        assert read.mask is not None
-        images[row] = resize(read.image_rgb, (size, size))
-        shrink = resize if classes is None else classes.resize
-        masks[row] = shrink(read.mask, (size, size))
+        pair = pairs[row]
+        with read_pair(pair, mask_sizes, threshold_masks=threshold_masks, classes=classes) as read:
+            for error in read.problems:
+                remedy = f"{error.remedy}; `ulvm data check` lists all such files"
+                raise InputError(error.given, error.accepted, remedy) from error
+            assert read.image_rgb is not None
+            assert read.mask is not None
+            images[row] = resize(read.image_rgb, (size, size))
+            shrink = resize if classes is None else classes.resize
+            masks[row] = shrink(read.mask, (size, size))
 
     with (
         _ArrayFile(folder / "images.npy", (*shape, 3)) as images,

@@ -1,8 +1,9 @@
 """The pixels of a pair, and what is wrong with them."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ulvm import limits
 from ulvm.datasets.classes import Classes
 from ulvm.datasets.find import Pair, SourceFile
 from ulvm.errors import InputError
@@ -18,6 +20,8 @@ from ulvm.image import read_mask
 from ulvm.picture import TURNED, UPRIGHT, ImageSource, read_picture
 
 MAX_WORKERS = 8  # files read at once, where there are so many processors
+
+_ROOM = limits.Room(limits.PIXELS)
 
 MaskSizes = Literal["same", "squashed", "any"]
 """Masks that are accepted: of their picture's size; also beside a picture that was squashed to a
@@ -53,10 +57,13 @@ def accepted_sizes(dataset: str, allow_mask_resize: bool) -> MaskSizes:
     return "squashed" if dataset.startswith("isic") else "same"
 
 
+@contextlib.contextmanager
 def read_pair(
     pair: Pair, sizes: MaskSizes, *, threshold_masks: bool, classes: Classes | None = None
-) -> PairPixels:
-    """Decode a picture and its mask, and compare them.
+) -> Iterator[PairPixels]:
+    """Decode a picture and its mask, and compare them; as a context, while they are in memory.
+
+    Large pictures wait for each other, for many at once would not fit.
 
     Args:
         pair: Which.
@@ -66,23 +73,24 @@ def read_pair(
     """
     problems: list[InputError] = []
     picture = image_rgb = mask = None
-    try:
-        picture = _read(pair.image, read_picture)
-        image_rgb = np.array(picture)
-    except InputError as error:
-        problems.append(error)
-    try:
-        mask = read_masks(pair, threshold_masks, classes)
-    except InputError as error:
-        problems.append(error)
-    if picture is not None and image_rgb is not None and mask is not None:
-        turn = picture.info.get(TURNED)
-        lesion = mask if classes is None else np.where(mask > 0, 255, 0).astype(np.uint8)
-        problem = turn and _turn_problem(pair, image_rgb, lesion, turn)
-        problem = problem or _size_problem(pair, image_rgb.shape[:2], mask.shape, sizes)
-        if problem:
-            problems.append(problem)
-    return PairPixels(image_rgb, mask, problems)
+    with _ROOM.share() as take:
+        try:
+            picture = _read(pair.image, functools.partial(read_picture, before=take))
+            image_rgb = np.array(picture)
+        except InputError as error:
+            problems.append(error)
+        try:
+            mask = read_masks(pair, threshold_masks, classes)
+        except InputError as error:
+            problems.append(error)
+        if picture is not None and image_rgb is not None and mask is not None:
+            turn = picture.info.get(TURNED)
+            lesion = mask if classes is None else np.where(mask > 0, 255, 0).astype(np.uint8)
+            problem = turn and _turn_problem(pair, image_rgb, lesion, turn)
+            problem = problem or _size_problem(pair, image_rgb.shape[:2], mask.shape, sizes)
+            if problem:
+                problems.append(problem)
+        yield PairPixels(image_rgb, mask, problems)
 
 
 def run_all(
