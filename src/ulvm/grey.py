@@ -51,8 +51,9 @@ def join_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
     """
 
     def samples(box: tuple[int, int, int, int]) -> npt.NDArray[np.uint16]:
-        high_bytes = np.asarray(high.crop(box), np.uint16)[..., :3]
-        return high_bytes * 256 + np.asarray(low.crop(box))[..., :3]
+        joined = np.asarray(high.crop(box), np.uint16)[..., :3] * 256
+        joined += np.asarray(low.crop(box))[..., :3]
+        return joined
 
     height, width = high.height, high.width
     bands = [(0, top, width, min(top + BAND_ROWS, height)) for top in range(0, height, BAND_ROWS)]

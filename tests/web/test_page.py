@@ -224,6 +224,20 @@ def test_a_new_picture_is_shown_at_once_without_the_old_ones_figures(
     page.close()
 
 
+def test_the_area_says_of_what_and_the_speed_waits_for_a_third_picture(
+    open_page: Callable[[str], Any], address: str
+) -> None:
+    """The first pictures also compile: their time says nothing."""
+    page = open_page(address)
+    for count in (1, 2, 3):
+        choose(page, EXAMPLES[count])
+        said = page.inner_text("#speed")
+        assert bool(re.search(r"\d ms a picture .*\(median of 3\)", said)) == (count == 3), said
+    assert re.search(r"^Area\s+\d+\.\d %\s+of the picture$", page.inner_text("#result > div"))
+    assert " ms" not in page.inner_text("#result")
+    page.context.close()
+
+
 def test_holding_the_button_or_the_picture_shows_it_without_outline(page: Any) -> None:
     choose(page, EXAMPLES[0])
     canvas = page.locator("#canvas")
