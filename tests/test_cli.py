@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -401,15 +403,22 @@ def test_ctrl_c_that_an_import_turns_into_another_error(
     def fail(*_: object) -> None:
         raise SystemError("bad call flags")
 
-    def interrupted(*_: object) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        fail()
+    def interrupted(then: Callable[[], None]) -> Callable[..., None]:
+        def find(*_: object) -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            then()
+
+        return find
+
+    def leave() -> None:
+        raise click.exceptions.Exit(130)
 
     words = ("data", "split", "--dataset", "folder", "--data", drawn, "--out", drawn / "splits")
-    monkeypatch.setattr("ulvm.datasets.find_pairs", interrupted)
-    done = run(*words)
-    assert (done.exit_code, done.stderr) == (130, "Stopped.\n")
+    for then, said in ((fail, "Stopped.\n"), (leave, "")):  # who leaves has said so
+        monkeypatch.setattr("ulvm.datasets.find_pairs", interrupted(then))
+        done = run(*words)
+        assert (done.exit_code, done.stderr) == (130, said)
     monkeypatch.setattr("ulvm.datasets.find_pairs", fail)
     assert isinstance(run(*words).exception, SystemError)
     assert signal.getsignal(signal.SIGINT) is before

@@ -52,8 +52,9 @@ class _Group(click.Group):
                 f"This command needs the package {problem.name}, which is not installed. "
                 f"{install_extra('train').capitalize()}."
             ) from None
-        except Exception:
-            if not interrupts:
+        except Exception as problem:
+            said = isinstance(problem, click.ClickException | click.exceptions.Exit | click.Abort)
+            if said or not interrupts:
                 raise
             click.echo("Stopped.", err=True)
             ctx.exit(130)
