@@ -137,7 +137,7 @@ def test_dark_16_bit_colours_are_joined_in_bands(monkeypatch: pytest.MonkeyPatch
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_array_equal(np.asarray(picture), (rows * np.uint32(255) + 2047) // 4095)
-    assert most < 4 * len(data)
+    assert most < 2 * len(data)
 
 
 def test_standard_input_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
