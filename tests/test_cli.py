@@ -1,14 +1,18 @@
 """The command line: every command runs, and mistakes give one sentence and exit code 1 or 2."""
 
+import contextlib
 import io
 import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -388,6 +392,36 @@ def test_ctrl_c_in_another_command(drawn: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ulvm.datasets.check", interrupt)
     stopped = run("data", "check", "--dataset", "folder", "--data", drawn)
     assert (stopped.exit_code, stopped.output) == (130, "Stopped.\n")
+
+
+def test_ctrl_c_that_an_import_turns_into_another_error(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's does, in the first seconds of a command."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def fail(*_: object) -> None:
+        raise SystemError("bad call flags")
+
+    def interrupted(then: Callable[[], None]) -> Callable[..., None]:
+        def find(*_: object) -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            then()
+
+        return find
+
+    def leave() -> None:
+        raise click.exceptions.Exit(130)
+
+    words = ("data", "split", "--dataset", "folder", "--data", drawn, "--out", drawn / "splits")
+    for then, said in ((fail, "Stopped.\n"), (leave, "")):  # who leaves has said so
+        monkeypatch.setattr("ulvm.datasets.find_pairs", interrupted(then))
+        done = run(*words)
+        assert (done.exit_code, done.stderr) == (130, said)
+    monkeypatch.setattr("ulvm.datasets.find_pairs", fail)
+    assert isinstance(run(*words).exception, SystemError)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_bundled_model_is_scored_by_the_same_command(drawn: Path, tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_contact_sheet_without_best_cases_and_with_long_labels() -> None:
     assert one.size[0] == plain.size[0]
 
 
+def test_letters_that_the_font_lacks_are_no_warning() -> None:
+    picture, empty = np.zeros((1, SIZE, SIZE, 3), np.uint8), np.zeros((1, SIZE, SIZE), bool)
+    draw_contact_sheet(picture, empty, empty, ["\u76ae\u819a \x07"])
+
+
 def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     picture, empty = np.zeros((1, SIZE, SIZE, 3), np.uint8), np.zeros((1, SIZE, SIZE), bool)

@@ -194,3 +194,36 @@ def test_texts_recommend_only_what_the_readme_says_can_be_installed() -> None:
     assert install_extra("onnx") == "run pip install '.[onnx]' in the clone of ulvm"
     for path in PACKAGE.rglob("*.py"):
         assert not re.search(r"pip install '?ultralight", path.read_text()), path
+
+
+def test_a_full_disk_under_the_output_is_a_sentence(photo: Path) -> None:
+    """As of `ulvm predict … > log.txt` where there is no room; one that stops reading is quiet."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no such device here")
+    for words in (("predict", photo, "--out", "masks"), ("predict", photo, "--json"), ("presets",)):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "ulvm", *map(str, words)],
+                cwd=photo.parent,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        said = done.stderr.decode().splitlines()
+        assert said[0] == (
+            "Error: What the command prints cannot be written (No space left on device). "
+            "Make room there and try again."
+        )
+        assert "Traceback" not in done.stderr.decode()
+
+
+def test_a_model_is_not_written_over(tmp_path: Path) -> None:
+    weights = tmp_path / "run" / RUN_WEIGHTS
+    weights.parent.mkdir()
+    shutil.copy(PACKAGE / "weights" / "skin.safetensors", weights)
+    content = weights.read_bytes()
+    for target in ([], ["--target", "c"], ["--target", "monai"]):
+        done = run("export", weights.parent, "--out", weights, *target)
+        assert done.exit_code == 1
+        assert "is the model itself. Name another file." in done.output
+    assert weights.read_bytes() == content

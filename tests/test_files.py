@@ -81,6 +81,19 @@ def test_without_a_home_the_cache_folder_must_be_named(monkeypatch: pytest.Monke
     assert find_cache_folder() == Path("elsewhere")
 
 
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    """Renaming over a device, as root may, would put a file in its place."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no named pipes here")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="no regular file"):
+        write_atomically(tmp_path / "pipe", b"new")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("/dev/null")
+    with pytest.raises(InputError, match="no regular file"):
+        write_atomically(tmp_path / "link", b"new")
+
+
 def test_a_full_disk_asks_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")

@@ -1,5 +1,6 @@
 """Tables of pictures as spreadsheets write them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,27 @@ def test_tables_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> 
     (tmp_path / "groups.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         read_groups(tmp_path / "groups.csv", ["a", "b", "c"])
+
+
+def test_damaged_tables_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "groups.csv"
+    for content, message in (
+        (b"\xff\xfei", "no columns"),  # half a letter of UTF-16
+        (b"id,group\na," + b"9" * 140_000, "is no table"),
+        (b"group,id\n1\n", "lacks 1 ids"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_groups(path, ["a"])
+    monkeypatch.setattr("ulvm.groups.TABLE_BYTES", 20)
+    path.write_bytes(b"id,group\n" + b"a,1\n" * 9)
+    with pytest.raises(InputError, match="longer than 20 bytes"):
+        read_groups(path, ["a"])
+    if hasattr(os, "mkfifo"):
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(InputError, match="pipe"):
+            read_groups(path, ["a"])
 
 
 def test_ids_of_a_mac_are_found(tmp_path: Path) -> None:

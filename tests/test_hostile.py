@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,12 +18,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 import ulvm
-from ulvm import limits
+from ulvm import grey, limits
 from ulvm.cli import main
 from ulvm.datasets.find import find_pairs
 from ulvm.datasets.read import MaskRules, read_pair
-from ulvm.errors import InputError, printable
+from ulvm.errors import InputError, PictureWarning, printable
 from ulvm.image import read_image, read_mask
+from ulvm.picture import read_picture
 from ulvm.predict import find_images, predict_files
 from ulvm.segmenter import load
 from ulvm.spec import RunSpec
@@ -119,6 +121,23 @@ def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "s.json")
     with pytest.raises(InputError, match="pipe or a device"):
         load_split("folder", tmp_path / "s.json")
+
+
+def test_dark_16_bit_colours_are_joined_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one piece 14,000 by 14,000 pixels took six gigabytes."""
+    monkeypatch.setattr(grey, "BAND_ROWS", 7)
+    rows = np.random.default_rng(1).integers(0, 4096, (500, 400, 3), dtype=np.uint16)
+    rows[0, 0] = 4095
+    data = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows))
+    head = chunk(b"IHDR", struct.pack(">II", 400, 500) + b"\x10\x02\0\0\0")
+    content = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    tracemalloc.start()
+    with pytest.warns(PictureWarning, match="12-bit"):
+        picture = read_picture(content)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(np.asarray(picture), (rows * np.uint32(255) + 2047) // 4095)
+    assert most < 2 * len(data)
 
 
 def test_standard_input_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +255,30 @@ def test_names_are_shown_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert printable("Ω é 皮膚 \u3000 \udcff") == "Ω é 皮膚 \u3000 \\xff"
 
 
+def test_what_pillow_says_of_metadata_is_not_shown(tmp_path: Path) -> None:
+    """A tag that leads out of the file is no concern of whoever outlines the picture."""
+    Image.fromarray(PICTURE).save(tmp_path / "a.tif", dpi=(72, 72))
+    content = (tmp_path / "a.tif").read_bytes()
+    field = struct.pack("<HHI", 282, 5, 1)  # the width's resolution, by its place in the file
+    start = content.index(field) + len(field)
+    (tmp_path / "a.tif").write_bytes(content[:start] + b"\xff\xff\xff\x7f" + content[start + 4 :])
+    with pytest.warns(UserWarning, match="Truncated File Read"):
+        read_image(tmp_path / "a.tif")
+    done = CliRunner().invoke(main, ["predict", str(tmp_path / "a.tif"), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert not done.stderr
+
+
+def test_a_name_that_gets_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(f"{'m' * 248}.png").write_bytes(encode("PNG"))
+    (done,) = predict_files(load(), find_images(["*.png"]))
+    assert done.error is not None
+    assert done.error.endswith(
+        "_mask.png cannot be written (File name too long). Choose a shorter name."
+    )
+
+
 # Zip files
 
 
@@ -250,10 +293,11 @@ def zipped(folder: Path, method: int = zipfile.ZIP_DEFLATED) -> tuple[Path, byte
 
 def problem_of_zip(folder: Path) -> str:
     (pair,) = find_pairs("folder", folder)
-    read = read_pair(pair, MaskRules("same"))
+    with read_pair(pair, MaskRules("same")) as read:
+        problems = " ".join(map(str, read.problems))
     assert pair.image.archive is not None
     pair.image.archive.close()
-    return " ".join(map(str, read.problems))
+    return problems
 
 
 def changed(content: bytes, local: int, central: int, value: bytes) -> bytes:

@@ -115,6 +115,20 @@ def test_a_file_whose_name_looks_like_a_pattern(folder: Path) -> None:
     assert names(find_images(["a[1].png"])) == ["a[1].png"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_pattern_does_not_walk_round_a_ring_of_links(folder: Path) -> None:
+    """Two links to the top: followed 40 deep, as the system allows, they never end."""
+    for name in ("p/a.png", "p/.cache/b.png", "p/q/c.png"):
+        draw(name)
+    for name in ("p/up", "p/round"):
+        Path(name).symlink_to("..")
+    for pattern in ("**/*.png", "p/**/**/*.png", "**", str(folder / "**/*.png")):
+        found = [Path(name).name for name in names(find_images([pattern]))]
+        assert found == ["a.png", "c.png"], pattern
+    assert names(find_images(["p/.cache/**/*.png"])) == ["p/.cache/b.png"]
+    assert names(find_images(["**/a**.png"])) == ["p/a.png"]
+
+
 @pytest.mark.parametrize("argument", ["empty", "*.png", "none/*", ""])
 def test_an_argument_that_names_no_picture(folder: Path, argument: str) -> None:
     Path("empty").mkdir()
@@ -223,6 +237,24 @@ def test_a_picture_beyond_memory_does_not_stop_the_others(
     assert second.error is None
 
 
+def test_an_unforeseen_error_does_not_stop_the_others(
+    folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.png"):
+        draw(name)
+    read = module.read_picture
+
+    def read_or_fail(source: Any, before: Any) -> Any:
+        if source == "a.png":
+            raise RuntimeError("made\nup")
+        return read(source, before)
+
+    monkeypatch.setattr(module, "read_picture", read_or_fail)
+    first, second = predict_files(segmenter, find_images(["a.png", "b.png"]))
+    assert first.error == "a.png cannot be segmented (RuntimeError: made\\x0aup)."
+    assert second.error is None
+
+
 def test_standard_input(
     folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +268,14 @@ def test_standard_input(
     assert prediction.source == "-"
     assert prediction.mask_path == Path("ulvm-output/stdin_mask.png")
     np.testing.assert_array_equal(stored(prediction.mask_path) > 0, lesion(picture))
+
+
+def test_a_closed_standard_input_is_one_sentence(
+    folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it after `<&-`
+    (prediction,) = predict_files(segmenter, find_images(["-"]))
+    assert prediction.error == ("Standard input is closed. Name a file, or give one after <.")
 
 
 def test_equal_names_do_not_overwrite_each_other(folder: Path, segmenter: Segmenter) -> None:

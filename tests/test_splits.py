@@ -188,6 +188,12 @@ def test_unusable_files(tmp_path: Path, text: str, message: str):
         load_split("folder", path)
 
 
+def test_a_name_that_would_write_to_the_terminal(tmp_path: Path):
+    path = tmp_path / "s.json"
+    path.write_text('{"name": "a\\u001b[2J\\nb", "parts": {"test": ["x"]}}')
+    assert load_split("folder", path).name == r"a\x1b[2J\x0ab"
+
+
 def test_missing_file(tmp_path: Path):
     with pytest.raises(InputError, match=r"none\.json\. A split is"):
         load_split("folder", tmp_path / "none.json")
@@ -232,11 +238,13 @@ def test_folds_keep_patients_whole():
         ({"folds": 5}, "5 folds of 4 ids"),
         ({"folds": 3, "groups": ["a", "a", "b", "b"]}, "3 folds of 2 groups"),
         ({"folds": 3, "areas": [0.1]}, "1 areas for 4 ids"),
+        ({"folds": 3, "seed": -7}, "[Ss]eed -7"),
+        ({"folds": 3, "seed": 2**40}, "[Ss]eed 1099511627776"),
     ],
 )
 def test_folds_refuse(arguments, message):
     with pytest.raises(InputError, match=message):
-        make_folds(["a", "b", "c", "d"], seed=0, **arguments)
+        make_folds(["a", "b", "c", "d"], **{"seed": 0, **arguments})
 
 
 def test_folds_refuse_an_id_twice():

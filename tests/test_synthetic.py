@@ -272,6 +272,8 @@ def test_wrong_calls_say_what_to_do(tmp_path: Path) -> None:
         draw_lesion(-1)
     with pytest.raises(InputError, match="8×64"):
         draw_lesion(0, (8, 64))
+    with pytest.raises(InputError, match="from 16 to 4096 pixels"):
+        draw_lesion(0, (4000, 4100))
     with pytest.raises(InputError, match="100×500"):
         draw_lesion(0, (100, 500))
     with pytest.raises(InputError, match="I, II, III, IV, V, VI"):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from ulvm.commands import data, evaluate, export, inspect, predict, reproduce, serve, train
 from ulvm.errors import InputError, PictureWarning, RunWarning, install_extra
+from ulvm.files import unwritable
 from ulvm.version import __version__
 
 
@@ -25,20 +31,52 @@ class _Group(click.Group):
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
+        interrupts: list[int] = []
         try:
-            with warnings.catch_warnings():
+            with _noted(interrupts), warnings.catch_warnings():
                 warnings.showwarning = _show_warning
+                warnings.filterwarnings("ignore", module=r"PIL\.")  # on metadata that nobody needs
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(130)
         except InputError as problem:
             raise click.ClickException(str(problem)) from None
+        except OSError as problem:
+            if problem.errno == errno.EPIPE:  # the reader has left: click ends quietly
+                raise
+            place = problem.filename or "what the command prints"
+            raise click.ClickException(str(unwritable(place, problem))) from None
         except ModuleNotFoundError as problem:
             raise click.ClickException(
                 f"This command needs the package {problem.name}, which is not installed. "
                 f"{install_extra('train').capitalize()}."
             ) from None
+        except Exception as problem:
+            said = isinstance(problem, click.ClickException | click.exceptions.Exit | click.Abort)
+            if said or not interrupts:
+                raise
+            click.echo("Stopped.", err=True)
+            ctx.exit(130)
+
+
+@contextlib.contextmanager
+def _noted(interrupts: list[int]) -> Iterator[None]:
+    """Note each Ctrl-C: in the middle of torch's import it becomes an error of another kind."""
+
+    def note(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _show_warning(

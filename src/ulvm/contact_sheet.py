@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,7 +78,9 @@ def draw_contact_sheet(
             label = labels[case]
             write(x, y + TILE + 4, label[:_LETTERS] + "…" * (len(label) > _LETTERS))
     write(_MARGIN, height - 1.5 * _LINE, "Not a medical device.", _QUIET)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 

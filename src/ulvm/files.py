@@ -61,11 +61,14 @@ def write_atomically(
         keep_as: Another path in that folder, which gets the old content.
 
     Raises:
-        InputError: The folder cannot be made or written to.
+        InputError: The folder cannot be made or written to, or something else than a file is there.
     """
     path = Path(path)
     folder = make_folder(path.parent)
     try:
+        if path.exists() and not path.is_file():
+            given = f"{path} cannot be written (what is there is no regular file)"
+            raise InputError(given, "", "choose another name")
         handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name[:64]}.", suffix=".part")
     except OSError as error:
         raise unwritable(path, error) from error
@@ -106,11 +109,11 @@ def sweep_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def unwritable(path: Path, error: OSError) -> InputError:
-    """The error for a place that the system lets nobody write to, or that has no room."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return InputError(
-        f"{path} cannot be written ({error.strerror or error})",
-        "",
-        "make room there and try again" if full else "choose a folder that you may write to",
-    )
+def unwritable(path: object, error: OSError) -> InputError:
+    """The error for a file or folder that the system refuses to write."""
+    remedy = "choose a folder that you may write to"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "make room there and try again"
+    elif error.errno == errno.ENAMETOOLONG:
+        remedy = "choose a shorter name"
+    return InputError(f"{path} cannot be written ({error.strerror or error})", "", remedy)

@@ -10,6 +10,8 @@ from PIL.ExifTags import Base
 
 from ulvm.errors import InputError, PictureWarning
 
+BAND_ROWS = 256  # of a large picture at once
+
 
 def read_16_bit(image: Image.Image) -> tuple[npt.NDArray[np.uint16], int]:
     """Samples (height, width) with black at 0, and the value of white in the file's form."""
@@ -28,22 +30,39 @@ def bits_of(largest: float) -> int:
 
 def _scale_16_bit(samples: npt.NDArray[np.uint16], white: int) -> npt.NDArray[np.uint8]:
     """As uint8; a camera's 10 or 12 bits by their own range, which is said."""
-    bits = bits_of(samples.max())
+    return _table_16_bit(samples.max(), white)[samples]
+
+
+def _table_16_bit(largest: int, white: int) -> npt.NDArray[np.uint8]:
+    """For each sample up to the largest what it is in eight bits."""
+    bits = bits_of(largest)
     if 2**bits <= white:
         white = 2**bits - 1
         said = f"a 16-bit picture holds {bits}-bit samples: they are scaled by {white}, not 65535"
         warnings.warn(said, PictureWarning, stacklevel=2)
-    return ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+    samples = np.arange(int(largest) + 1, dtype=np.uint32)
+    return ((samples * 255 + white // 2) // white).astype(np.uint8)
 
 
 def join_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
-    """A picture of 16-bit colours from two of their high and low bytes, scaled by their range."""
-    samples = np.asarray(high, np.uint16)[..., :3] * 256 + np.asarray(low)[..., :3]
-    joined = Image.fromarray(_scale_16_bit(samples, 65535))
-    if high.mode == "RGBA":
-        joined.putalpha(high.getchannel("A"))
-    joined.info = high.info
-    return joined
+    """A picture of 16-bit colours from two of their high and low bytes, scaled by their range.
+
+    The first of the two becomes the result, for a large one more would not fit into memory.
+    """
+
+    def samples(box: tuple[int, int, int, int]) -> npt.NDArray[np.uint16]:
+        joined = np.asarray(high.crop(box), np.uint16)[..., :3] * 256
+        joined += np.asarray(low.crop(box))[..., :3]
+        return joined
+
+    height, width = high.height, high.width
+    bands = [(0, top, width, min(top + BAND_ROWS, height)) for top in range(0, height, BAND_ROWS)]
+    table = _table_16_bit(max(samples(box).max() for box in bands), 65535)
+    for box in bands:
+        scaled = np.array(high.crop(box))
+        scaled[..., :3] = table[samples(box)]
+        high.paste(Image.fromarray(scaled), box)
+    return high
 
 
 def scale_grey(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ulvm.errors import InputError
+from ulvm.limits import TABLE_BYTES, read_file
 from ulvm.splits import name_some, normal_id
 
 TABLE = "groups.csv"
@@ -49,27 +50,29 @@ def read_rows(
     Raises:
         InputError: The file cannot be read or lacks a column that is needed.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror})", form, "check the path"
-        ) from error
-    lines = _decode(content).splitlines()
+    lines = _decode(read_file(path, TABLE_BYTES)).splitlines()
     head = lines[0] if lines else ""
-    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
-    columns = [name.strip().lower() for name in next(reader, [])]
+    try:
+        first, *rows = list(csv.reader(lines, delimiter=max(",;\t", key=head.count))) or [[]]
+    except csv.Error as error:
+        raise InputError(f"{path} is no table ({error})", form, "save it again as CSV") from error
+    columns = [name.strip().lower() for name in first]
     if not set(needed) <= set(columns):
         names = " and ".join(f"'{name}'" for name in needed)
         raise InputError(
             f"{path} has no column{'s' * (len(needed) > 1)} {names}", form, "rename its columns"
         )
-    return [dict(zip(columns, map(str.strip, row), strict=False)) for row in reader if any(row)]
+    padding = [""] * len(columns)  # for rows that end early
+    return [
+        dict(zip(columns, map(str.strip, [*row, *padding]), strict=False))
+        for row in rows
+        if any(row)
+    ]
 
 
 def _decode(content: bytes) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16")
+        return content.decode("utf-16", errors="replace")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

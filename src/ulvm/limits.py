@@ -3,10 +3,13 @@
 ``docs/limits.md`` lists the limits; a test compares.
 """
 
+import contextlib
 import io
 import json
 import os
 import stat
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +41,9 @@ ZIP_MEMBER_BYTES = 2**29
 
 JSON_BYTES = 2**24
 """Of a JSON file, such as a split."""
+
+TABLE_BYTES = 2**24
+"""Of a CSV file: groups or classes."""
 
 JSON_DEPTH = 16
 """Objects and lists in each other; the engine's reader of weights has the same (json.h)."""
@@ -122,3 +128,34 @@ def parse_json(text: str | bytes) -> Any:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     raise ValueError(f"more than {JSON_DEPTH} brackets deep")
+
+
+class Room:
+    """Room for the pixels that all workers hold at once: no more than those of a largest picture.
+
+    Args:
+        pixels: In all; one picture has no more.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that waits until there is room for so many pixels, until the block ends."""
+        taken = 0
+
+        def take(pixels: int) -> None:
+            nonlocal taken
+            with self._changed:
+                self._changed.wait_for(lambda: self._free >= pixels)
+                self._free -= pixels
+                taken += pixels
+
+        try:
+            yield take
+        finally:
+            with self._changed:
+                self._free += taken
+                self._changed.notify_all()

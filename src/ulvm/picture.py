@@ -239,7 +239,8 @@ def _damage_reported(name: str) -> Iterator[None]:
     except (InputError, PictureWarning, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(name, "too many pixels for Pillow", limits.PIXELS) from error
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # asked for by its readers of TIFF and WebP
+        raise _too_large(name, "too many pixels for Pillow", limit) from error
     except Exception as error:  # On damaged bytes Pillow's decoders raise nearly any type.
         reason = str(error) or type(error).__name__
         if "truncated" in reason.lower():

@@ -5,21 +5,20 @@ Imports numpy and the network only where they are used: the first pictures are r
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
+import re
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ulvm import limits
 from ulvm.errors import InputError, printable
-from ulvm.files import make_folder
+from ulvm.files import make_folder, unwritable
 from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
 from ulvm.use.formats import OPTIONAL_SUFFIXES
 
@@ -121,7 +120,7 @@ def find_images(sources: Sequence[str]) -> list[Source]:
             expanded = _search_folder(path)
         elif glob.has_magic(argument) and not path.exists():
             expanded = []
-            for match in sorted(Path(match) for match in glob.glob(argument, recursive=True)):  # noqa: PTH207 - pathlib has no glob of absolute patterns
+            for match in sorted(_match(argument)):
                 if match.is_dir():
                     expanded += _search_folder(match)
                 elif is_picture_name(match.name):
@@ -187,7 +186,7 @@ def predict_files(
         model()
     folder = make_folder(DEFAULT_OUT_DIR if out_dir is None else out_dir)
     originals = {os.path.realpath(source.name) for source in sources if not source.error}
-    room = _Room(limits.PIXELS)
+    room = limits.Room(limits.PIXELS)
 
     def predict(source: Source, output: Path) -> Prediction:
         if source.error:
@@ -197,7 +196,7 @@ def predict_files(
         try:
             for path in filter(None, (mask_path, overlay_path)):
                 _require_replaceable(path, originals)
-            file = sys.stdin.buffer if source.name == STANDARD_INPUT else source.name
+            file = _standard_input() if source.name == STANDARD_INPUT else source.name
             with room.share() as take:
                 picture = read_picture(file, take)
                 segmentation = model()(picture, threshold=threshold, raw=raw)
@@ -259,35 +258,26 @@ def predict_files(
     return stream()
 
 
-class _Room:
-    """Room for the pixels that all workers hold at once: no more than those of a largest picture.
+def _match(pattern: str) -> list[Path]:
+    """What a pattern names. Its ``**`` passes over hidden folders, and linked ones: they may go
+    round in a ring."""
+    path = Path(pattern)
+    if "**" not in path.parts:
+        return [Path(match) for match in glob.glob(pattern)]  # noqa: PTH207 - for absolute ones too
+    inner = "/".join(path.relative_to(path.anchor).parts)
+    inner = re.sub(r"[^/]\*\*+|\*\*+[^/]", lambda found: found[0].replace("**", "*"), inner)
+    inner = re.sub(r"(\*\*/)+", "**/", inner)
+    return [
+        match
+        for match in Path(path.anchor).glob(inner)
+        if not any(part.startswith(".") and part not in path.parts for part in match.parts)
+    ]
 
-    Args:
-        pixels: In all; one picture has no more.
-    """
 
-    def __init__(self, pixels: int) -> None:
-        self._free = pixels
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that waits until there is room for so many pixels, until the block ends."""
-        taken = 0
-
-        def take(pixels: int) -> None:
-            nonlocal taken
-            with self._changed:
-                self._changed.wait_for(lambda: self._free >= pixels)
-                self._free -= pixels
-                taken += pixels
-
-        try:
-            yield take
-        finally:
-            with self._changed:
-                self._free += taken
-                self._changed.notify_all()
+def _standard_input() -> IO[bytes]:
+    if sys.stdin is None:
+        raise InputError("standard input is closed", "", "name a file, or give one after <")
+    return sys.stdin.buffer
 
 
 def _file_source(path: Path, folder: Path) -> Source:
@@ -340,7 +330,11 @@ def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:
 
 
 def _require_replaceable(path: Path, originals: set[str]) -> None:
-    if os.path.realpath(path) in originals or (path.exists() and not is_written_by_ulvm(path)):
+    try:
+        is_there = path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise unwritable(path, error) from error
+    if os.path.realpath(path) in originals or (is_there and not is_written_by_ulvm(path)):
         raise InputError(
             f"{path} is in the way of a result: ulvm did not write it, or was given it as input",
             "",

@@ -50,6 +50,9 @@ DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples
 LARGEST_WIDTH = 4096
 _ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 _SHARE = (0, 1, "it must be a share in 0..1", "use 0 for none")
+LARGEST_SIZE = 4096
+"""Of a network's input, in pixels a side."""
+
 # The least and the most that a field may be, and where those don't say it, what it must be and
 # what to do. Larger values are mistakes, and fail far from where they were made.
 _RANGES: dict[str, tuple[float, float, str, str]] = {
@@ -59,7 +62,7 @@ _RANGES: dict[str, tuple[float, float, str, str]] = {
     "d_state": (1, 1024, "", ""),
     **dict.fromkeys(("d_conv", "expand"), (1, 64, "", "")),
     "weight": (_ABOVE_0, math.inf, "it must be above 0", "leave the data set out instead"),
-    "image_size": (-math.inf, 4096, "", ""),
+    "image_size": (-math.inf, LARGEST_SIZE, "", ""),
     **dict.fromkeys(("epochs", "batch_size", "period_epochs"), (1, 1_000_000, "", "")),
     **dict.fromkeys(("warmup_epochs", "patience"), (0, 1_000_000, "", "")),
     "seed": (0, 2**63 - 1, "", ""),  # torch's

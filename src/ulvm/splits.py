@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ulvm.errors import InputError, install_extra, unknown_name
+from ulvm.errors import InputError, install_extra, printable, unknown_name
 from ulvm.files import write_atomically
 from ulvm.limits import JSON_BYTES, parse_json, read_file
 from ulvm.spec import FOLDER_SPLIT
@@ -261,7 +261,7 @@ def split_from(content: Any, dataset: str, where: str) -> Split:
             "choose the data set that the ids are from",
         )
     return Split(
-        str(content.get("name", Path(where).stem)),
+        printable(content.get("name", Path(where).stem)),
         dataset,
         {part: tuple(map(normal_id, ids)) for part, ids in parts.items() if ids is not None},
         tuple(part for part, ids in parts.items() if ids is None),
@@ -284,7 +284,7 @@ def make_folds(
     Args:
         ids: Ids, each once.
         folds: Number of splits, 3 or more.
-        seed: Seed of the shuffling.
+        seed: Seed of the shuffling, 0 to 2³² - 1.
         areas: Lesion area of each id, in any unit; each fold then gets small and large lesions
             alike (by quantiles).
         groups: Group of each id, such as the patient; a group is never divided.
@@ -295,7 +295,7 @@ def make_folds(
 
     Raises:
         InputError: Too few ids or groups for so many folds, lists of different length, an id
-            twice, or scikit-learn isn't installed.
+            twice, a seed out of range, or scikit-learn isn't installed.
     """
     try:
         from sklearn.model_selection import StratifiedGroupKFold
@@ -310,6 +310,8 @@ def make_folds(
             raise InputError(
                 f"{len(values)} {name} for {len(ids)} ids", f"one of {name} per id", "match them"
             )
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}", "seeds are whole numbers from 0 to 4,294,967,295", "")
     grouping = np.unique(list(ids if groups is None else groups), return_inverse=True)[1]
     units = int(grouping.max(initial=-1)) + 1
     if not 3 <= folds <= units:

@@ -32,6 +32,7 @@ _ADDED = ("ruler", "frame", "bubbles", "vignette", "touches border")
 ATTRIBUTES = (*LESION_COLOURS, "network", "globules", "hair", "light hair", *_ADDED)
 
 MIN_SIDE = 16
+MAX_SIDE = 4096  # a drawing of that size takes seconds and a gigabyte
 MAX_ASPECT = 4.0
 
 # Drawing happens at this many pixels per unit length at most and at least; the rest is resizing.
@@ -75,7 +76,7 @@ def draw_lesion(
 
     Args:
         seed: Whole number from 0.
-        size_hw: Height and width in pixels, at least 16 each and at most 4:1.
+        size_hw: Height and width in pixels, 16 to 4096 each and at most 4:1.
         skin_tone: Key of `SKIN_TONES`, a Fitzpatrick type `I` to `VI`.
         hair: Whether hair, dark or light or both, lies over the skin.
         ruler: Whether a millimetre scale is in the picture.
@@ -223,9 +224,10 @@ def _check_seed(seed: int) -> None:
 
 def _check_size(size_hw: tuple[int, int]) -> None:
     short, long = sorted(size_hw)
-    if short < MIN_SIDE or long > MAX_ASPECT * short:
+    if short < MIN_SIDE or long > min(MAX_ASPECT * short, MAX_SIDE):
         raise InputError(
             f"size {size_hw[0]}×{size_hw[1]} (height×width)",
-            f"each side is at least {MIN_SIDE} pixels and at most {MAX_ASPECT:g} times the other",
+            f"each side is from {MIN_SIDE} to {MAX_SIDE} pixels and at most {MAX_ASPECT:g} times "
+            "the other",
             "choose such a size",
         )

@@ -65,6 +65,8 @@ def test_check_finds_shared_ids_areas_and_other_files(tmp_path: Path):
     assert report.lesion_area["train"] == pytest.approx(12 * 15 / (30 * 40) / 2)
     assert any("1 masks are empty: ISIC_0000003" in note for note in report.notes)
     assert any("1 other files were ignored: notes.csv" in note for note in report.notes)
+    (truth / "a\x1b[2J\n.csv").write_text("")
+    assert "notes.csv, a\\x1b[2J\\x0a.csv" in check("isic2017", tmp_path).table()
     assert check("isic2017", tmp_path, against=["ph2"]).shared == {"ph2": []}
 
 

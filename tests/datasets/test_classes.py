@@ -27,6 +27,12 @@ def save(array: np.ndarray, path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("value", ["9" * 4999, "0" * 4999, "\u00b2", ""])
+def test_a_value_that_is_no_whole_number(tmp_path: Path, value: str) -> None:
+    with pytest.raises(InputError, match=r"write whole numbers|Write whole numbers"):
+        read_classes(write_table(tmp_path, f"value,name\n0,skin\n{value},naevus\n"))
+
+
 def test_values_become_classes_in_the_tables_order(tmp_path: Path) -> None:
     table = read_classes(write_table(tmp_path, "value;name\n7;skin\n255;naevus\n100;crust\n"))
     assert table.names == ("skin", "naevus", "crust")

@@ -1,12 +1,15 @@
 """A pair's pixels, and what is wrong with them."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from made_up_folders import draw, problem_of, save
-from ulvm.datasets import check, decode
+from ulvm.datasets import check, decode, read
+from ulvm.limits import Room
 
 
 @pytest.mark.parametrize(
@@ -105,3 +108,32 @@ def test_masks_of_one_picture_have_one_size(tmp_path: Path):
         save(picture, tmp_path / "benign" / f"benign (1){name}.png")
     (said,) = check("folder", tmp_path).problems
     assert "benign (1)_mask_1.png is 20×15" in said
+
+
+def test_large_pictures_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one picture, eight workers hold one at a time."""
+    for index in range(9):
+        picture, mask = draw(index)
+        save(picture, tmp_path / "images" / f"{index}.png")
+        save(mask, tmp_path / "masks" / f"{index}.png")
+    held, most = [0], [0]
+    masks, problem = read.read_masks, read._size_problem
+
+    def begin(*arguments: Any) -> Any:
+        held[0] += 1
+        most[0] = max(most[0], held[0])
+        time.sleep(0.005)
+        return masks(*arguments)
+
+    def end(*arguments: Any) -> Any:
+        held[0] -= 1
+        return problem(*arguments)
+
+    monkeypatch.setattr(read, "read_masks", begin)
+    monkeypatch.setattr(read, "_size_problem", end)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(read, "_ROOM", Room(30 * 40))
+    assert check("folder", tmp_path).pairs == {"all": 9}
+    assert most == [1]

@@ -306,6 +306,8 @@ def test_inspection_leaves_the_random_state() -> None:
 def test_a_size_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(InputError, match="multiples of 32"):
         inspect_model(ModelSpec(), (250, 256))
+    with pytest.raises(InputError, match=r"[Uu]p to 4096"):
+        inspect_model(ModelSpec(), (32, 8192))
 
 
 def test_an_operator_without_a_count_is_no_silent_zero(monkeypatch: pytest.MonkeyPatch) -> None:

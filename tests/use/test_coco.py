@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import ulvm
 from ulvm.cli import main
@@ -112,3 +113,21 @@ def test_the_form_needs_the_file() -> None:
     done = CliRunner().invoke(main, ["predict", "photo.jpg", "--coco-form", "polygon"])
     assert done.exit_code == 2
     assert "--coco" in done.output
+
+
+def test_only_a_coco_file_of_ulvm_is_replaced(tmp_path: Path) -> None:
+    """The name of a picture after --coco is a slip of the hand."""
+    photo, out = tmp_path / "photo.png", tmp_path / "lesions.json"
+    Image.fromarray(draw_lesion(3, (60, 80)).image_rgb).save(photo)
+    content = photo.read_bytes()
+    for kept, before in ((photo, content), (tmp_path / "notes.json", b"{}")):
+        kept.write_bytes(before)
+        command = ["predict", str(photo), "--out", str(tmp_path / "out"), "--coco", str(kept)]
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 1
+        assert "is no COCO file of ulvm. Choose another name." in done.output
+        assert kept.read_bytes() == before
+    command = ["predict", str(photo), "--out", str(tmp_path / "out"), "--coco", str(out)]
+    for _ in range(2):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output

@@ -187,12 +187,16 @@ WATCH = """() => {
   globalThis.seen = [];
   const stage = document.getElementById("stage");
   const text = (id) => document.getElementById(id).textContent;
+  const canvas = document.getElementById("canvas");
+  const isDrawn = () => canvas.getContext("2d")
+    .getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean);
+  if (!isDrawn()) throw new Error("no outline to begin with");
   const note = (what) => seen.push([
     what, stage.ariaBusy, text("area-percent"), text("area-mm2"),
     ["save-mask", "save-overlay", "ruler", "width-mm", "correct"].every(
       (id) => document.getElementById(id).disabled,
     ),
-    document.getElementById("width-mm").value,
+    document.getElementById("width-mm").value, isDrawn(),
   ]);
   new MutationObserver(() => stage.ariaBusy === "true" && note("begun"))
     .observe(stage, { attributes: true, attributeFilter: ["aria-busy"] });
@@ -217,11 +221,25 @@ def test_a_new_picture_is_shown_at_once_without_the_old_ones_figures(
     Image.fromarray(ulvm.read_image(EXAMPLES[1])).resize((4000, 3000)).save(large)
     page.evaluate(WATCH)
     choose(page, large)
-    untold = ["true", "–", "–", True, ""]
+    untold = ["true", "–", "–", True, "", False]
     assert page.evaluate("seen") == [["begun", *untold], ["picture", *untold]]
     assert page.get_attribute("#stage", "aria-busy") == "false"
     assert page.inner_text("#area-mm2") == "–"
     page.close()
+
+
+def test_the_area_says_of_what_and_the_speed_waits_for_a_third_picture(
+    open_page: Callable[[str], Any], address: str
+) -> None:
+    """The first pictures also compile: their time says nothing."""
+    page = open_page(address)
+    for count in (1, 2, 3):
+        choose(page, EXAMPLES[count])
+        assert bool(page.inner_text("#speed")) == (count == 3)
+    assert re.search(r"\d ms a picture .*\(median of 3\)", page.inner_text("#speed"))
+    assert re.search(r"^Area\s+\d+\.\d %\s+of the picture$", page.inner_text("#result > div"))
+    assert " ms" not in page.inner_text("#result")
+    page.context.close()
 
 
 def test_holding_the_button_or_the_picture_shows_it_without_outline(page: Any) -> None:
@@ -390,12 +408,13 @@ def test_without_javascript_or_modules_the_page_says_what_it_needs(
 
 
 def test_the_empty_stage_is_a_button_with_words_for_the_device(browser: Any, address: str) -> None:
-    for touch, words in [(False, "Drop a picture"), (True, "Choose or take a picture")]:
-        page = browser.new_context(has_touch=touch, is_mobile=touch).new_page()
+    told = ("Drop a picture", "Choose or take a picture")
+    for touch, words in enumerate(told):
+        page = browser.new_context(has_touch=bool(touch), is_mobile=bool(touch)).new_page()
         page.goto(address)
         page.wait_for_selector("html[data-state=ready]")
         text = page.inner_text("#empty")
-        assert words in text
+        assert [each in text for each in told] == [each == words for each in told]
         assert ("Ctrl" in text) == (not touch)
         with page.expect_file_chooser() as chooser:
             page.click("#empty")

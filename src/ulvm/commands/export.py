@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ulvm.errors import InputError
+from ulvm.models import find_weights
 
 # Targets that are a folder, and the module of each.
 FOLDERS = {"monai": "ulvm.use.monai_bundle", "bioimageio": "ulvm.use.bioimageio"}
@@ -35,6 +36,8 @@ def export(run: str, out: Path, target: str | None) -> None:
 
     With --target monai or bioimageio OUT is a folder: a MONAI bundle, a model for bioimage.io.
     """
+    if out.is_file() and out.samefile(find_weights(run)):
+        raise InputError(f"{out} is the model itself", "", "name another file")
     if target in FOLDERS:
         _export_folder(run, out, target)
         return

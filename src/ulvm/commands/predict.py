@@ -96,6 +96,10 @@ def predict(
         raise InputError(
             f"--out {out_dir} is the name of a picture", "it must be a folder", "choose a folder"
         )
+    if coco_path:
+        from ulvm.use.coco import require_replaceable
+
+        require_replaceable(coco_path)
     sources = find_images(paths)
     _set_environment()
     with ThreadPoolExecutor(1) as opening:
@@ -196,7 +200,7 @@ def _report(
             progress(count, total)
     if not as_json:
         now = f", {count} now" if on_ray else ""
-        click.echo(f"{total - failed} of {total} pictures done{now}, in {out}")
+        click.echo(f"{total - failed} of {total} pictures done{now}, in {printable(out)}")
         if doubtful and not on_ray:
             click.echo(f"{doubtful} of them unsure: look at these masks before you use them")
         click.echo(NOTICE)

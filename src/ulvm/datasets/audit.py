@@ -19,7 +19,7 @@ from ulvm.datasets.read import (
     run_all,
     width_by_height,
 )
-from ulvm.errors import InputError
+from ulvm.errors import InputError, printable
 from ulvm.image import resize
 from ulvm.splits import available_splits, load_split, name_some
 
@@ -89,7 +89,7 @@ class CheckReport:
         for title, sentences in [("Problems", self.problems), ("Notes", self.notes)]:
             if sentences:
                 lines += ["", f"{title}:", *(f"- {sentence}" for sentence in sentences)]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))  # names of files and folders are in it
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it; a size (height, width) becomes `"widthxheight"`."""
@@ -194,16 +194,16 @@ def check(
 
 def _look_at(pair: Pair, rules: MaskRules) -> _Seen:
     """Decode a pair, keeping its problems instead of raising them."""
-    read = read_pair(pair, rules)
-    image_rgb, mask = read.image_rgb, read.mask
-    digest = thumbnail = None
-    if image_rgb is not None:
-        digest = hashlib.sha256(pair.image.read_bytes()).digest()
-        side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
-        thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
-    image_hw, mask_hw = (None if each is None else each.shape[:2] for each in (image_rgb, mask))
-    area = None if mask is None else float((mask > 0).mean())
-    return _Seen(pair, read.problems, digest, thumbnail, image_hw, mask_hw, area)
+    with read_pair(pair, rules) as read:
+        image_rgb, mask = read.image_rgb, read.mask
+        digest = thumbnail = None
+        if image_rgb is not None:
+            digest = hashlib.sha256(pair.image.read_bytes()).digest()
+            side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
+            thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
+        image_hw, mask_hw = (None if each is None else each.shape[:2] for each in (image_rgb, mask))
+        area = None if mask is None else float((mask > 0).mean())
+        return _Seen(pair, read.problems, digest, thumbnail, image_hw, mask_hw, area)
 
 
 def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:

@@ -28,6 +28,7 @@ from ulvm.datasets.read import (
 from ulvm.errors import InputError
 from ulvm.files import find_cache_folder, flush_folder
 from ulvm.image import Uint8Array, resize
+from ulvm.spec import LARGEST_SIZE
 from ulvm.splits import name_some, normal_id
 
 # A folder that is still being decoded into has files younger than this; older ones were given up.
@@ -145,8 +146,9 @@ def decode(
         InputError: See `find_pairs`; or a file cannot be read, or a mask has values other than
             two or another size than its picture.
     """
-    if size < 1:
-        raise InputError(f"size {size}", "it is one pixel or more", "give the network's size")
+    if not 1 <= size <= LARGEST_SIZE:
+        accepted = f"it is from 1 to {LARGEST_SIZE} pixels"
+        raise InputError(f"size {size}", accepted, "give the network's size")
     pairs = find_pairs(dataset, data_dir)
     rules = mask_rules(
         dataset, data_dir, allow_mask_resize=allow_mask_resize, threshold_masks=threshold_masks
@@ -203,14 +205,14 @@ def _write_cache(
     """Decode into a folder of another name, then rename it in one step."""
 
     def decode_row(row: int) -> None:
-        read = read_pair(pairs[row], rules)
-        for error in read.problems:
-            remedy = f"{error.remedy}; `ulvm data check` lists all such files"
-            raise InputError(error.given, error.accepted, remedy) from error
-        assert read.image_rgb is not None
-        assert read.mask is not None
-        images[row] = resize(read.image_rgb, (size, size))
-        masks[row] = rules.resize(read.mask, (size, size))
+        with read_pair(pairs[row], rules) as read:
+            for error in read.problems:
+                remedy = f"{error.remedy}; `ulvm data check` lists all such files"
+                raise InputError(error.given, error.accepted, remedy) from error
+            assert read.image_rgb is not None
+            assert read.mask is not None
+            images[row] = resize(read.image_rgb, (size, size))
+            masks[row] = rules.resize(read.mask, (size, size))
 
     _sweep(folder.parent)
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")

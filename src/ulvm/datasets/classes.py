@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def read_classes(path: Path) -> Classes:
     values = []
     for row in rows:
         numbers = [row.get(column, "") for column in columns]
-        if not all(each.isdecimal() and int(each) <= most for each in numbers):
+        if not all(re.fullmatch("[0-9]{1,5}", each) and int(each) <= most for each in numbers):
             raise InputError(
                 f"{path} gives {row.get('name') or 'a class'} {','.join(numbers) or 'no value'}",
                 _FORM,

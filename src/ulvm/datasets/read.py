@@ -1,8 +1,9 @@
 """The pixels of a pair, and what is wrong with them."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -10,6 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image
 
+from ulvm import limits
 from ulvm.datasets.classes import Classes, find_classes
 from ulvm.datasets.find import Pair, SourceFile
 from ulvm.errors import InputError
@@ -17,6 +19,8 @@ from ulvm.image import Uint8Array, read_mask, resize
 from ulvm.picture import TURNED, UPRIGHT, ImageSource, read_picture
 
 MAX_WORKERS = 8  # files read at once, where there are so many processors
+
+_ROOM = limits.Room(limits.PIXELS)
 
 MaskSizes = Literal["same", "squashed", "any"]
 """Masks that are accepted: of their picture's size; also beside a picture that was squashed to a
@@ -87,26 +91,31 @@ def mask_rules(
     return MaskRules(sizes, threshold_masks, find_classes(data_dir, dataset))
 
 
-def read_pair(pair: Pair, rules: MaskRules) -> PairPixels:
-    """Decode a picture and its mask, and compare them."""
+@contextlib.contextmanager
+def read_pair(pair: Pair, rules: MaskRules) -> Iterator[PairPixels]:
+    """Decode a picture and its mask, and compare them; as a context, while they are in memory.
+
+    Large pictures wait for each other, for many at once would not fit.
+    """
     problems: list[InputError] = []
     picture = image_rgb = mask = None
-    try:
-        picture = _read(pair.image, read_picture)
-        image_rgb = np.array(picture)
-    except InputError as error:
-        problems.append(error)
-    try:
-        mask = read_masks(pair, rules)
-    except InputError as error:
-        problems.append(error)
-    if picture is not None and image_rgb is not None and mask is not None:
-        turn = picture.info.get(TURNED)
-        problem = turn and _turn_problem(pair, image_rgb, mask, turn)
-        problem = problem or _size_problem(pair, image_rgb.shape[:2], mask.shape, rules.sizes)
-        if problem:
-            problems.append(problem)
-    return PairPixels(image_rgb, mask, problems)
+    with _ROOM.share() as take:
+        try:
+            picture = _read(pair.image, functools.partial(read_picture, before=take))
+            image_rgb = np.array(picture)
+        except InputError as error:
+            problems.append(error)
+        try:
+            mask = read_masks(pair, rules)
+        except InputError as error:
+            problems.append(error)
+        if picture is not None and image_rgb is not None and mask is not None:
+            turn = picture.info.get(TURNED)
+            problem = turn and _turn_problem(pair, image_rgb, mask, turn)
+            problem = problem or _size_problem(pair, image_rgb.shape[:2], mask.shape, rules.sizes)
+            if problem:
+                problems.append(problem)
+        yield PairPixels(image_rgb, mask, problems)
 
 
 def run_all(

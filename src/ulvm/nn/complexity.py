@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ulvm.errors import InputError
 from ulvm.nn.mamba import Mamba, SelectiveScan
 from ulvm.nn.model import ChannelAttention, UltraLightVMUNet
 from ulvm.nn.networks import build_network
-from ulvm.spec import ModelSpec, require_divisible
+from ulvm.spec import LARGEST_SIZE, ModelSpec, require_divisible
 
 Shape = tuple[int, ...]
 
@@ -168,9 +169,13 @@ def inspect_model(spec: ModelSpec, size_hw: tuple[int, int] = (256, 256)) -> Com
         The costs of one picture, stage by stage. Memory is that of this package's torch code.
 
     Raises:
-        InputError: The size cannot be halved five times.
+        InputError: The size cannot be halved five times, or is too large.
     """
     require_divisible(size_hw)
+    if max(size_hw) > LARGEST_SIZE:
+        raise InputError(
+            f"the size is {size_hw[0]}×{size_hw[1]}", f"up to {LARGEST_SIZE} on a side", ""
+        )
     with torch.random.fork_rng(devices=[]):
         model = build_network(spec).eval()
         picture = torch.rand(1, spec.in_channels, *size_hw) * 255

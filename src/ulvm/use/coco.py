@@ -4,11 +4,12 @@ import datetime
 import json
 import os
 from collections.abc import Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
 
+from ulvm.errors import InputError
 from ulvm.files import write_atomically
 from ulvm.image import BoolArray, bounding_box_xyxy
 from ulvm.outline import flatten, polygons
@@ -16,6 +17,7 @@ from ulvm.segmenter import Segmentation
 from ulvm.version import __version__
 
 CocoForm = Literal["rle", "polygon"]
+_START = b'{"info": {"description": "outlines by ulvm'
 TOLERANCE = 1.0  # pixels that a polygon may leave the mask's edge by, to be short enough to edit
 
 
@@ -90,6 +92,23 @@ def encode_rle(mask: BoolArray) -> dict[str, Any]:
             if is_last:
                 break
     return {"size": list(mask.shape), "counts": "".join(letters)}
+
+
+def require_replaceable(path: Path) -> None:
+    """Check that nothing of others is lost by writing there.
+
+    Raises:
+        InputError: There is a file that ``write_coco`` did not write.
+    """
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(_START)) == _START:
+                return
+    raise InputError(
+        f"{path} is there already and is no COCO file of ulvm", "", "choose another name"
+    )
 
 
 def write_coco(
