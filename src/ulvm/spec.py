@@ -48,11 +48,10 @@ FORMAT = 1
 DOWNSAMPLING = 32  # five halvings: the input height and width must be multiples of it
 
 LARGEST_WIDTH = 4096
-_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
-_SHARE = (0, 1, "it must be a share in 0..1", "use 0 for none")
 LARGEST_SIZE = 4096
 """Of a network's input, in pixels a side."""
-
+_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+_SHARE = (0, 1, "it must be a share in 0..1", "use 0 for none")
 # The least and the most that a field may be, and where those don't say it, what it must be and
 # what to do. Larger values are mistakes, and fail far from where they were made.
 _RANGES: dict[str, tuple[float, float, str, str]] = {
