@@ -109,9 +109,9 @@ def test_the_bundled_model_is_a_word_wherever_a_model_is_meant(tmp_path: Path) -
     network, spec, _ = load_weights("bundled")
     assert sum(each.numel() for each in network.parameters()) == 46_644
     assert spec == ulvm.load().spec
-    result = run("export", "bundled", "--out", tmp_path / "model.onnx")
+    result = run("export", "bundled", "--target", "c", "--out", tmp_path / "lesion.c")
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "model.onnx.json").exists()
+    assert (tmp_path / "lesion.c").exists()
 
 
 def test_demo_ends_with_a_next_step_that_can_be_typed(photo: Path) -> None:
