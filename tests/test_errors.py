@@ -19,6 +19,10 @@ from ulvm.errors import InputError, unknown_name
             "photo.jpg is empty. A picture is needed. Copy it again.",
         ),
         (
+            ("masks cannot be written (no room)", "it has others", "there is a way"),
+            "masks cannot be written (no room). It has others. There is a way.",
+        ),
+        (
             ("threshold=2 is out of range", "it must lie between 0 and 1", ""),
             "threshold=2 is out of range. It must lie between 0 and 1.",
         ),

@@ -267,8 +267,8 @@ def test_progress_reaches_the_end() -> None:
     [
         ({"ids": []}, "0 ids"),
         ({"ids": ["case-000", "case-000"]}, "2 ids were given, 1 of them different"),
-        ({"threshold": 0.0}, "Threshold is 0.0"),
-        ({"threshold": 50}, "Threshold is 50"),
+        ({"threshold": 0.0}, "threshold is 0.0"),
+        ({"threshold": 50}, "threshold is 50"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"probability_of": lambda images: from_red(images)[:, 0]}, r"shape \(3, 32, 32\)"),
         ({"probability_of": lambda images: from_red(images)[:, :, ::2, ::2]}, "16, 16"),

@@ -193,8 +193,8 @@ def test_adding_concatenates_and_selecting_picks() -> None:
 @pytest.mark.parametrize(
     ("mask", "truth", "message"),
     [
-        (MASK.astype(np.float32), TRUTH, "Mask has dtype float32"),
-        (MASK, TRUTH.astype(np.uint8), "Truth has dtype uint8"),
+        (MASK.astype(np.float32), TRUTH, "mask has dtype float32"),
+        (MASK, TRUTH.astype(np.uint8), "truth has dtype uint8"),
         (MASK, TRUTH[:1], r"shape \(2, 2\) and truth \(1, 2\)"),
         (MASK[0], TRUTH[0], "height, width"),
         (MASK[:0], TRUTH[:0], "not empty"),
@@ -280,9 +280,9 @@ def test_wider_level_gives_a_wider_interval_and_bad_settings_are_refused() -> No
     usual = metrics.bootstrap_interval(counts, statistic)
     wide = metrics.bootstrap_interval(counts, statistic, level=0.99)
     assert wide.low < usual.low < float(statistic(counts)) < usual.high < wide.high
-    with pytest.raises(InputError, match="Level is 95"):
+    with pytest.raises(InputError, match="level is 95"):
         metrics.bootstrap_interval(counts, statistic, level=95)
-    with pytest.raises(InputError, match="Resamples is 0"):
+    with pytest.raises(InputError, match="resamples is 0"):
         metrics.bootstrap_interval(counts, statistic, resamples=0)
 
 

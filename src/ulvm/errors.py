@@ -76,10 +76,17 @@ def not_found(path: object, accepted: str = "", *, what: str = "file") -> InputE
     return InputError(f"{what} not found: {path}", accepted, "check the path")
 
 
+# A noun alone before its verb is a name, be it of letters only: "masks cannot be written".
+_NAME_FIRST = re.compile(
+    "(?!it |that |there |nothing )[a-z]+ (cannot|gives|has|holds|is|lacks|takes|was) "
+)
+
+
 def _sentence(part: str) -> str:
     """With a capital, unless it begins with a file, a value or a name in code; with its stop."""
     word = part.split(maxsplit=1)[0].rstrip(",:")
-    capital = part[0].upper() if word.isalpha() and word.islower() else part[0]
+    is_word = word.isalpha() and word.islower() and not _NAME_FIRST.match(part)
+    capital = part[0].upper() if is_word else part[0]
     return capital + part[1:] + "." * (part[-1] not in ".?")
 
 
