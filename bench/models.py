@@ -146,8 +146,7 @@ def scorer(data: dict[str, Any], size: int) -> Callable[[Any, dict[str, list[str
 
     def score(probability: Any, test_ids: dict[str, list[str]]) -> dict[str, Any]:
         def masks(images: Any) -> Any:
-            parts = np.array_split(images, -(-len(images) // 64))
-            return np.concatenate([probability(part)[:, 0] >= 0.5 for part in parts])
+            return np.concatenate([probability(some)[:, 0] >= 0.5 for some in batches(images)])
 
         def count(images: Any, truth: Any) -> dict[str, list[int]]:
             found = confusion(masks(images), truth)
@@ -171,10 +170,15 @@ def scorer(data: dict[str, Any], size: int) -> Callable[[Any, dict[str, list[str
     return score
 
 
+def batches(images: Any) -> list[Any]:
+    """Parts of at most 64 pictures."""
+    return np.array_split(images, -(-len(images) // 64))
+
+
 def predict(probability: Any, images: Any) -> Any:
     """Mean probability over the four flips, uint8."""
     out = []
-    for some in np.array_split(images, -(-len(images) // 64)):
+    for some in batches(images):
         total = 0
         for axes in ((), (1,), (2,), (1, 2)):
             flipped = probability(np.ascontiguousarray(np.flip(some, axes)))[:, 0]

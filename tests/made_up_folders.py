@@ -1,5 +1,6 @@
-"""Small data sets in the forms of public downloads, drawn for the tests of `ulvm.datasets`."""
+"""Small drawn data sets: in the forms of public downloads, and with a split to train with."""
 
+import itertools
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ulvm import datasets, splits, synthetic
 from ulvm.errors import InputError
 
 
@@ -47,6 +49,16 @@ def write_folder(root: Path, names: list[str], ending: str = "") -> None:
         image, mask = draw(seed)
         save(image, root / "images" / f"{name}.png")
         save(mask, root / "masks" / f"{name}{ending}.png")
+
+
+def write_split_folder(root: Path, *, seed: int, size: int = 64, **parts: int) -> Path:
+    """Drawn pictures, so many of each part of the split whose file is returned."""
+    synthetic.write_dataset(root, sum(parts.values()), seed=seed, size_hw=(size, size))
+    ids = iter([pair.id for pair in datasets.find_pairs("folder", root)])
+    named = {part: tuple(itertools.islice(ids, count)) for part, count in parts.items()}
+    path = root / "split.json"
+    splits.Split("small", "folder", named).save(path)
+    return path
 
 
 def zip_folder(folder: Path, *, inner: bool) -> None:

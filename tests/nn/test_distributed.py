@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ulvm import datasets, splits, synthetic
+from made_up_folders import write_split_folder
 from ulvm.errors import InputError
 from ulvm.nn.distributed import Processes, choose_device, launched
 from ulvm.nn.run_folder import CHECKPOINT
@@ -48,24 +48,11 @@ SMALL = ["data.image_size=64", "train.batch_size=3", "train.learning_rate=3e-5"]
 SMALL += ["train.average_decay=0.9"]
 
 
-def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data_dir, split = tmp_path / "drawn", tmp_path / "split.json"
-    synthetic.write_dataset(data_dir, 10, seed=1, size_hw=(64, 64))
-    ids = [pair.id for pair in datasets.find_pairs("folder", data_dir)]
-    # Batches of three, three and one: two pictures for one process and one for the other, at
-    # last one and none.
-    parts = {"train": tuple(ids[:7]), "validation": tuple(ids[7:9]), "test": tuple(ids[9:])}
-    splits.Split("small", "folder", parts).save(split)
-    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
-
-    words = ["train", "paper", "--dataset", "folder", "--data", data_dir, "--split", split]
-    words += ["--out", tmp_path / "two", "--device", "cpu"]
-    for assignment in (*SMALL, "train.epochs=1"):
-        words += ["--set", assignment]
+def run_in_two(*words: str | Path) -> str:
+    """What two processes print that torchrun starts."""
     launch = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d"
     done = subprocess.run(
-        [sys.executable, *launch.split(), "--rdzv-endpoint=localhost:0", "-m", "ulvm"]
-        + [str(word) for word in words],
+        [sys.executable, *launch.split(), "--rdzv-endpoint=localhost:0", *map(str, words)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -73,7 +60,26 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best weights") == 1
+    return done.stdout
+
+
+def train_in_two(data_dir: Path, split: Path, out_dir: Path, *assignments: str) -> str:
+    words = ["-m", "ulvm", "train", "paper", "--dataset", "folder", "--data", data_dir]
+    words += ["--split", split, "--out", out_dir, "--device", "cpu"]
+    for assignment in assignments:
+        words += ["--set", assignment]
+    return run_in_two(*words)
+
+
+def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = tmp_path / "drawn"
+    # Batches of three, three and one: two pictures for one process and one for the other, at
+    # last one and none.
+    split = write_split_folder(data_dir, seed=1, train=7, validation=2, test=1)
+    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
+
+    printed = train_in_two(data_dir, split, tmp_path / "two", *SMALL, "train.epochs=1")
+    assert printed.count("best weights") == 1
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
 
@@ -99,28 +105,14 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_two_processes_end_early_together(tmp_path: Path) -> None:
-    data_dir, split = tmp_path / "drawn", tmp_path / "split.json"
-    synthetic.write_dataset(data_dir, 5, seed=1, size_hw=(64, 64))
-    ids = [pair.id for pair in datasets.find_pairs("folder", data_dir)]
-    splits.Split("small", "folder", {"train": tuple(ids[:4]), "validation": (ids[4],)}).save(split)
-    words = ["train", "paper", "--dataset", "folder", "--data", data_dir, "--split", split]
-    words += ["--out", tmp_path / "run", "--device", "cpu"]
+def test_two_processes_end_early_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
+    data_dir = tmp_path / "drawn"
+    split = write_split_folder(data_dir, seed=1, train=4, validation=1)
     still = ["train.learning_rate=0", "train.min_learning_rate=0"]
-    for assignment in ("data.image_size=64", "train.epochs=9", "train.patience=2", *still):
-        words += ["--set", assignment]
-    launch = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d"
-    done = subprocess.run(
-        [sys.executable, *launch.split(), "--rdzv-endpoint=localhost:0", "-m", "ulvm"]
-        + [str(word) for word in words],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ULVM_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ended after epoch 3 of 9") == 1
+    few = ["data.image_size=64", "train.epochs=9", "train.patience=2"]
+    printed = train_in_two(data_dir, split, tmp_path / "run", *few, *still)
+    assert printed.count("ended after epoch 3 of 9") == 1
 
 
 AVERAGE = """
@@ -141,17 +133,7 @@ print("averaged")
 def test_gradients_become_their_mean(tmp_path: Path) -> None:
     script = tmp_path / "average.py"
     script.write_text(AVERAGE)
-    launch = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d"
-    done = subprocess.run(
-        [sys.executable, *launch.split(), "--rdzv-endpoint=localhost:0", str(script)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("averaged") == 2
+    assert run_in_two(script).count("averaged") == 2
 
 
 def test_one_process_averages_nothing() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ulvm import datasets, splits, synthetic
+from made_up_folders import write_split_folder
+from ulvm import datasets, splits
 from ulvm.errors import InputError
 from ulvm.models import find_weights
 from ulvm.nn.checkpoint import load_weights, save_weights
@@ -29,10 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def draw(folder: Path, seed: int) -> Path:
     """Six pictures and their split file."""
-    synthetic.write_dataset(folder, 6, seed=seed, size_hw=(SIZE, SIZE))
-    ids = [pair.id for pair in datasets.find_pairs("folder", folder)]
-    parts = {"train": tuple(ids[:4]), "validation": (ids[4],), "test": (ids[5],)}
-    splits.Split("small", "folder", parts).save(folder / "split.json")
+    write_split_folder(folder, seed=seed, size=SIZE, train=4, validation=1, test=1)
     return folder
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import ulvm.nn.train as training
+from made_up_folders import write_split_folder
 from ulvm import datasets, splits, synthetic
 from ulvm.errors import InputError, RunWarning
 from ulvm.metrics import Confusion
@@ -38,10 +39,7 @@ gpu = (pytest.mark.gpu, needs_gpu)
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
-    synthetic.write_dataset(folder, PICTURES, seed=1, size_hw=(64, 64))
-    ids = [pair.id for pair in datasets.find_pairs("folder", folder)]
-    parts = {"train": tuple(ids[:8]), "validation": tuple(ids[8:10]), "test": tuple(ids[10:])}
-    splits.Split("small", "folder", parts).save(folder / "split.json")
+    write_split_folder(folder, seed=1, train=8, validation=2, test=PICTURES - 10)
     return folder
 
 

@@ -17,7 +17,7 @@ def scratch(like: Tensor, *shape: int) -> Tensor:
 
 
 def keep(ctx: Any, p: tuple[Any, ...]) -> None:
-    """Save what is not None of some pointers, tensors and tuples of tensors, for backward."""
+    """Save some pointers for backward: tensors, tuples of tensors, or None."""
     ctx.counts = [len(each) if isinstance(each, tuple) else None for each in p]
     fields = [each if isinstance(each, tuple) else (each,) for each in p]
     ctx.save_for_backward(*(array for field in fields for array in field))
