@@ -16,6 +16,9 @@
 # make lock   write requirements/*.txt anew from pyproject.toml: every package with its hashes
 
 PYTHON ?= python3
+# What one process has compiled the next finds, also where the environment says no, as in images of
+# Docker: tests start Python a hundred times, and torch without this takes twice as long.
+export PYTHONDONTWRITEBYTECODE =
 # --no-compile: Python compiles the quarter that is imported when it is.
 PIP = -m pip --disable-pip-version-check install --quiet --no-compile
 # Exactly the files that `make lock` saw, whole lists, so pip looks for nothing else.

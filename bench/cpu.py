@@ -1,8 +1,8 @@
 """Times our model and its peers on this machine's CPU, interleaved in one run.
 
-Our model runs in the engine, at each instruction set that this processor has, and as a graph in
-ONNX Runtime, as the peers do; one picture of 256×256 each. Peers have random weights, since time
-does not depend on them. All convert from uint8 and do their min–max. Writes
+Ours, the paper's and the bundled one, run in the engine, at each instruction set that this
+processor has, and as graphs in ONNX Runtime, as the peers do; one picture of 256×256 each. Weights
+are random, since time does not depend on them. All convert from uint8 and do their min–max. Writes
 ``results/speed/cpu.json``, prints the medians. Run it on an idle machine.
 
 With ``--presets``, times the networks of the tables of REPRODUCE.md instead, on one thread, with
@@ -34,14 +34,13 @@ from measure import LOAD_BEFORE, RESULTS, SIZE, command_line, provenance, time_b
 from ulvm import segmenter
 from ulvm.engine import Engine
 from ulvm.errors import InputError
-from ulvm.models import find_weights
 from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.export import build_onnx
 from ulvm.nn.model import PictureToProbability, UltraLightVMUNet
 from ulvm.nn.networks import build_network
 from ulvm.nn.peers import PEERS, count_parameters
 from ulvm.onnx import onnxruntime
-from ulvm.presets import PLUS_MODEL, find_preset
+from ulvm.presets import find_preset
 from ulvm.reproduce.experiments import EXPERIMENTS
 from ulvm.spec import ModelSpec, RunSpec
 
@@ -72,8 +71,9 @@ class Entry:
     level: str | None = None
 
 
-def engine_entries(name: str, spec: ModelSpec, content: bytes) -> list[Entry]:
-    """These weights in the engine, at each instruction set that this processor has."""
+def engine_entries(name: str, spec: ModelSpec) -> list[Entry]:
+    """A network in the engine, at each instruction set that this processor has."""
+    content = random_weights(spec)
     parameters = count_parameters(UltraLightVMUNet(spec))
     entries = []
     for level in LEVELS:
@@ -141,16 +141,14 @@ def settle(network: torch.nn.Module, image: torch.Tensor) -> None:
 
 
 def build_peers() -> list[Entry]:
-    """Our model and the peers it is timed beside."""
-    spec = segmenter.load("isic2017").spec.model
-    ours = "UltraLight VM-UNet"
-    entries = [
-        *engine_entries(ours, spec, find_weights().read_bytes()),
-        *engine_entries("PVM layers at the bottom only", PLUS_MODEL, random_weights(PLUS_MODEL)),
-    ]
-    graph = find_weights(onnx=True)
-    parameters = count_parameters(UltraLightVMUNet(segmenter.load(graph).spec.model))
-    entries.append(Entry(f"{ours}, ONNX Runtime", parameters, graph.read_bytes()))
+    """The paper's network, the bundled one, and the peers they are timed beside."""
+    paper, bundled = find_preset("paper").run, segmenter.load().spec
+    names = {"UltraLight VM-UNet": paper, "bundled `skin`, PVM layers at the bottom": bundled}
+    entries = []
+    for name, run in names.items():
+        entries += engine_entries(name, run.model)
+    for name, run in names.items():
+        entries.append(network_entry(f"{name}, ONNX Runtime", run))
     for name in TIMED_PEERS:
         print(f"building {name}", file=sys.stderr)
         entries.append(network_entry(PEERS[name].title, RunSpec(model=ModelSpec(network=name))))

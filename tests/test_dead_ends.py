@@ -102,13 +102,20 @@ def test_a_missing_run_names_the_files_that_were_looked_for(photo: Path) -> None
     assert f"Model not found: runs/x, nor {Path('runs/x', RUN_WEIGHTS)}." in result.output
 
 
-def test_the_bundled_model_is_a_word_wherever_a_model_is_meant(tmp_path: Path) -> None:
+def test_the_bundled_model_is_a_word_wherever_a_model_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     from ulvm.nn.checkpoint import load_weights
 
     network, spec, _ = load_weights("bundled")
     assert sum(each.numel() for each in network.parameters()) == 46_644
     assert spec == ulvm.load().spec
+    # Compiling takes seconds, and tests/engine/test_export.py does it.
+    monkeypatch.setattr(
+        "ulvm.engine.export._compile_and_run",
+        lambda name, contents, images, folder: (ulvm.load().probability(images), ""),
+    )
     result = run("export", "bundled", "--target", "c", "--out", tmp_path / "lesion.c")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "lesion.c").exists()

@@ -34,6 +34,14 @@ def note(event, words):
 sys.addaudithook(note)
 """
 OPENS_ONE = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)"
+# In one process, which imports torch once.
+RUN_COMMANDS = """
+import shlex, sys
+from ulvm.cli import main
+for line in sys.argv[1:]:
+    if main(shlex.split(line), standalone_mode=False):
+        sys.exit(line)
+"""
 # Where both are there, both watch: strace what isn't Python too, the events also names looked up.
 TRACERS = ("strace", "audit") if shutil.which("strace") else ("audit",)
 
@@ -101,15 +109,13 @@ def test_no_command_but_serve_opens_a_socket(desk: Path) -> None:
     commands = list(PLAIN)
     if shutil.which("cc"):
         commands.append("export bundled --target c --out lesion.c")
-    for command in commands:
-        assert run_traced(["-m", "ulvm", *command.split()], desk) == [], command
+    assert run_traced(["-c", RUN_COMMANDS, *commands], desk) == []
 
 
 def test_no_command_with_torch_opens_a_socket(desk: Path) -> None:
     pytest.importorskip("torch")
-    run_traced(["-m", "ulvm", *PLAIN[4].split()], desk)
-    for command in WITH_TORCH:
-        assert run_traced(["-m", "ulvm", *command.split()], desk) == [], command
+    split = PLAIN[4]
+    assert run_traced(["-c", RUN_COMMANDS, split, *WITH_TORCH], desk) == []
 
 
 def test_every_command_is_traced() -> None:
@@ -125,6 +131,13 @@ def test_the_tracer_sees_sockets(desk: Path, tracer: str) -> None:
     assert run_traced(["-c", OPENS_ONE], desk, [tracer])
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {OPENS_ONE!r}])"
     assert run_traced(["-c", child], desk, [tracer])
+
+
+def test_a_command_that_fails_is_no_pass(desk: Path) -> None:
+    """Meta-test: of several in one process."""
+    for wrong in ("predict none.png", "presets --none"):
+        with pytest.raises(AssertionError):
+            run_traced(["-c", RUN_COMMANDS, "presets", wrong, "presets"], desk, ["audit"])
 
 
 def test_predict_needs_no_network(desk: Path) -> None:

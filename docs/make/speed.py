@@ -192,6 +192,16 @@ def train_cpu(folder: Path = SPEED) -> str:
     )
 
 
+def two_gpus(folder: Path = SPEED) -> str:
+    """Images a second that one GPU and two train."""
+    result = read(folder / "two_gpus.json")
+    one, two = (result["gpus"][count]["images_per_second"] for count in ("1", "2"))
+    return (
+        f"Two GPUs share each batch of 16 (`torchrun`): {two:,} images/s, where one trains "
+        f"{one:,} ({result['machine']['gpu']}, {link('two_gpus')}, {result['date']})."
+    )
+
+
 def gpu(folder: Path = SPEED) -> str:
     """Training and inference on a GPU beside the authors' figures; files not there are left out."""
     authors = read(SPEED / "authors.json")

@@ -64,6 +64,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu": speed.cpu,
     "predict": speed.predict,
     "gpu": speed.gpu,
+    "two-gpus": speed.two_gpus,
     "train-cpu": speed.train_cpu,
     "browser": speed.browser,
     "targets": speed.targets,

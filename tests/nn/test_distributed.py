@@ -1,8 +1,10 @@
 """Two processes on the CPU against one: the same weights, one writer, resumed by one."""
 
+import dataclasses
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,49 +50,98 @@ SMALL = ["data.image_size=64", "train.batch_size=3", "train.learning_rate=3e-5"]
 SMALL += ["train.average_decay=0.9"]
 
 
-def run_in_two(*words: str | Path) -> str:
-    """What two processes print that torchrun starts."""
+# Run by both: torchrun and torch's import take longer than what is tested. They meet once by
+# torchrun's store, which knows them for one group; for each run after that at a port.
+IN_TWO = """
+import json, os, sys
+import torch
+from ulvm.cli import main
+from ulvm.nn.distributed import join
+
+commands, ports = json.loads(sys.argv[1])
+main(commands[0], standalone_mode=False)
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+os.environ["MASTER_PORT"] = ports[0]
+main(commands[1], standalone_mode=False)
+os.environ["MASTER_PORT"] = ports[1]
+with join(torch.device("cpu")) as processes:
+    gradients = [torch.full((2, 3), processes.rank + 1.0), torch.arange(4.0) * processes.rank]
+    processes.average(gradients)
+    assert torch.equal(gradients[0], torch.full((2, 3), 1.5)), gradients
+    assert torch.equal(gradients[1], torch.arange(4.0) / 2), gradients
+print("averaged")
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """What two processes did: a run of one epoch, a run that ended early, what was printed."""
+
+    data: Path
+    split: Path
+    trained: Path
+    ended: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Both runs by two processes that torchrun starts."""
+    folder = tmp_path_factory.mktemp("two")
+    # Batches of three, three and one: two pictures for one process and one for the other, at
+    # last one and none.
+    data = folder / "drawn"
+    split = write_split_folder(data, seed=1, train=7, validation=2, test=1)
+    still = ["train.learning_rate=0", "train.min_learning_rate=0", "train.patience=2"]
+    commands = []
+    for out, assignments in (
+        ("trained", [*SMALL, "train.epochs=1"]),
+        ("ended", [*still, "data.image_size=64", "train.epochs=9"]),
+    ):
+        words = ["train", "paper", "--dataset", "folder", "--data", data, "--split", split]
+        words += ["--out", folder / out, "--device", "cpu"]
+        for assignment in assignments:
+            words += ["--set", assignment]
+        commands.append([str(word) for word in words])
+    script = folder / "both.py"
+    script.write_text(IN_TWO)
     launch = "-m torch.distributed.run --nproc-per-node=2 --rdzv-backend=c10d"
+    words = [*launch.split(), "--rdzv-endpoint=localhost:0", str(script)]
+    words.append(json.dumps((commands, [free_port(), free_port()])))
     done = subprocess.run(
-        [sys.executable, *launch.split(), "--rdzv-endpoint=localhost:0", *map(str, words)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ULVM_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return Pair(data, split, folder / "trained", folder / "ended", done.stdout)
 
 
-def train_in_two(data_dir: Path, split: Path, out_dir: Path, *assignments: str) -> str:
-    words = ["-m", "ulvm", "train", "paper", "--dataset", "folder", "--data", data_dir]
-    words += ["--split", split, "--out", out_dir, "--device", "cpu"]
-    for assignment in assignments:
-        words += ["--set", assignment]
-    return run_in_two(*words)
-
-
-def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data_dir = tmp_path / "drawn"
-    # Batches of three, three and one: two pictures for one process and one for the other, at
-    # last one and none.
-    split = write_split_folder(data_dir, seed=1, train=7, validation=2, test=1)
+def test_two_processes_train_as_one(
+    in_two: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
+    assert in_two.printed.count("best weights") == 2  # of each run once
+    assert json.loads((in_two.trained / "run.json").read_text())["processes"] == 2
+    assert len((in_two.trained / "metrics.jsonl").read_text().splitlines()) == 1
 
-    printed = train_in_two(data_dir, split, tmp_path / "two", *SMALL, "train.epochs=1")
-    assert printed.count("best weights") == 1
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
-    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1
-
-    def run_alone(out: str, epochs: int, *, resume: bool = False) -> dict[str, Any]:
-        assignments = ["data.dataset=folder", f"data.split={split}", f"train.epochs={epochs}"]
+    def run_alone(folder: Path, *, resume: bool) -> dict[str, Any]:
+        assignments = ["data.dataset=folder", f"data.split={in_two.split}", "train.epochs=2"]
         run = find_preset("paper").run.override([*SMALL, *assignments])
-        folder = tmp_path / out
-        train(run, data_dir, folder, device="cpu", resume=resume, progress=False)
+        train(run, in_two.data, folder, device="cpu", resume=resume, progress=False)
         return torch.load(folder / CHECKPOINT, weights_only=True)
 
-    two, one = run_alone("two", 2, resume=True), run_alone("one", 2)
+    two = run_alone(in_two.trained, resume=True)
+    one = run_alone(tmp_path / "one", resume=False)
     for name in ("model", "averaged"):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
     # AdamW's first moments are sums of gradients, so they show how the shares were weighted.
@@ -105,35 +156,13 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_two_processes_end_early_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
-    data_dir = tmp_path / "drawn"
-    split = write_split_folder(data_dir, seed=1, train=4, validation=1)
-    still = ["train.learning_rate=0", "train.min_learning_rate=0"]
-    few = ["data.image_size=64", "train.epochs=9", "train.patience=2"]
-    printed = train_in_two(data_dir, split, tmp_path / "run", *few, *still)
-    assert printed.count("ended after epoch 3 of 9") == 1
+def test_two_processes_end_early_together(in_two: Pair) -> None:
+    assert in_two.printed.count("ended after epoch 3 of 9") == 1
+    assert len((in_two.ended / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-AVERAGE = """
-import sys
-import torch
-import torch.distributed as dist
-from ulvm.nn.distributed import join
-
-with join(torch.device("cpu")) as processes:
-    gradients = [torch.full((2, 3), processes.rank + 1.0), torch.arange(4.0) * processes.rank]
-    processes.average(gradients)
-    assert torch.equal(gradients[0], torch.full((2, 3), 1.5)), gradients
-    assert torch.equal(gradients[1], torch.arange(4.0) / 2), gradients
-print("averaged")
-"""
-
-
-def test_gradients_become_their_mean(tmp_path: Path) -> None:
-    script = tmp_path / "average.py"
-    script.write_text(AVERAGE)
-    assert run_in_two(script).count("averaged") == 2
+def test_gradients_become_their_mean(in_two: Pair) -> None:
+    assert in_two.printed.count("averaged") == 2
 
 
 def test_one_process_averages_nothing() -> None:

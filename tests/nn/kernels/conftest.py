@@ -104,6 +104,13 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def plain_torch_is_exact() -> Iterator[None]:
+    """Without the short floats that cuDNN takes by default."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 @pytest.fixture
 def run_compiler() -> Callable[[str], subprocess.CompletedProcess[str]]:
     """Runs a script that compiles kernels for a GPU that is not there, without the interpreter."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from triton.runtime.errors import OutOfResources
 
 from ulvm.nn.kernels import check as checks
 from ulvm.nn.kernels import device
@@ -61,6 +62,16 @@ def test_right_kernels_stay(factor: float) -> None:
 def test_wrong_kernels_are_switched_off(factor: float) -> None:
     with pytest.warns(UserWarning, match="plain torch is used"):
         check(factor)
+    assert not device.enabled
+
+
+def test_kernels_that_the_chip_refuses_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OutOfResources(300_000, 100_000, "shared memory")
+
+    monkeypatch.setattr(checks, "compiling_ahead", refuse)
+    with pytest.warns(UserWarning, match=r"do not run .*shared memory.*plain torch is used"):
+        check(1.0)
     assert not device.enabled
 
 

@@ -25,7 +25,8 @@ def test_gather_is_grid_sample(size: tuple[int, int], device: str) -> None:
     # Half a pixel is a tie that float32 may break either way.
     same = (result.cpu() - expected).abs().amax(1) < 1e-3
     assert same.float().mean() > 0.999
-    assert torch.equal(soft.cpu()[same], expected_soft[same])
+    # A GPU divides by 255 to one part in 2²³.
+    torch.testing.assert_close(soft.cpu()[same], expected_soft[same], rtol=2e-7, atol=0)
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 

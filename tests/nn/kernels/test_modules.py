@@ -228,5 +228,9 @@ def test_layers_too_wide_for_the_chip_run_in_plain_torch(monkeypatch: pytest.Mon
     assert modules.fits_pvm(PVMLayer(64, 64, branches=1))
     assert not modules.fits_pvm(PVMLayer(128, 256))
     assert not modules.fits_pvm(PVMLayer(64, 64, mixer="bidirectional"))
+    assert modules.fits_convolution(nn.Conv2d(64, 64, 3, padding=1))
+    assert modules.fits_convolution(nn.Conv2d(128, 16, 3, padding=1))
+    for channels, out in ((64, 128), (128, 64), (128, 128)):
+        assert not modules.fits_convolution(nn.Conv2d(channels, out, 3, padding=1))
     monkeypatch.setattr("ulvm.nn.kernels.device.shared_memory", lambda _: 40_000)
     assert not modules.fits_pvm(PVMLayer(64, 48))

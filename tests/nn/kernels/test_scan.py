@@ -142,12 +142,12 @@ def test_the_module_takes_views(device: str, monkeypatch: pytest.MonkeyPatch) ->
     assert lengths == [20]
 
 
-def test_what_runs_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_in_plain_torch(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = use_kernels(monkeypatch)
     operands = draw_operands(1, 3, 2, 65)  # more than the largest state
-    fast(65)(*operands)
+    fast(65)(*(each.to(device) for each in operands))
     assert lengths == []
-    fast(64)(*draw_operands(1, 3, 2, 64))
+    fast(64)(*(each.to(device) for each in draw_operands(1, 3, 2, 64)))
     assert lengths == [3]
 
 

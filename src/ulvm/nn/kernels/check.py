@@ -55,10 +55,15 @@ def _alone(path: Path) -> contextlib.AbstractContextManager[object]:
 
 def _are_right(network: nn.Module, images: Tensor, soft: Tensor) -> bool:
     """Whether they are; if not, they are switched off, with a warning."""
+    from triton.errors import TritonError  # this module is imported where there is none
+
     network = _with_noise(network)
-    with compiling_ahead():
-        _gradients(network, images, soft)
-    ours = _gradients(network, images, soft)
+    try:
+        with compiling_ahead():
+            _gradients(network, images, soft)
+        ours = _gradients(network, images, soft)
+    except TritonError as problem:  # as of a chip with less memory than those we know
+        return _switch_off(f"the GPU kernels do not run on this machine ({problem})")
     enable(False)
     try:
         # Without the short floats that cuDNN takes by default.
@@ -70,19 +75,24 @@ def _are_right(network: nn.Module, images: Tensor, soft: Tensor) -> bool:
     errors = _errors(ours, exact)
     allowed = [TOLERANCE + ROUNDING * error for error in _errors(plain, exact)]
     if not all(error <= limit for error, limit in zip(errors, allowed, strict=True)):  # NaN is not
-        enable(False)
-        warnings.warn(
-            f"the GPU kernels' gradients are up to {max(errors):.0e} off on this machine; plain "
-            "torch is used instead. Please report the GPU, torch and Triton versions.",
-            stacklevel=3,
+        return _switch_off(
+            f"the GPU kernels' gradients are up to {max(errors):.0e} off on this machine"
         )
-        return False
     return True
+
+
+def _switch_off(why: str) -> bool:
+    enable(False)
+    warnings.warn(
+        f"{why}; plain torch is used instead. Please report the GPU, torch and Triton versions.",
+        stacklevel=4,
+    )
+    return False
 
 
 def _fingerprint(network: nn.Module, device: torch.device) -> str:
     """Of everything that decides what the kernels compute."""
-    import triton  # this module is imported where there is none
+    import triton
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     shapes = [tuple(each.shape) for each in network.parameters()]

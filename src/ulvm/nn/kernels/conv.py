@@ -29,6 +29,9 @@ K_BLOCK = tl.constexpr(32)
 # In the weight's gradient K is the product's height, and wgmma wants 64.
 SUM_BLOCK = tl.constexpr(64)
 WINDOWS = 64  # rows of one wgmma of four warps
+HALVING_ROW = (
+    32  # numbers of a row that a product takes where it halves; with more, registers spill
+)
 PIXELS = 64  # likewise
 PROGRAMS = device.TWO_ON_EACH
 
@@ -259,6 +262,25 @@ def window_sizes(channels: int, out: int, padded: int, most: int) -> Sizes:
     return sizes_of(channels, out, padded)._replace(SIDE=side, K=pad_channels(side * channels))
 
 
+def row_of(padded: int) -> int:
+    """Numbers of a row that a product takes in ``convolve_all``; with more, registers spill."""
+    return 512 // padded
+
+
+def shared_bytes(channels: int, out: int) -> int:
+    """What the kernels of a convolution need of a multiprocessor's shared memory, backward too.
+
+    The pixels of a product, and the weights that they meet, of four places and two neighbours.
+    """
+    needed = []
+    for before, after in ((channels, out), (out, channels)):
+        padded = pad_channels(after)
+        for most in (HALVING_ROW, row_of(padded)):
+            numbers = window_sizes(before, after, padded, most).K
+            needed.append(4 * (WINDOWS + 8 * padded) * numbers)
+    return max(needed)
+
+
 def gradient_sizes(channels: int, out: int) -> tuple[Sizes, int]:
     """The sizes for sums of the weight's gradient, and how many programs share the weight.
 
@@ -287,7 +309,7 @@ def convolve_all(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
     y = x.new_empty((batch, height, width, out), dtype=dtype)
     windows = batch * triton.cdiv(height, 2) * triton.cdiv(width, 2)
     padded = pad_channels(out)
-    sizes = window_sizes(channels, out, padded, 512 // padded)  # with more, registers spill
+    sizes = window_sizes(channels, out, padded, row_of(padded))
     p = Pointers(x, weight, bias, y)
     convolve_pixels[(triton.cdiv(windows, WINDOWS),)](
         p, batch, height, width, S=sizes, T=WINDOWS, num_warps=4

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from ulvm.nn.kernels import device
 from ulvm.nn.kernels.arrays import keep, kept, scratch, split_as
 from ulvm.nn.kernels.conv import (
+    HALVING_ROW,
     WINDOWS,
     Plane,
     Spots,
@@ -377,7 +378,7 @@ class _ConvHalve(torch.autograd.Function):
             partials=scratch(x, batch, blocks, 2, out),
         )
         padded = triton.next_power_of_2(out)
-        sizes = window_sizes(channels, out, max(8, padded), 32)  # with more, registers spill
+        sizes = window_sizes(channels, out, max(8, padded), HALVING_ROW)
         convolve_and_pool[(blocks, batch)](p, height, width, S=sizes, P=windows, num_warps=4)
         sizes, elements = sizes_of(channels, out, padded), ELEMENTS // padded
         normalise_pooled[(triton.cdiv(pixels, elements), batch)](

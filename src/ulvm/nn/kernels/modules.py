@@ -110,7 +110,7 @@ class FastUltraLightVMUNet(UltraLightVMUNet):
         """Convolution, GroupNorm, 2×2 maximum, GELU: half the height and width."""
         if not (usable(features) and _is_norm_of_four(norm)):
             return super().halve(block, norm, features)
-        if not _is_convolution(block, 3):
+        if not fits_convolution(block):
             x = _last(block(features))
             return _first(halve.norm_halve(x, norm.weight, norm.bias, norm.eps))
         kind = features.device.type
@@ -132,7 +132,7 @@ class FastUltraLightVMUNet(UltraLightVMUNet):
         """Convolution; GroupNorm, twice the size if ``doubled``, GELU, plus the skip."""
         if not (usable(features) and _is_norm_of_four(norm)):
             return super().merge(block, norm, features, skip, doubled=doubled)
-        if _is_convolution(block, 3):
+        if fits_convolution(block):
             x = conv.conv(_last(features), _weight(block), block.bias)
         else:
             x = _last(block(features))
@@ -211,6 +211,14 @@ def _is_narrow(norm: nn.LayerNorm) -> bool:
     return (
         norm.elementwise_affine and len(norm.normalized_shape) == 1 and len(norm.weight) <= WIDEST
     )
+
+
+def fits_convolution(block: Any) -> bool:
+    """Whether the kernels cover it: a plain one of 3×3, small enough for the GPU's chip."""
+    if not _is_convolution(block, 3):
+        return False
+    needed = conv.shared_bytes(block.in_channels, block.out_channels)
+    return needed <= device.shared_memory(block.weight.device)
 
 
 def fits_pvm(layer: PVMLayer) -> bool:
