@@ -157,8 +157,11 @@ def differs(module: nn.Module, change: Callable[[], None], inputs: object) -> bo
         change()
         fast = module(inputs)
         plain = run_plainly()
-    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
-    first, changed = (each[0] if isinstance(each, list) else each for each in (before, fast))
+    first, changed, exact = (
+        each[0] if isinstance(each, list) else each for each in (before, fast, plain)
+    )
+    # A sum is rounded by the size of its terms, here of weights with noise.
+    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * max(1.0, float(exact.std())))
     return not torch.allclose(first, changed, rtol=0, atol=1e-3)
 
 
