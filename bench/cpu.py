@@ -20,6 +20,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ ROUNDS = ("rounds", 40, "of all models")
 IMAGE_RGB = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
 FEED = {"image_rgb": IMAGE_RGB}
 IDLE = 0.5  # load average above which the machine is busy with something else
-WARM_UP = 5  # untimed runs before each block, so that the threads of the block before sleep
+REST = 0.05  # seconds before each block: the threads of ONNX Runtime spin after their last run
+WARM_UP = 5  # untimed runs before each block
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def time_rounds(
     times: list[list[list[float]]] = [[] for _ in runs]
     for _ in range(rounds):
         for run, blocks in zip(runs, times, strict=True):
+            time.sleep(REST)
             time_block(run, WARM_UP, seconds)
             blocks.append(time_block(run, repeats, seconds))
     return times

@@ -241,7 +241,7 @@ def draw_all(
     charts = {"dice-parameters": (points, "parameters")}
     if times_result.exists():
         timed = put_at_times(points, read(times_result))
-        charts["dice-milliseconds"] = (timed, "ms a picture, ONNX Runtime, one CPU thread")
+        charts["dice-milliseconds"] = (timed, "ms a picture, one CPU thread")
         missing += name_absent("no time of", [point.preset for point in points], timed)
     else:
         missing.append(f"{times_result.name} is missing: run bench/cpu.py --presets")
