@@ -84,7 +84,7 @@ fuzz: .venv-test/ready $(if $(filter c-%,$(TARGET)),,.venv-fuzz/ready)
 chaos: .venv-test/ready
 	.venv-test/bin/python tests/nn/chaos.py
 
-# Skipped with a reason where chromium is not installed. Alone, for it measures frames.
+# Skipped with a reason where chromium is not installed.
 web-test: engine
 	.venv-test/bin/python -m pytest -s tests/web
 

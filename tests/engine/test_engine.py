@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine import aarch64
 from ulvm import engine as module
 from ulvm import segmenter, synthetic
 from ulvm.engine import Engine, EngineError, build, resize_mask, resize_probability
@@ -218,13 +219,12 @@ def test_an_unknown_level_is_refused(cases: Cases, tmp_path: Path) -> None:
 # On another processor
 
 
-@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-user is not installed")
+@aarch64.needs_qemu
 def test_aarch64_gives_what_torch_gives(cases: Cases, tmp_path: Path) -> None:
-    pytest.importorskip("ziglang", reason="ziglang is not installed")
-    target, program = build.PLATFORMS["aarch64-linux-musl"], tmp_path / "run_once"
-    sources = [Path(__file__).with_name("run_once.c"), *build.compile_objects(target, tmp_path)]
-    words = ["-target", target.triple, "-static", f"-I{build.ENGINE}", *map(str, sources)]
-    build.zig(*words, "-o", str(program))
+    program = tmp_path / "run_once"
+    objects = build.compile_objects(aarch64.PLATFORM, tmp_path)
+    source = Path(__file__).with_name("run_once.c")
+    aarch64.link(program, f"-I{build.ENGINE}", source, *objects)
     for name in ("bundled", "all-pvm", "odd-widths", "mamba-5-3-3", "three-classes"):
         pictures = np.load(cases.folder / f"{name}.npz")
         picture = "probe1" if name == "bundled" else "32x32"
@@ -232,7 +232,7 @@ def test_aarch64_gives_what_torch_gives(cases: Cases, tmp_path: Path) -> None:
         (tmp_path / "image").write_bytes(image.tobytes())
         done = subprocess.run(
             [
-                *("qemu-aarch64", program, cases.folder / f"{name}.safetensors"),
+                *(*aarch64.RUN, program, cases.folder / f"{name}.safetensors"),
                 *(tmp_path / "image", *map(str, image.shape[:2])),
                 *("1" if name == "bundled" else "2", tmp_path / "probability"),
             ],
