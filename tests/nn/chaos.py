@@ -493,8 +493,7 @@ def main() -> None:
     torch.set_num_threads(1)  # what forks must have no threads
     for package in ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         importlib.import_module(package)  # once, not in every process
-    commit = run_folder.git_commit()
-    run_folder.git_commit = lambda: commit
+    run_folder.commit()  # likewise
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ULVM_CACHE"] = str(Path(folder) / "cache")

@@ -17,6 +17,7 @@ from ulvm.nn.model import UltraLightVMUNet
 from ulvm.spec import RunSpec
 
 SIZE = 64
+pytestmark = pytest.mark.usefixtures("no_curves")
 NAMES = ("skin", "naevus", "crust")
 COLOURS = np.array([[220, 180, 160], [120, 50, 30], [230, 220, 60]], np.uint8)
 

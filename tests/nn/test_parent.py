@@ -20,6 +20,7 @@ from ulvm.presets import find_preset
 from ulvm.provenance import Seen, read_seen
 from ulvm.spec import FORMAT, ModelSpec, RunSpec, TrainSpec
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 SIZE = 64
 
 

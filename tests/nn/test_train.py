@@ -36,6 +36,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 gpu = (pytest.mark.gpu, needs_gpu)
 
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")

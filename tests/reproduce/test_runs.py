@@ -20,6 +20,7 @@ from ulvm.reproduce.experiments import Experiment, Row
 from ulvm.reproduce.runs import reproduce
 from ulvm.spec import RunSpec
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 SIZE = 32
 SHORT = ["train.epochs=2", "train.batch_size=4", f"data.image_size={SIZE}", "model.bridge=none"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import platform
@@ -156,7 +157,7 @@ def write_run(out_dir: Path, device: torch.device, content: dict[str, Any]) -> N
         "command": sys.argv,
         "device": str(device),
         "versions": versions(),
-        "git_commit": git_commit(),
+        "git_commit": commit(),
         "machine": machine(device),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -173,6 +174,12 @@ def write_metrics(out_dir: Path, history: list[Epoch]) -> None:
     write_atomically(out_dir / "metrics.csv", table.getvalue().encode(), durable=True)
     lines = "".join(json.dumps(row) + "\n" for row in history)
     write_atomically(out_dir / "metrics.jsonl", lines.encode(), durable=True)
+
+
+@functools.cache
+def commit() -> str | None:
+    """Of the code that this process began with: the checkout may change while it trains."""
+    return git_commit()
 
 
 def draw_curves(out_dir: Path, history: list[Epoch]) -> None:
