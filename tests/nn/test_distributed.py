@@ -80,8 +80,8 @@ def free_port() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """What two processes did: a run of one epoch, a run that ended early, what was printed."""
+class TwoProcesses:
+    """What they did: a run of one epoch, a run that ended early, what was printed."""
 
     data: Path
     split: Path
@@ -91,7 +91,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def in_two(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def in_two(tmp_path_factory: pytest.TempPathFactory) -> TwoProcesses:
     """Both runs by two processes that torchrun starts."""
     folder = tmp_path_factory.mktemp("two")
     # Batches of three, three and one: two pictures for one process and one for the other, at
@@ -123,11 +123,11 @@ def in_two(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return Pair(data, split, folder / "trained", folder / "ended", done.stdout)
+    return TwoProcesses(data, split, folder / "trained", folder / "ended", done.stdout)
 
 
 def test_two_processes_train_as_one(
-    in_two: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_two: TwoProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
     assert in_two.printed.count("best weights") == 2  # of each run once
@@ -156,12 +156,12 @@ def test_two_processes_train_as_one(
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_two_processes_end_early_together(in_two: Pair) -> None:
+def test_two_processes_end_early_together(in_two: TwoProcesses) -> None:
     assert in_two.printed.count("ended after epoch 3 of 9") == 1
     assert len((in_two.ended / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_gradients_become_their_mean(in_two: Pair) -> None:
+def test_gradients_become_their_mean(in_two: TwoProcesses) -> None:
     assert in_two.printed.count("averaged") == 2
 
 

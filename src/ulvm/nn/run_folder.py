@@ -176,12 +176,6 @@ def write_metrics(out_dir: Path, history: list[Epoch]) -> None:
     write_atomically(out_dir / "metrics.jsonl", lines.encode(), durable=True)
 
 
-@functools.cache
-def commit() -> str | None:
-    """Of the code that this process began with: the checkout may change while it trains."""
-    return git_commit()
-
-
 def draw_curves(out_dir: Path, history: list[Epoch]) -> None:
     """Draw ``curves.png``: both losses and the validation score over the epochs."""
     Figure, _ = import_matplotlib()
@@ -215,6 +209,12 @@ def tensorboard_writer(out_dir: Path) -> Any:
             f"{install_extra('tensorboard')}, or leave out --tensorboard",
         ) from None
     return SummaryWriter(str(out_dir / "tensorboard"))
+
+
+@functools.cache
+def commit() -> str | None:
+    """Of the code that this process began with: the checkout may change while it trains."""
+    return git_commit()
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -11,6 +11,7 @@ are taken in blocks, for tl.dot wants powers of two.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +30,9 @@ K_BLOCK = tl.constexpr(32)
 # In the weight's gradient K is the product's height, and wgmma wants 64.
 SUM_BLOCK = tl.constexpr(64)
 WINDOWS = 64  # rows of one wgmma of four warps
-HALVING_ROW = (
-    32  # numbers of a row that a product takes where it halves; with more, registers spill
-)
 PIXELS = 64  # likewise
+# Numbers of a row that a product takes where it halves; with more, registers spill.
+HALVING_ROW = 32
 PROGRAMS = device.TWO_ON_EACH
 
 
@@ -267,6 +267,7 @@ def row_of(padded: int) -> int:
     return 512 // padded
 
 
+@functools.cache
 def shared_bytes(channels: int, out: int) -> int:
     """What the kernels of a convolution need of a multiprocessor's shared memory, backward too.
 
