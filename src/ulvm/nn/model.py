@@ -337,15 +337,13 @@ def init_weights(module: nn.Module, init: Init) -> None:
             nn.init.normal_(part.weight, std=math.sqrt(2 / fan_out))
         if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) and part.bias is not None:
             nn.init.zeros_(part.bias)
-    for part in module.modules():
-        if isinstance(part, SelectiveScan):
-            with torch.no_grad():
-                part.A_log.copy_(torch.arange(1.0, part.d_state + 1).log().expand_as(part.A_log))
-                part.D.fill_(1.0)
-                if init == "mamba":
-                    _init_step_size(part.dt_proj)
+    if init == "mamba":
+        for part in module.modules():
+            if isinstance(part, SelectiveScan):
+                _init_step_size(part.dt_proj)
 
 
+@torch.no_grad()
 def _init_step_size(dt_proj: nn.Linear) -> None:
     bound = dt_proj.in_features**-0.5
     nn.init.uniform_(dt_proj.weight, -bound, bound)

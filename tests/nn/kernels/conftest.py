@@ -96,15 +96,6 @@ def device() -> str:
 
 
 @pytest.fixture(autouse=True)
-def unwritten_memory_is_nan() -> Iterator[None]:
-    """What a kernel reads before it was written is NaN, so that no result hides it."""
-    # With this, torch fills fresh memory; on CUDA it would also refuse some of torch's own kernels.
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
 def plain_torch_is_exact() -> Iterator[None]:
     """Without the short floats that cuDNN takes by default."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
