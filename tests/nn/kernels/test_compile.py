@@ -8,16 +8,20 @@ from collections.abc import Callable
 
 RunCompiler = Callable[[str], subprocess.CompletedProcess[str]]
 
-SCRIPT = """
+# Of a GPU that is not there.
+DRIVER = """
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-class Driver:  # of a GPU that is not there
+class Driver:
     def get_current_target(self): return GPUTarget("cuda", 90, 32)
     def get_current_device(self): return 0
     def get_current_stream(self, device): return 0
 triton.runtime.driver.set_active(Driver())
+"""
+
+TRAINING_STEP = """
 torch.cuda.current_device = lambda: 0
 torch.cuda.set_device = lambda device: None
 
@@ -51,7 +55,7 @@ print(*sorted(set(compiled)))
 
 
 def test_kernels_compile_for_a_gpu(run_compiler: RunCompiler) -> None:
-    done = run_compiler(SCRIPT.replace("{change}", ""))
+    done = run_compiler(DRIVER + TRAINING_STEP.replace("{change}", ""))
     assert done.returncode == 0, done.stderr[-2000:]
     kernels = done.stdout.split()
     for expected in (
@@ -69,22 +73,13 @@ def test_kernels_compile_for_a_gpu(run_compiler: RunCompiler) -> None:
 def test_what_the_compiler_refuses_is_noticed(run_compiler: RunCompiler) -> None:
     # The interpreter takes ranges of any size, the compiler powers of two.
     change = "modules.pvm.padded = lambda size: 16 if size <= 16 else size - 1"
-    done = run_compiler(SCRIPT.replace("{change}", change))
+    done = run_compiler(DRIVER + TRAINING_STEP.replace("{change}", change))
     assert done.returncode != 0
     assert "power of 2" in done.stderr
 
 
-SHARED = """
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
+SHARED_MEMORY = """
 from ulvm.nn.kernels import conv, pvm
-
-class Driver:  # of a GPU that is not there
-    def get_current_target(self): return GPUTarget("cuda", 90, 32)
-    def get_current_device(self): return 0
-    def get_current_stream(self, device): return 0
-triton.runtime.driver.set_active(Driver())
 
 some = torch.zeros(16)
 p = pvm.Pointers(*[some] * len(pvm.Pointers._fields))
@@ -109,7 +104,7 @@ print(compiled.metadata.shared, conv.shared_bytes(32, 16))
 
 
 def test_shared_memory_of_a_wide_layer_is_not_underrated(run_compiler: RunCompiler) -> None:
-    done = run_compiler(SHARED)
+    done = run_compiler(DRIVER + SHARED_MEMORY)
     assert done.returncode == 0, done.stderr[-2000:]
     pairs = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
     assert len(pairs) == 7
