@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -394,11 +394,19 @@ def test_ctrl_c_in_another_command(drawn: Path, monkeypatch: pytest.MonkeyPatch)
     assert (stopped.exit_code, stopped.output) == (130, "Stopped.\n")
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_that_an_import_turns_into_another_error(
     drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As torch's does, in the first seconds of a command."""
-    before = signal.getsignal(signal.SIGINT)
 
     def fail(*_: object) -> None:
         raise SystemError("bad call flags")
@@ -421,7 +429,7 @@ def test_ctrl_c_that_an_import_turns_into_another_error(
         assert (done.exit_code, done.stderr) == (130, said)
     monkeypatch.setattr("ulvm.datasets.find_pairs", fail)
     assert isinstance(run(*words).exception, SystemError)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_bundled_model_is_scored_by_the_same_command(drawn: Path, tmp_path: Path) -> None:
