@@ -3,7 +3,7 @@
 # make check  lint, types, and the plain package without torch
 # make engine compile the engine for this machine and for the page, where a source is newer
 # make wheels the wheels of all platforms and their SHA-256, in dist/
-# make sanitize   run the engine under the address, undefined-behaviour and thread sanitizers (clang)
+# make sanitize   run the engine under clang's sanitizers: address, undefined, thread, memory
 # make chaos  kill training at each of its moments, break its disk and data, compare what goes on
 # make fuzz TARGET=picture   feed a reader a million damaged files, guided by coverage (docs/limits.md)
 # make web-test   run the page in Chromium against the Python side

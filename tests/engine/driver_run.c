@@ -1,6 +1,7 @@
 // Runs the engine as a program would, for the sanitizers: driver_run WEIGHTS..., or, to show that a
-// sanitizer sees it, `driver_run short WEIGHTS` (a result without room for its last value) and
-// `driver_run race WEIGHTS` (two threads use one engine at a time).
+// sanitizer sees it, `driver_run short WEIGHTS` (a result without room for its last value),
+// `driver_run race WEIGHTS` (two threads use one engine at a time) and `driver_run unset WEIGHTS` (a
+// picture that nobody wrote).
 
 #include <pthread.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@ typedef struct {
   ulvm_engine *engine;
   int height, width;
   size_t missing;      // bytes that the result's memory lacks
+  int unset;           // whether nobody writes the picture
   float *probability;  // made by run
 } Job;
 
@@ -45,7 +47,7 @@ static void *run(void *argument) {
   uint8_t *image = malloc(pixels);
   job->probability = malloc(count_values(job) * sizeof(float) - job->missing);
   require(image && job->probability, "no memory");
-  for (size_t i = 0; i < pixels; i++) image[i] = (uint8_t)(i * 2654435761u >> 13);
+  for (size_t i = 0; i < pixels && !job->unset; i++) image[i] = (uint8_t)(i * 2654435761u >> 13);
   const int code = ulvm_run(job->engine, image, job->height, job->width, job->probability, &error);
   require(!code, error.sentence);
   free(image);
@@ -75,8 +77,8 @@ static void run_file(const char *name) {
   ulvm_engine *one = open_engine(name, 1), *two = open_engine(name, 2), *other = open_engine(name, 2);
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     const int height = sizes[i][0], width = sizes[i][1];
-    Job alone = {one, height, width, 0, NULL}, shared = {two, height, width, 0, NULL};
-    Job beside = {other, height, width, 0, NULL};
+    Job alone = {one, height, width, 0, 0, NULL}, shared = {two, height, width, 0, 0, NULL};
+    Job beside = {other, height, width, 0, 0, NULL};
     run(&alone);
     run_both(&shared, &beside);
     const size_t bytes = count_values(&alone) * sizeof(float);
@@ -121,15 +123,16 @@ static void resize(int height, int width) {
 int main(int count, char **words) {
   require(count > 1, "name a file of weights");
   const int is_short = !strcmp(words[1], "short"), is_race = !strcmp(words[1], "race");
-  if (is_short || is_race) {
+  const int is_unset = !strcmp(words[1], "unset");
+  if (is_short || is_race || is_unset) {
     require(count > 2, "name a file of weights");
     ulvm_engine *engine = open_engine(words[2], 1);
-    Job job = {engine, 64, 64, is_short, NULL}, same = job;
-    if (is_short) {
-      run(&job);
-    } else {
+    Job job = {engine, 64, 64, is_short, is_unset, NULL}, same = job;
+    if (is_race) {
       run_both(&job, &same);
       free(same.probability);
+    } else {
+      run(&job);
     }
     free(job.probability);
     ulvm_close(engine);

@@ -1,7 +1,7 @@
 """Compiles the engine with clang's sanitizers and runs it; fuzzes the reader of weights
 and the resampling.
 
-    python tests/engine/sanitize.py            # the whole engine: address, undefined, thread
+    python tests/engine/sanitize.py            # the whole engine: address, undefined, thread, memory
     python tests/engine/sanitize.py --fuzz 1000000 --target resample
 
 Needs clang with its runtime libraries, and torch for the networks that are tried.
@@ -32,10 +32,13 @@ from ulvm.spec import ModelSpec, RunSpec
 
 HERE = Path(__file__).parent
 BUNDLED = find_weights()
-ADDRESS, THREAD, FUZZER = "address,undefined", "thread", "fuzzer,address,undefined"
+ADDRESS, THREAD, UNSET = "address,undefined", "thread", "memory"
+FUZZER = "fuzzer,address,undefined"
+# What driver_run does wrong when told so, for each to report.
+MISUSE = {ADDRESS: "short", THREAD: "race", UNSET: "unset"}
 FLAGS = ["-std=gnu11", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-w"]
 # Optimising network.c takes clang minutes with the address sanitizer.
-OPTIMISED = {ADDRESS: "-O0", THREAD: "-O0", FUZZER: "-O1"}
+OPTIMISED = {ADDRESS: "-O0", THREAD: "-O0", UNSET: "-O0", FUZZER: "-O1"}
 DICTIONARY = """
 "__metadata__" "ulvm" "dtype" "F32" "shape" "data_offsets" "\\\\u0041" "{" "}" "[" "]" ":" ","
 "format" "run" "model" "network" "in_channels" "classes" "widths" "encoder" "decoder" "conv" "pvm"
@@ -191,7 +194,7 @@ def main() -> None:
             print(done.stdout[-3000:])
             sys.exit(done.returncode != 0)
         files = [BUNDLED, *save_networks(folder)]
-        for sanitizer in (ADDRESS, THREAD):
+        for sanitizer, misuse in MISUSE.items():
             if compiler(sanitizer) is None:
                 sys.exit(f"Error: No clang with the {sanitizer} sanitizers is installed.")
             (folder / sanitizer).mkdir()
@@ -202,6 +205,8 @@ def main() -> None:
                 print(f"{sanitizer}:\n{printed}")
                 if code:
                     sys.exit(1)
+            if not run_engine(program, [misuse, BUNDLED])[0]:
+                sys.exit(f"Error: The {sanitizer} sanitizers report no misuse.")
 
 
 if __name__ == "__main__":
