@@ -1,7 +1,7 @@
 """Compiles the engine with clang's sanitizers and runs it; fuzzes the reader of weights
 and the resampling.
 
-    python tests/engine/sanitize.py            # the whole engine: address, undefined, thread, memory
+    python tests/engine/sanitize.py            # address, undefined, thread, memory
     python tests/engine/sanitize.py --fuzz 1000000 --target resample
 
 Needs clang with its runtime libraries, and torch for the networks that are tried.
