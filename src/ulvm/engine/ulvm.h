@@ -24,7 +24,7 @@ enum {
   ULVM_OK = 0,
   ULVM_BAD_ARGUMENT,   // a size, a thread count, a null pointer
   ULVM_BAD_FILE,       // no safetensors, damaged, or not written by ulvm
-  ULVM_BAD_TENSOR,     // a weight is missing, has another shape or type, or is not finite
+  ULVM_BAD_TENSOR,     // a weight is missing, has another shape or type, is not finite or ≥ 2^64
   ULVM_UNSUPPORTED,    // a network that only ONNX Runtime runs
   ULVM_NO_MEMORY,
   ULVM_NO_THREAD,
