@@ -421,14 +421,15 @@ def _check_tiff(image: ImageFile, name: str) -> None:
     tags = _tiff_tags(image)
     if not tags:
         return
-    has_more = image.is_animated or _TIFF_MORE_PICTURES in tags
+    has_pages = getattr(image, "is_animated", False)
+    has_more = has_pages or _TIFF_MORE_PICTURES in tags
     if has_more and tags.get(_TIFF_KIND, 0) & 1:
         raise InputError(
             f"{name} begins with a small copy of its picture, as a camera's raw file does",
             "the first picture of a file is read",
             "export it as PNG or JPEG",
         )
-    if image.is_animated:
+    if has_pages:
         said = f"{name} has several pages; the first is taken"
         warnings.warn(said, PictureWarning, stacklevel=2)
     codes = {tile[0] for tile in image.tile}

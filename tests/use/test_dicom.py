@@ -372,8 +372,8 @@ def test_every_frame_is_segmented(tmp_path: Path) -> None:
     assert "3 frames" in done.stderr
     written = [Path(name) for name in json.loads(done.stdout)["dicom_paths"]]
     assert [each.name for each in written] == [
-        *("clip_seg.dcm", "clip-2_seg.dcm", "clip-3_seg.dcm"),
-        *("clip_outline.dcm", "clip-2_outline.dcm", "clip-3_outline.dcm"),
+        *("clip_seg.dcm", "clip_seg-2.dcm", "clip_seg-3.dcm"),
+        *("clip_outline.dcm", "clip_outline-2.dcm", "clip_outline-3.dcm"),
     ]
     assert [faults(each) for each in written] == [[]] * 6
     segment = ulvm.load()
@@ -389,6 +389,31 @@ def test_every_frame_is_segmented(tmp_path: Path) -> None:
         assert capture.SourceImageSequence[0].ReferencedFrameNumber == number
     for kind in (segmentations, captures):
         assert len({each.SeriesInstanceUID for each in kind}) == 1
+
+
+def test_results_of_a_frame_are_not_replaced_by_those_of_another_file(tmp_path: Path) -> None:
+    """They had one name, so a patient's study got another patient's outline."""
+    for name, make in (("x/a.dcm", frames(2)[0]), ("y/a.dcm", photograph()), ("x/a-2.dcm", None)):
+        made = make or photograph()
+        made.PatientID = name
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(made, tmp_path / name)
+    for _ in range(2):  # and they aren't taken for pictures
+        words = [tmp_path / "x", tmp_path / "y/a.dcm"]
+        done = predict(*words, "--dicom-seg", "--json", "--out", tmp_path / "x")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [len(row["dicom_paths"]) for row in rows] == [2, 4, 2]
+        for row in rows:
+            owners = {pydicom.dcmread(path).PatientID for path in row["dicom_paths"]}
+            assert owners == {Path(row["source"]).relative_to(tmp_path).as_posix()}
+
+
+def test_standard_input_gets_no_dicom_results(tmp_path: Path) -> None:
+    content = save(photograph(), tmp_path / "a.dcm").read_bytes()
+    words = ["predict", "-", "--dicom-seg", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, words, input=content)
+    assert "Standard input gives no DICOM results" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_several_classes_become_segments(tmp_path: Path) -> None:
