@@ -163,7 +163,7 @@ def _predict(
         return describe(segmentation, coco_form)
 
     options["extra"] = describe if coco_path else None
-    names = [source.output.with_name(Path(source.name).name) for source in sources]
+    names = [source.output.parent / Path(source.name).name for source in sources]
     if len(set(names)) < len(names):  # of several folders
         names = [Path(source.name) for source in sources]
     outlined: list[Any] = []
