@@ -211,6 +211,27 @@ def test_palette(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(save(made, tmp_path / "a.dcm")), table[indices])
 
 
+def test_eight_bits_that_are_said_to_be_sixteen_are_not_black(tmp_path: Path) -> None:
+    colour = describe(LESION.image_rgb.astype(np.uint16), "RGB", uid.VLPhotographicImageStorage)
+    indices = LESION.image_rgb[..., 1].copy()
+    palette = describe(indices, "PALETTE COLOR", uid.VLPhotographicImageStorage)
+    for each in ("Red", "Green", "Blue"):
+        setattr(palette, f"{each}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        table = np.arange(256, dtype="<u2").tobytes()
+        setattr(palette, f"{each}PaletteColorLookupTableData", table)
+    for made, shown in ((colour, LESION.image_rgb), (palette, indices[..., None])):
+        with pytest.warns(PictureWarning, match="8-bit samples: they are scaled by 255"):
+            found = read_image(save(made, tmp_path / "a.dcm"))
+        np.testing.assert_array_equal(found, np.broadcast_to(shown, found.shape))
+
+
+def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    made = photograph()
+    made.SamplesPerPixel = 1  # of which a grey picture of a third of its pixels could be read
+    with pytest.raises(InputError, match="RGB pixels of 1 samples each"):
+        read_image(save(made, tmp_path / "a.dcm"))
+
+
 def test_grey_and_its_negative(tmp_path: Path) -> None:
     grey = LESION.image_rgb[..., 0]
     for photometric, expected in (("MONOCHROME2", grey), ("MONOCHROME1", 255 - grey)):

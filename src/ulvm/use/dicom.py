@@ -21,6 +21,7 @@ from pydicom.pixels import pixel_array as decode_frame
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 from ulvm.errors import InputError, PictureWarning
+from ulvm.grey import bits_of
 from ulvm.picture import SPACING_MM
 
 _PICTURE_TAGS = [
@@ -134,6 +135,13 @@ def read_header(file: Any, name: str) -> pydicom.Dataset:
             f"{', '.join((*_COLOURS, *_GREYS, _PALETTE))} of 8, 16 or 32 bits can be read",
             "export its picture as PNG with your DICOM viewer",
         )
+    if header.get("SamplesPerPixel") != (3 if photometric in _COLOURS else 1):
+        raise InputError(
+            f"{name} is a DICOM file of {photometric} pixels of "
+            f"{header.get('SamplesPerPixel')} samples each",
+            "one of the two is wrong",
+            "export its picture as PNG with your DICOM viewer",
+        )
     if syntax.is_compressed:
         _require_decoder(syntax, name)
     return header
@@ -167,11 +175,11 @@ def read_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> npt
         photometric = header.PhotometricInterpretation
         if photometric == _PALETTE:
             colours = apply_color_lut(stored, header)
-            return _eight_bits(colours, np.iinfo(colours.dtype).bits)
+            return _eight_bits(colours, np.iinfo(colours.dtype).bits, name)
         if photometric in _COLOURS:
-            return _eight_bits(stored, int(header.BitsStored))
+            return _eight_bits(stored, int(header.BitsStored), name)
         return _show_grey(stored, header)
-    except MemoryError:
+    except (MemoryError, PictureWarning):
         raise
     except Exception as error:
         raise _damaged(name, error) from None
@@ -212,8 +220,12 @@ def _show_grey(stored: npt.NDArray[Any], header: pydicom.Dataset) -> npt.NDArray
     return 255 - shown if header.PhotometricInterpretation == "MONOCHROME1" else shown
 
 
-def _eight_bits(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+def _eight_bits(samples: npt.NDArray[Any], bits: int, name: str) -> npt.NDArray[np.uint8]:
     """Samples of this many bits as eight; also copied, for decoders give read-only arrays."""
+    if bits == 16 and (found := bits_of(samples.max())) < bits:  # which would be all but black
+        said = f"{name} holds {found}-bit samples: they are scaled by {2**found - 1}, not 65535"
+        warnings.warn(said, PictureWarning, stacklevel=2)
+        bits = found
     shifted: npt.NDArray[np.uint8] = (samples >> max(bits - 8, 0)).astype(np.uint8)
     return shifted
 
