@@ -53,6 +53,7 @@ ULVM_API int ulvm_run(ulvm_engine *engine, const uint8_t *image, int height, int
 // Frees the engine and ends its threads. NULL is allowed.
 ULVM_API void ulvm_close(ulvm_engine *engine);
 
+// Of NULL, 0 and "".
 ULVM_API int ulvm_in_channels(const ulvm_engine *engine);
 ULVM_API int ulvm_classes(const ulvm_engine *engine);
 ULVM_API const char *ulvm_level(const ulvm_engine *engine);  // "avx512", …
