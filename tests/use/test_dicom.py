@@ -200,6 +200,29 @@ def test_jpeg_2000(photometric: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(save(made, tmp_path / "a.dcm")), LESION.image_rgb)
 
 
+def test_a_box_without_a_length_does_not_hang(tmp_path: Path) -> None:
+    """pydicom 3.0 looks for the end of such a picture for ever."""
+    coded = encode(LESION.image_rgb, "JPEG2000")
+    assert coded[16:20] == b"ftyp"
+    broken = coded[:12] + bytes(4) + coded[16:]
+    made = compress(photograph(photometric="YBR_RCT"), uid.JPEG2000Lossless, broken)
+    with pytest.raises(InputError, match="damaged"):
+        read_image(save(made, tmp_path / "a.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "syntax"), [("JPEG", uid.JPEGBaseline8Bit), ("JPEG2000", uid.JPEG2000Lossless)]
+)
+def test_sides_that_the_header_has_the_other_way_round(
+    kind: str, syntax: str, tmp_path: Path
+) -> None:
+    """The rows were cut anew, into stripes."""
+    made = compress(photograph(), syntax, encode(LESION.image_rgb, kind))
+    made.Rows, made.Columns = made.Columns, made.Rows
+    with pytest.raises(InputError, match="300×200 pixels, whose compressed picture has 200×300"):
+        read_image(save(made, tmp_path / "a.dcm"))
+
+
 def test_palette(tmp_path: Path) -> None:
     indices = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
     table = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)

@@ -5,6 +5,8 @@ Only the elements that describe the picture are read here, so patient data are n
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import warnings
@@ -16,13 +18,16 @@ import numpy.typing as npt
 import pydicom
 from PIL import Image
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
 from pydicom.pixels import pixel_array as decode_frame
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 from ulvm.errors import InputError, PictureWarning
 from ulvm.grey import bits_of
-from ulvm.picture import SPACING_MM
+from ulvm.picture import SPACING_MM, size_text
 
 _PICTURE_TAGS = [
     "SOPClassUID",
@@ -37,6 +42,8 @@ _PICTURE_TAGS = [
     "HighBit",
     "PixelRepresentation",
     "NumberOfFrames",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
     "PixelSpacing",
     "NominalScannedPixelSpacing",
     "SharedFunctionalGroupsSequence",
@@ -57,6 +64,7 @@ _PICTURE_TAGS = [
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
+_CONTAINER = b"\0\0\0\x0cjP  "  # how a file of JPEG 2000 begins; DICOM wants it without that
 _META_BYTES = 2048  # more than the part of a file that says how the rest is stored
 
 # pydicom itself names no package that is missing, only its own plug-ins.
@@ -170,6 +178,8 @@ def read_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> npt
         InputError: The frame can't be decoded.
     """
     try:
+        if UID(header.file_meta.TransferSyntaxUID).is_compressed:
+            _check_coded_frame(file, header, index, name)
         file.seek(0)
         stored = decode_frame(file, index=index)
         photometric = header.PhotometricInterpretation
@@ -183,6 +193,40 @@ def read_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> npt
         raise
     except Exception as error:
         raise _damaged(name, error) from None
+
+
+def _check_coded_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> None:
+    """Refuse a JPEG or JPEG 2000 of other sides than the header's, whose rows would be cut anew.
+
+    And a JPEG 2000 in a container with a box that has no length, at which pydicom 3.0 never ends.
+    """
+    file.seek(0)
+    pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[])
+    file.seek(12, os.SEEK_CUR)  # what the pixels are, and how long
+    table = header.get("ExtendedOffsetTable"), header.get("ExtendedOffsetTableLengths")
+    frame = get_frame(
+        file,
+        index,
+        number_of_frames=count_frames(header),
+        extended_offsets=table if all(table) else None,
+    )
+    at = 12
+    while frame.startswith(_CONTAINER) and at < len(frame) and frame[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(frame[at : at + 4])
+        if length < 8:
+            raise ValueError("a box without a length")
+        at += length
+    reader = JpegImageFile if frame.startswith(b"\xff\xd8") else Jpeg2KImageFile
+    size = None
+    with contextlib.suppress(Exception):  # a code that Pillow doesn't know
+        size = reader(io.BytesIO(frame)).size
+    if size not in (None, (header.Columns, header.Rows)):
+        raise InputError(
+            f"{name} is a DICOM file of {size_text(header.Rows, header.Columns)} pixels, whose "
+            f"compressed picture has {size_text(*size[::-1])}",
+            "",
+            "export its picture as PNG with your DICOM viewer",
+        )
 
 
 def find_spacing_mm(header: pydicom.Dataset) -> tuple[float, float] | None:
