@@ -303,12 +303,12 @@ def _count_scans(image: ImageFile, file: IO[bytes]) -> int:
     if has_one_colour or image.info.get("progressive"):
         file.seek(0)
         content = limits.read_at_most(file, limits.STREAM_BYTES, "the picture")
-        scans = sum(marker == _JPEG_PASS for marker, _ in _walk_jpeg(content))
+        scans = sum(marker == _JPEG_PASS for marker, _ in walk_jpeg(content))
     file.seek(place)
     return scans
 
 
-def _walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
+def walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
     """Each marker of a JPEG and its segment, a pass with its samples, up to the end of the picture.
 
     What phones put behind it, such as a film, isn't looked at.
@@ -336,7 +336,7 @@ def _without_notes(file: IO[bytes], name: str) -> IO[bytes] | None:
         content = head + limits.read_at_most(file, limits.STREAM_BYTES, name)
         kept = b"".join(
             segment
-            for marker, segment in _walk_jpeg(content)
+            for marker, segment in walk_jpeg(content)
             if not (0xE0 <= marker <= 0xEF or marker == 0xFE)
             or segment[4:10] == b"Exif\0\0"
             or (segment[4:9] == b"Adobe" and len(segment) >= 16)

@@ -223,6 +223,16 @@ def test_sides_that_the_header_has_the_other_way_round(
         read_image(save(made, tmp_path / "a.dcm"))
 
 
+def test_a_coded_picture_of_huge_sides_is_not_tried(tmp_path: Path) -> None:
+    """A package tried what Pillow had refused; four kilobytes took all memory."""
+    coded = encode(LESION.image_rgb, "JPEG")
+    at = coded.index(b"\xff\xc0") + 5
+    huge = coded[:at] + b"\xff\xff\xff\xff" + coded[at + 4 :]
+    made = compress(photograph(photometric="YBR_FULL_422"), uid.JPEGBaseline8Bit, huge)
+    with pytest.raises(InputError, match="whose compressed picture has 65535×65535"):
+        read_image(save(made, tmp_path / "a.dcm"))
+
+
 def test_palette(tmp_path: Path) -> None:
     indices = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
     table = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)

@@ -5,10 +5,10 @@ Only the elements that describe the picture are read here, so patient data are n
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,15 +19,14 @@ import pydicom
 from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
-from PIL.JpegImagePlugin import JpegImageFile
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
 from pydicom.pixels import pixel_array as decode_frame
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from ulvm.errors import InputError, PictureWarning
 from ulvm.grey import bits_of
-from ulvm.picture import SPACING_MM, size_text
+from ulvm.picture import SPACING_MM, size_text, walk_jpeg
 
 _PICTURE_TAGS = [
     "SOPClassUID",
@@ -65,6 +64,7 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
 _CONTAINER = b"\0\0\0\x0cjP  "  # how a file of JPEG 2000 begins; DICOM wants it without that
+_JPEG_SIDES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers that state them
 _META_BYTES = 2048  # more than the part of a file that says how the rest is stored
 
 # pydicom itself names no package that is missing, only its own plug-ins.
@@ -178,7 +178,8 @@ def read_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> npt
         InputError: The frame can't be decoded.
     """
     try:
-        if UID(header.file_meta.TransferSyntaxUID).is_compressed:
+        syntax = UID(header.file_meta.TransferSyntaxUID)
+        if syntax.is_compressed and syntax != RLELossless:
             _check_coded_frame(file, header, index, name)
         file.seek(0)
         stored = decode_frame(file, index=index)
@@ -196,7 +197,8 @@ def read_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> npt
 
 
 def _check_coded_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> None:
-    """Refuse a JPEG or JPEG 2000 of other sides than the header's, whose rows would be cut anew.
+    """Refuse a coded picture of other sides than the header's: a decoder would cut its rows anew,
+    or take gigabytes for a small file.
 
     And a JPEG 2000 in a container with a box that has no length, at which pydicom 3.0 never ends.
     """
@@ -216,14 +218,19 @@ def _check_coded_frame(file: Any, header: pydicom.Dataset, index: int, name: str
         if length < 8:
             raise ValueError("a box without a length")
         at += length
-    reader = JpegImageFile if frame.startswith(b"\xff\xd8") else Jpeg2KImageFile
-    size = None
-    with contextlib.suppress(Exception):  # a code that Pillow doesn't know
-        size = reader(io.BytesIO(frame)).size
-    if size not in (None, (header.Columns, header.Rows)):
+    if frame.startswith(b"\xff\xd8"):  # of all kinds of JPEG
+        sides = {
+            struct.unpack_from(">HH", segment, 5)
+            for marker, segment in walk_jpeg(frame)
+            if marker in _JPEG_SIDES
+        }
+    else:
+        sides = {Jpeg2KImageFile(io.BytesIO(frame)).size[::-1]}
+    if sides != {(header.Rows, header.Columns)}:
+        coded = ", ".join(size_text(*each) for each in sides)
         raise InputError(
             f"{name} is a DICOM file of {size_text(header.Rows, header.Columns)} pixels, whose "
-            f"compressed picture has {size_text(*size[::-1])}",
+            f"compressed picture has {coded or 'no size'}",
             "",
             "export its picture as PNG with your DICOM viewer",
         )
