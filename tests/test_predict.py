@@ -129,6 +129,16 @@ def test_a_pattern_does_not_walk_round_a_ring_of_links(folder: Path) -> None:
     assert names(find_images(["**/a**.png"])) == ["p/a.png"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_folder_is_searched_behind_links_but_none_twice(folder: Path) -> None:
+    """Pictures behind them were passed over without a word."""
+    for name in ("p/a.png", "disk/b.png", "elsewhere.png"):
+        draw(name)
+    for name, target in (("disk", "../disk"), ("round", "."), ("up", ".."), ("zdisk", "../disk")):
+        Path("p", name).symlink_to(target)
+    assert names(find_images(["p"])) == ["p/a.png", "p/disk/b.png"]
+
+
 @pytest.mark.parametrize("argument", ["empty", "*.png", "none/*", ""])
 def test_an_argument_that_names_no_picture(folder: Path, argument: str) -> None:
     Path("empty").mkdir()

@@ -2,12 +2,13 @@
 
 import copy
 import dataclasses
+import io
 import json
 import pickle
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -230,6 +231,7 @@ def test_a_pillow_image_gives_what_its_array_gives(segmenter: Segmenter) -> None
         (np.zeros((5, 6, 3), np.uint16), "uint16 (5, 6, 3)", ".astype(np.uint8)"),
         ([np.zeros((5, 6, 3), np.uint8)], "is a list", "one picture at a time"),
         (None, "is a NoneType", ""),
+        (np.ma.masked_greater(np.full((5, 6, 3), 9, np.uint8), 8), "masked pixels", "filled(0)"),
     ],
 )
 def test_refused_pictures(segmenter: Segmenter, image: Any, given: str, remedy: str) -> None:
@@ -238,6 +240,22 @@ def test_refused_pictures(segmenter: Segmenter, image: Any, given: str, remedy: 
     assert given in caught.value.given
     assert remedy in caught.value.remedy
     assert "uint8 (height, width, 3)" in caught.value.accepted
+
+
+def test_colours_that_pillow_has_multiplied_by_opacity(segmenter: Segmenter) -> None:
+    grey = square_picture()[..., 0]
+    half = Image.fromarray(np.dstack([grey, np.full_like(grey, 128)]))
+    found = segmenter(half.convert("La")).image
+    assert found is not None
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(segmenter(half).image))
+
+
+def test_a_closed_file_and_an_empty_path_are_sentences(segmenter: Segmenter) -> None:
+    file = io.BytesIO()
+    file.close()
+    for given, said in ((file, "cannot be read"), ("", "The path is empty. Name a file.")):
+        with pytest.raises(InputError, match=said):
+            segmenter(given)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, 50, float("nan"), "0.5", [0.5]])
@@ -275,8 +293,9 @@ def test_refused_files(tmp_path: Path) -> None:
     refuse(written("classes.onnx", spec=two), "(batch, 2, 64, 64)")
     refuse(written("name.onnx", input_name="input"), "input tensor(uint8)")
     refuse(written("channels.onnx", channels=4), "batch, 64, 64, 4")
-    with pytest.raises(InputError, match="threads=0"):
-        load(written("good.onnx"), threads=0)
+    for threads in (0, 1.5, "2", None):
+        with pytest.raises(InputError, match=f"threads={threads!r}"):
+            load(written("good.onnx"), threads=cast(int, threads))
 
 
 def test_output_that_is_not_finite_is_refused(tmp_path: Path) -> None:

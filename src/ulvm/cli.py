@@ -36,6 +36,8 @@ class _Group(click.Group):
             with _noted(interrupts), warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 warnings.filterwarnings("ignore", module=r"PIL\.")  # on metadata that nobody needs
+                # Pillow opens DICOM files, so ours of these would be taken for its own.
+                warnings.filterwarnings("default", category=PictureWarning)
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)

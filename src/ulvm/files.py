@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ulvm.errors import InputError
@@ -41,6 +42,22 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise unwritable(Path(path), error) from error
     return Path(path)
+
+
+def walk(
+    folder: str | os.PathLike[str], onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk``, sorted, behind links too, but each folder once and none above the first."""
+    top = os.path.realpath(folder)
+    visited = set()
+    for parent, subfolders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        here = os.path.realpath(parent)
+        if here in visited or (here != top and os.path.commonpath((here, top)) == here):
+            subfolders.clear()
+            continue
+        visited.add(here)
+        subfolders.sort()
+        yield parent, subfolders, sorted(names)
 
 
 def write_atomically(

@@ -69,7 +69,11 @@ def scale_grey(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
     """16-bit or float samples as uint8 (height, width); ``name`` is for messages."""
     if image.mode.startswith("I;16"):
         return _scale_16_bit(*read_16_bit(image))
-    values = np.asarray(image, np.float64)
+    samples = np.asarray(image)
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.mode == "I" and tags.get(Base.SampleFormat, (1,)) == (1,):
+        samples = samples.view(np.uint32)  # Pillow has no such mode
+    values = samples.astype(np.float64)
     low, high = values.min(), values.max()
     if not np.isfinite(high - low):
         raise InputError(

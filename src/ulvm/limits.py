@@ -58,6 +58,8 @@ def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
     Raises:
         InputError: It is missing, no regular file, or cannot be opened.
     """
+    if not os.fspath(path):  # which Path takes for the folder here
+        raise InputError("the path is empty", "", "name a file")
     try:
         status = Path(path).stat()
         if stat.S_ISREG(status.st_mode):
@@ -89,8 +91,10 @@ def read_at_most(file: IO[bytes] | io.FileIO, limit: int, name: str) -> bytes:
             left -= len(piece)
             if left < 0:
                 raise InputError(f"{name} is longer than {limit:,} bytes", "", "choose another")
-    except OSError as error:
-        given = f"{name} cannot be read ({error.strerror or error})"
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        given = f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
         raise InputError(given, "", "copy it again") from error
     return b"".join(pieces)
 

@@ -1,12 +1,15 @@
 """Picture files to Pillow images. Needs no numpy, so that reading begins before it is imported."""
 
 import contextlib
+import functools
 import importlib
 import io
 import os
+import re
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -60,9 +63,15 @@ TURNED = "turned by ulvm"
 SPACING_MM = "spacing_mm"
 """Key of a picture's ``info``: distance of its rows and of its columns, where a file says it."""
 
-TIFF_BITS, TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
+_TIFF_KIND, _TIFF_PLANAR, _TIFF_MORE_PICTURES = 254, 284, 330
 SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
+
+# Between the samples of a JPEG's pass there are no others but those that begin it anew.
+_JPEG_MARKER = re.compile(rb"\xff+([^\0\xd0-\xd7\xff])")
+_JPEG_PASS, _JPEG_END = 0xDA, 0xD9
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 def read_picture(source: ImageSource, before: Callable[[int], None] | None = None) -> Image.Image:
@@ -112,7 +121,11 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if isinstance(key, tuple) and max(key) > 255:
         # Pillow keeps a 16-bit colour key but 8-bit samples, so it would match wrong pixels.
         del image.info["transparency"]
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getbbox():
+        return image.convert("RGB")  # a screen's copy: its fourth bytes are 0 and mean nothing
     if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.info = rgba.info
@@ -138,27 +151,36 @@ def decode(
     Whatever its decoder raises, here or in the body, becomes an ``InputError`` with its name.
     """
     with _open(source) as (file, name), _damage_reported(name):
+        if before:
+            before = functools.cache(before)
         try:
             image = _decode(file, name, before)
-        except ValueError:
-            # Pillow reads text and profiles up to limits of its own; a picture needs neither.
-            lighter = _without_text(file, name)
+        except (InputError, PictureWarning, MemoryError):
+            raise
+        except Exception:
+            # Pillow refuses a picture for its text, profile or camera's notes; it needs none.
+            lighter = _without_notes(file, name)
             if lighter is None:
                 raise
-            image = _decode(lighter, name, None)
+            image = _decode(lighter, name, before)
         yield image, name
 
 
 def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) -> Image.Image:
     image = _read_header(file, name)
     _refuse_large(image, file, name)
-    _refuse_misread_tiff(image, name)
+    _check_tiff(image, name)
     # In one piece: between pieces other threads' Python would hold it up.
     image.decodermaxblock = LARGEST_PIECE
     is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
     if before:
         before(image.width * image.height)
-    image.load()
+    _forget_xmp(image)
+    turned = _orientation(image) if image.format == "TIFF" else 1
+    image.load()  # which turns a TIFF, and reads the end of a PNG
+    _forget_xmp(image)
+    if turned in UPRIGHT:
+        image.info[TURNED] = turned
     orientation = _orientation(image)
     return _turn(_keep_low_bytes(image, file, name) if is_deep else image, orientation)
 
@@ -280,29 +302,50 @@ def _count_scans(image: ImageFile, file: IO[bytes]) -> int:
     scans = 1
     if has_one_colour or image.info.get("progressive"):
         file.seek(0)
-        last = b""
-        scans = 0
-        while piece := file.read(2**20):
-            scans += (last + piece).count(b"\xff\xda")
-            last = piece[-1:]
+        content = limits.read_at_most(file, limits.STREAM_BYTES, "the picture")
+        scans = sum(marker == _JPEG_PASS for marker, _ in walk_jpeg(content))
     file.seek(place)
     return scans
 
 
-def _without_text(file: IO[bytes], name: str) -> IO[bytes] | None:
-    """A PNG again without its text and colour profile; None where it has neither."""
+def walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each marker of a JPEG and its segment, a pass with its samples, up to the end of the picture.
+
+    What phones put behind it, such as a film, isn't looked at.
+    """
+    end = 2
+    while found := _JPEG_MARKER.search(content, end):
+        start = found.end() - 2
+        if found[1][0] == _JPEG_END:
+            yield _JPEG_END, content[start : start + 2]
+            return
+        end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+        if found[1][0] == _JPEG_PASS:
+            following = _JPEG_MARKER.search(content, end)
+            end = following.start() if following else len(content)
+        yield found[1][0], content[start:end]
+
+
+def _without_notes(file: IO[bytes], name: str) -> IO[bytes] | None:
+    """A PNG or JPEG again with nothing but what shows; None for others, and if that is all."""
     file.seek(0)
-    kept, passed_over = [file.read(8)], 0
-    if kept[0] != b"\x89PNG\r\n\x1a\n":
+    head = file.read(8)
+    if head == _PNG_START:
+        kept, passed_over = _showing_chunks(file)
+    elif head.startswith(b"\xff\xd8\xff"):
+        content = head + limits.read_at_most(file, limits.STREAM_BYTES, name)
+        kept = b"".join(
+            segment
+            for marker, segment in walk_jpeg(content)
+            if not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+            or segment[4:10] == b"Exif\0\0"
+            or (segment[4:9] == b"Adobe" and len(segment) >= 16)
+        )
+        kept = content[:2] + kept
+        passed_over = len(content) - len(kept)
+    else:
         return None
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            passed_over += length + 1
-            file.seek(length + 4, os.SEEK_CUR)
-        else:
-            kept += [head, file.read(length + 4)]
-    if not passed_over:
+    if passed_over <= 0:
         return None
     if passed_over > limits.PNG_TEXT_BYTES:
         raise InputError(
@@ -310,7 +353,20 @@ def _without_text(file: IO[bytes], name: str) -> IO[bytes] | None:
             f"up to {limits.PNG_TEXT_BYTES:,} are passed over",
             "open it in a picture editor and save it again",
         )
-    return _Watched(io.BytesIO(b"".join(kept)), name)
+    return _Watched(io.BytesIO(kept), name)
+
+
+def _showing_chunks(file: IO[bytes]) -> tuple[bytes, int]:
+    """The chunks of a PNG that decide what it shows, and how many bytes all others have."""
+    kept, passed_over = [_PNG_START], 0
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):
+            kept += [head, file.read(length + 4)]
+        else:
+            passed_over += length + 12
+            file.seek(length + 4, os.SEEK_CUR)
+    return b"".join(kept), passed_over
 
 
 def _keep_low_bytes(image: ImageFile, file: IO[bytes], name: str) -> Image.Image:
@@ -321,19 +377,26 @@ def _keep_low_bytes(image: ImageFile, file: IO[bytes], name: str) -> Image.Image
     extremes = cast(tuple[tuple[int, int], ...], image.getextrema())
     if max(high for _, high in extremes[:3]) >= 16:
         return image
+    if _tiff_tags(image).get(_TIFF_PLANAR) == 2:  # there Pillow doesn't ask for the bytes' order
+        raise _separate_planes(name, "a TIFF of separate planes with few of 16 bits")
     from ulvm.grey import join_bytes
 
     file.seek(0)
     low = _read_header(file, name)
+    is_grey = False
     for index, tile in enumerate(low.tile):
         args = tile[3]
-        if isinstance(args, str):
-            swapped: Any = _swap_bytes(args)
-        else:
-            swapped = (_swap_bytes(str(args and args[0])), *(args or ())[1:])
+        raw_mode = args if isinstance(args, str) else str(args and args[0])
+        is_grey = raw_mode.startswith("LA;")
+        swapped: Any = "RGBA" if is_grey else _swap_bytes(raw_mode)  # "RGBA": all four bytes
+        if not isinstance(args, str):
+            swapped = (swapped, *(args or ())[1:])
         make: Any = getattr(tile, "_make", tuple)  # a plain tuple before Pillow 11
         low.tile[index] = make((*tile[:3], swapped))
     low.load()
+    if is_grey:
+        grey = low.getchannel("G")
+        return join_bytes(image, Image.merge("RGB", (grey, grey, grey)))
     return join_bytes(image, low)
 
 
@@ -343,19 +406,65 @@ def _swap_bytes(raw_mode: str) -> str:
     return raw_mode[:-1] + ("B" if is_little else "L")
 
 
-def _refuse_misread_tiff(image: ImageFile, name: str) -> None:
-    """Refuse the one TIFF layout that Pillow decodes to wrong values without an error."""
-    tags: Any = getattr(image, "tag_v2", None)
-    if image.format != "TIFF" or tags is None:
+def _tiff_tags(image: Image.Image) -> Any:
+    """The tags of a TIFF; of others none, for some have such tags too."""
+    tags = getattr(image, "tag_v2", None)
+    return {} if tags is None or image.format != "TIFF" else tags
+
+
+def _check_tiff(image: ImageFile, name: str) -> None:
+    """Refuse TIFF files that Pillow decodes to wrong values without an error; note further pages.
+
+    Raises:
+        InputError: It is one of those; or its first picture is a small copy.
+    """
+    tags = _tiff_tags(image)
+    if not tags:
         return
-    raw = any(tile[0] == "raw" for tile in image.tile)
-    plain = set(tags.get(TIFF_BITS, (1,))) == {8} and tags.get(TIFF_PHOTOMETRIC) != 0
-    if raw and tags.get(_TIFF_PLANAR) == 2 and not plain:
+    has_pages = getattr(image, "is_animated", False)
+    has_more = has_pages or _TIFF_MORE_PICTURES in tags
+    if has_more and tags.get(_TIFF_KIND, 0) & 1:
         raise InputError(
-            f"{name} is an uncompressed TIFF with separate planes that are not plain 8-bit",
-            "a TIFF must have interleaved samples",
-            "save it as PNG, or as TIFF with planar configuration 1",
+            f"{name} begins with a small copy of its picture, as a camera's raw file does",
+            "the first picture of a file is read",
+            "export it as PNG or JPEG",
         )
+    if has_pages:
+        said = f"{name} has several pages; the first is taken"
+        warnings.warn(said, PictureWarning, stacklevel=2)
+    codes = {tile[0] for tile in image.tile}
+    raw_modes = {str(tile[3] and tile[3][0]) for tile in image.tile}
+    bits = set(tags.get(TIFF_BITS, (1,)))
+    is_plain = bits == {8} and tags.get(TIFF_PHOTOMETRIC) != 0
+    if "raw" in codes and tags.get(_TIFF_PLANAR) == 2 and not is_plain:
+        given = "an uncompressed TIFF with separate planes that are not plain 8-bit"
+        raise _separate_planes(name, given)
+    if "libtiff" in codes and any(re.search(r";(16|32|64)B", mode) for mode in raw_modes):
+        raise InputError(
+            f"{name} is a compressed TIFF of signed or float samples, largest byte first",
+            "",
+            "save it as PNG, or as TIFF without compression",
+        )
+    if bits == {8} and 2 in tags.get(TIFF_SAMPLE_FORMAT, ()):
+        raise InputError(f"{name} is a TIFF of signed 8-bit samples", "", "save it as PNG")
+
+
+def _separate_planes(name: str, given: str) -> InputError:
+    return InputError(
+        f"{name} is {given}",
+        "a TIFF must have interleaved samples",
+        "save it as PNG, or as TIFF with planar configuration 1",
+    )
+
+
+def _forget_xmp(image: Image.Image) -> None:
+    """Let EXIF alone turn a picture, as in browsers: where that is silent, Pillow asks XMP.
+
+    What stays there is often of the picture before it was turned by hand.
+    """
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        if image.info.pop(key, None) is not None:
+            image._exif = None  # it may have been asked already
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,6 +9,7 @@ import glob
 import os
 import re
 import sys
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ulvm import limits
 from ulvm.errors import InputError, printable
-from ulvm.files import make_folder, unwritable
+from ulvm.files import make_folder, unwritable, walk
 from ulvm.picture import SUFFIXES, is_written_by_ulvm, read_picture
 from ulvm.use.formats import OPTIONAL_SUFFIXES
 
@@ -29,7 +30,9 @@ DEFAULT_OUT_DIR = "ulvm-output"
 STANDARD_INPUT = "-"
 MASK_ENDING = "_mask.png"
 OVERLAY_ENDING = "_overlay.png"
-DICOM_ENDINGS = ("_seg.dcm", "_outline.dcm")  # as `use/dicom_results.py` writes them
+_RESULT = re.compile(  # the last two as `use/dicom_results.py` writes them
+    rf"({MASK_ENDING}|{OVERLAY_ENDING}|_(seg|outline)(-\d+)?\.dcm)$"
+)
 MAX_WORKERS = 4
 
 
@@ -194,6 +197,12 @@ def predict_files(
         mask_path = folder / f"{output}{MASK_ENDING}"
         overlay_path = folder / f"{output}{OVERLAY_ENDING}" if overlay else None
         try:
+            if dicom_seg and source.name == STANDARD_INPUT:
+                raise InputError(
+                    "standard input gives no DICOM results",
+                    "they are made of files",
+                    "name the file",
+                )
             for path in filter(None, (mask_path, overlay_path)):
                 _require_replaceable(path, originals)
             file = _standard_input() if source.name == STANDARD_INPUT else source.name
@@ -287,10 +296,11 @@ def _file_source(path: Path, folder: Path) -> Source:
 
 
 def _search_folder(folder: Path) -> list[Source]:
-    """The pictures below a folder, sorted by path, and a failed source for each unreadable one."""
+    """The pictures below a folder and behind links in it, sorted by path, and a failed source for
+    each unreadable folder."""
     failed: list[OSError] = []
     paths: list[Path] = []
-    for parent, subfolders, names in os.walk(folder, onerror=failed.append):
+    for parent, subfolders, names in walk(folder, failed.append):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names if is_picture_name(name)]
     sources = [_file_source(path, folder) for path in sorted(paths)]
@@ -309,7 +319,7 @@ def is_picture_name(name: str) -> bool:
     return (
         Path(name).suffix.lower() in SUFFIXES | OPTIONAL_SUFFIXES | {".avif"}
         and not name.startswith(".")
-        and not name.endswith((MASK_ENDING, OVERLAY_ENDING, *DICOM_ENDINGS))
+        and not _RESULT.search(name)
     )
 
 
@@ -320,13 +330,18 @@ def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:
     for source in sources:
         output = source.output
         if source.error is None:
-            # Without case, for Windows and macOS take A.png and a.png for one file.
-            first = str(source.output).casefold()
-            while str(output).casefold() in taken:
+            first = _as_file_systems_see(output)
+            while _as_file_systems_see(output) in taken:
                 last_number[first] = last_number.get(first, 1) + 1
                 output = source.output.with_name(f"{source.output.name}-{last_number[first]}")
-            taken.add(str(output).casefold())
+            taken.add(_as_file_systems_see(output))
         yield output
+
+
+def _as_file_systems_see(path: Path) -> str:
+    """Equal for what may be one file: Windows and macOS don't tell A.png from a.png, and macOS not
+    an accented letter from a letter and its accent."""
+    return unicodedata.normalize("NFC", str(path).casefold())
 
 
 def _require_replaceable(path: Path, originals: set[str]) -> None:

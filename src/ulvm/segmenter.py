@@ -374,9 +374,10 @@ def load(
         InputError: The file is missing, damaged, not a model of this project, or a network that
             the engine doesn't run; or ONNX Runtime is asked for and not installed.
     """
-    if threads < 1:
+    given: Any = threads
+    if not isinstance(given, numbers.Integral) or threads < 1:
         raise InputError(
-            f"threads={threads} is too small", "it must be 1 or more", "leave it out for one"
+            f"threads={threads!r} was given", "it must be 1 or more", "leave it out for one"
         )
     if engine is None:
         engine = "onnx" if model is not None and Path(model).suffix == ".onnx" else "c"
@@ -491,6 +492,10 @@ def _require_array(image_rgb: Any) -> None:
             "give one picture at a time",
         )
     shape = image_rgb.shape
+    if np.ma.is_masked(image_rgb):
+        raise InputError(
+            "the picture is an array with masked pixels", accepted, "fill them with image.filled(0)"
+        )
     if image_rgb.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image_rgb.size:
         return
     last = shape[2] if len(shape) == 3 else 0

@@ -404,13 +404,22 @@ def test_networks_that_only_onnx_runtime_runs(tmp_path: Path) -> None:
         assert "ONNX" in str(caught.value)
 
 
-def test_output_that_is_not_finite_is_refused(tmp_path: Path, pictures: np.ndarray) -> None:
-    """Weights that are finite, of a network whose result is not."""
+SCAN = "decoder.0.mixer.scan.dt_proj.bias"
+
+
+@pytest.mark.parametrize("level", [each for each in LEVELS if processor_has(each)])
+@pytest.mark.parametrize("name", ["encoder.0.weight", "encoder_norms.1.weight", SCAN, ""])
+def test_output_that_is_not_finite_is_refused(
+    name: str, level: str, tmp_path: Path, pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are finite, of a network whose result is not: clamps made a mask of it."""
     network, run, _ = load_weights(WEIGHTS)
     with torch.no_grad():
-        for value in network.parameters():
-            value.mul_(1e30)
+        for each, value in network.named_parameters():
+            if each.startswith(name):
+                value.fill_(1e18)
     save_weights(tmp_path / "w.safetensors", network, run, {})
+    monkeypatch.setenv("ULVM_LEVEL", level)
     with pytest.raises(EngineError, match="finite"):
         Engine((tmp_path / "w.safetensors").read_bytes())(pictures)
 

@@ -198,6 +198,8 @@ int main(void) {
   lesion_engine *engine = lesion_open(1, &error);
   size_t said = lesion_memory(engine, 128, 128);
   if (lesion_run(engine, picture, 128, 128, probability, &error)) return 1;
+  if (lesion_memory(engine, 128, 2147483647) || lesion_memory(engine, 0, -32)) return 1;
+  if (lesion_memory(NULL, 128, 128) || lesion_classes(NULL) || *lesion_level(NULL)) return 1;
   lesion_close(engine);
   printf("%zu %zu %zu\\n", most, said, held);
   return 0;

@@ -350,6 +350,7 @@ TENSORS: dict[str, tuple[int, Damage]] = {
     "a signalling one": (BAD_TENSOR, spoil(b"\1\0\x80\x7f")),
     "infinite": (BAD_TENSOR, spoil(math.inf)),
     "minus infinite": (BAD_TENSOR, spoil(-math.inf)),
+    "a flipped bit": (BAD_TENSOR, spoil(-(2.0**64))),  # of -2.0**-64
 }
 DESCRIPTION = '{"format": 1, "run": {"model": {}}}'
 BROKEN: dict[str, Damage] = {

@@ -109,6 +109,17 @@ def test_a_broken_picture_is_not_in_the_file(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["images"] == []
 
 
+def test_equal_names_of_several_folders_are_told_apart(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(draw_lesion(3, (60, 80)).image_rgb).save(tmp_path / name / "a.png")
+    paths, out = [str(tmp_path / name / "a.png") for name in ("x", "y")], tmp_path / "lesions.json"
+    command = ["predict", *paths, "--out", str(tmp_path), "--coco", str(out)]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    images = json.loads(out.read_text())["images"]
+    assert [each["file_name"] for each in images] == [Path(path).as_posix() for path in paths]
+
+
 def test_the_form_needs_the_file() -> None:
     done = CliRunner().invoke(main, ["predict", "photo.jpg", "--coco-form", "polygon"])
     assert done.exit_code == 2

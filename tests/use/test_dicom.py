@@ -200,6 +200,39 @@ def test_jpeg_2000(photometric: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(save(made, tmp_path / "a.dcm")), LESION.image_rgb)
 
 
+def test_a_box_without_a_length_does_not_hang(tmp_path: Path) -> None:
+    """pydicom 3.0 looks for the end of such a picture for ever."""
+    coded = encode(LESION.image_rgb, "JPEG2000")
+    assert coded[16:20] == b"ftyp"
+    broken = coded[:12] + bytes(4) + coded[16:]
+    made = compress(photograph(photometric="YBR_RCT"), uid.JPEG2000Lossless, broken)
+    with pytest.raises(InputError, match="damaged"):
+        read_image(save(made, tmp_path / "a.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "syntax"), [("JPEG", uid.JPEGBaseline8Bit), ("JPEG2000", uid.JPEG2000Lossless)]
+)
+def test_sides_that_the_header_has_the_other_way_round(
+    kind: str, syntax: str, tmp_path: Path
+) -> None:
+    """The rows were cut anew, into stripes."""
+    made = compress(photograph(), syntax, encode(LESION.image_rgb, kind))
+    made.Rows, made.Columns = made.Columns, made.Rows
+    with pytest.raises(InputError, match="300×200 pixels, whose compressed picture has 200×300"):
+        read_image(save(made, tmp_path / "a.dcm"))
+
+
+def test_a_coded_picture_of_huge_sides_is_not_tried(tmp_path: Path) -> None:
+    """A package tried what Pillow had refused; four kilobytes took all memory."""
+    coded = encode(LESION.image_rgb, "JPEG")
+    at = coded.index(b"\xff\xc0") + 5
+    huge = coded[:at] + b"\xff\xff\xff\xff" + coded[at + 4 :]
+    made = compress(photograph(photometric="YBR_FULL_422"), uid.JPEGBaseline8Bit, huge)
+    with pytest.raises(InputError, match="whose compressed picture has 65535×65535"):
+        read_image(save(made, tmp_path / "a.dcm"))
+
+
 def test_palette(tmp_path: Path) -> None:
     indices = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
     table = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
@@ -209,6 +242,27 @@ def test_palette(tmp_path: Path) -> None:
         values = (table[:, channel].astype(np.uint16) * 257).tobytes()
         setattr(made, f"{name}PaletteColorLookupTableData", values)
     np.testing.assert_array_equal(read_image(save(made, tmp_path / "a.dcm")), table[indices])
+
+
+def test_eight_bits_that_are_said_to_be_sixteen_are_not_black(tmp_path: Path) -> None:
+    colour = describe(LESION.image_rgb.astype(np.uint16), "RGB", uid.VLPhotographicImageStorage)
+    indices = LESION.image_rgb[..., 1].copy()
+    palette = describe(indices, "PALETTE COLOR", uid.VLPhotographicImageStorage)
+    for each in ("Red", "Green", "Blue"):
+        setattr(palette, f"{each}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        table = np.arange(256, dtype="<u2").tobytes()
+        setattr(palette, f"{each}PaletteColorLookupTableData", table)
+    for made, shown in ((colour, LESION.image_rgb), (palette, indices[..., None])):
+        with pytest.warns(PictureWarning, match="8-bit samples: they are scaled by 255"):
+            found = read_image(save(made, tmp_path / "a.dcm"))
+        np.testing.assert_array_equal(found, np.broadcast_to(shown, found.shape))
+
+
+def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    made = photograph()
+    made.SamplesPerPixel = 1  # of which a grey picture of a third of its pixels could be read
+    with pytest.raises(InputError, match="RGB pixels of 1 samples each"):
+        read_image(save(made, tmp_path / "a.dcm"))
 
 
 def test_grey_and_its_negative(tmp_path: Path) -> None:
@@ -372,8 +426,8 @@ def test_every_frame_is_segmented(tmp_path: Path) -> None:
     assert "3 frames" in done.stderr
     written = [Path(name) for name in json.loads(done.stdout)["dicom_paths"]]
     assert [each.name for each in written] == [
-        *("clip_seg.dcm", "clip-2_seg.dcm", "clip-3_seg.dcm"),
-        *("clip_outline.dcm", "clip-2_outline.dcm", "clip-3_outline.dcm"),
+        *("clip_seg.dcm", "clip_seg-2.dcm", "clip_seg-3.dcm"),
+        *("clip_outline.dcm", "clip_outline-2.dcm", "clip_outline-3.dcm"),
     ]
     assert [faults(each) for each in written] == [[]] * 6
     segment = ulvm.load()
@@ -389,6 +443,31 @@ def test_every_frame_is_segmented(tmp_path: Path) -> None:
         assert capture.SourceImageSequence[0].ReferencedFrameNumber == number
     for kind in (segmentations, captures):
         assert len({each.SeriesInstanceUID for each in kind}) == 1
+
+
+def test_results_of_a_frame_are_not_replaced_by_those_of_another_file(tmp_path: Path) -> None:
+    """They had one name, so a patient's study got another patient's outline."""
+    for name, make in (("x/a.dcm", frames(2)[0]), ("y/a.dcm", photograph()), ("x/a-2.dcm", None)):
+        made = make or photograph()
+        made.PatientID = name
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(made, tmp_path / name)
+    for _ in range(2):  # and they aren't taken for pictures
+        words = [tmp_path / "x", tmp_path / "y/a.dcm"]
+        done = predict(*words, "--dicom-seg", "--json", "--out", tmp_path / "x")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [len(row["dicom_paths"]) for row in rows] == [2, 4, 2]
+        for row in rows:
+            owners = {pydicom.dcmread(path).PatientID for path in row["dicom_paths"]}
+            assert owners == {Path(row["source"]).relative_to(tmp_path).as_posix()}
+
+
+def test_standard_input_gets_no_dicom_results(tmp_path: Path) -> None:
+    content = save(photograph(), tmp_path / "a.dcm").read_bytes()
+    words = ["predict", "-", "--dicom-seg", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, words, input=content)
+    assert "Standard input gives no DICOM results" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_several_classes_become_segments(tmp_path: Path) -> None:

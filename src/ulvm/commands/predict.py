@@ -163,11 +163,13 @@ def _predict(
         return describe(segmentation, coco_form)
 
     options["extra"] = describe if coco_path else None
+    names = [source.output.parent / Path(source.name).name for source in sources]
+    if len(set(names)) < len(names):  # of several folders
+        names = [Path(source.name) for source in sources]
     outlined: list[Any] = []
     predictions = predict_files(segmenter, sources, out_dir=out_dir, **options)
-    for source, prediction in zip(sources, predictions, strict=True):
+    for name, prediction in zip(names, predictions, strict=True):
         if coco_path and prediction.error is None:
-            name = source.output.with_name(Path(source.name).name)
             outlined.append((name, prediction.size_hw, prediction.extra))
         yield prediction.to_dict()
     if coco_path:

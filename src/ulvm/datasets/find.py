@@ -14,6 +14,7 @@ from typing import IO
 
 from ulvm.datasets.layouts import DATASETS, DOWNLOADS, FORMS, JUNK, MASK_ENDINGS, Form, Layout
 from ulvm.errors import InputError, unknown_name
+from ulvm.files import walk
 from ulvm.limits import ZIP_MEMBER_BYTES, open_regular
 from ulvm.picture import SUFFIXES
 from ulvm.splits import name_some, normal_id
@@ -304,16 +305,10 @@ def _list_pictures(places: Sequence[Path], found: Found) -> Iterator[tuple[Sourc
 
 def _list_folder(place: Path, found: Found) -> Iterator[SourceFile]:
     """The files in a folder, at any depth and behind links, without by-products."""
-    visited = set()
-    for folder, subfolders, names in os.walk(place, followlinks=True):
-        here = os.path.realpath(folder)
-        if here in visited:  # a link to what is read already
-            subfolders.clear()
-            continue
-        visited.add(here)
+    for folder, subfolders, names in walk(place):
         inside = Path(folder).relative_to(place)
-        subfolders[:] = sorted(name for name in subfolders if not JUNK.search(f"{name}/"))
-        for name in sorted(names):
+        subfolders[:] = [name for name in subfolders if not JUNK.search(f"{name}/")]
+        for name in names:
             if JUNK.search((inside / name).as_posix()):
                 continue
             path = Path(folder, name)

@@ -68,17 +68,20 @@ ulvm_engine *ulvm_open(const void *file, size_t bytes, int threads, ulvm_error *
   return engine;
 }
 
+enum { LARGEST_SIZE = 8192 };
+
+static bool is_size(int side) { return side >= 32 && side <= LARGEST_SIZE && side % 32 == 0; }
+
 int ulvm_run(ulvm_engine *engine, const uint8_t *image, int height, int width, float *probability,
              ulvm_error *error) {
   if (error) *error = (ulvm_error){0};
   if (!engine || !image || !probability) {
     return fail(error, ULVM_BAD_ARGUMENT, "The engine, picture or result is missing. Pass all three.");
   }
-  const int largest = 8192;
-  if (height < 32 || width < 32 || height % 32 || width % 32 || height > largest || width > largest) {
+  if (!is_size(height) || !is_size(width)) {
     return fail(error, ULVM_BAD_ARGUMENT,
                 "The picture is %d by %d pixels. Resize it to multiples of 32 up to %d.", height,
-                width, largest);
+                width, (int)LARGEST_SIZE);
   }
   if (height != engine->height || width != engine->width) {
     const size_t bytes = engine->level->workspace(engine->packed, height, width, engine->threads);
@@ -111,6 +114,6 @@ void ulvm_close(ulvm_engine *engine) {
   free(engine);
 }
 
-int ulvm_in_channels(const ulvm_engine *engine) { return engine->model.in_channels; }
-int ulvm_classes(const ulvm_engine *engine) { return engine->model.classes; }
-const char *ulvm_level(const ulvm_engine *engine) { return engine->level->name; }
+int ulvm_in_channels(const ulvm_engine *engine) { return engine ? engine->model.in_channels : 0; }
+int ulvm_classes(const ulvm_engine *engine) { return engine ? engine->model.classes : 0; }
+const char *ulvm_level(const ulvm_engine *engine) { return engine ? engine->level->name : ""; }

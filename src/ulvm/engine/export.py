@@ -298,6 +298,7 @@ lesion_engine *lesion_open(int threads, lesion_error *error) {{
 }}
 
 size_t lesion_memory(const lesion_engine *engine, int height, int width) {{
+  if (!engine || !is_size(height) || !is_size(width)) return 0;
   Arena packed = {{NULL, 0}};
   pack_network(&engine->model, &packed);
   return sizeof *engine + sizeof weights + packed.used +
@@ -316,7 +317,7 @@ enum {{ ULVM_SIZE = {size}, ULVM_CHANNELS = {channels}, ULVM_CLASSES = {classes}
 ulvm_engine *ulvm_open(int threads, ulvm_error *error);
 
 // Bytes of memory that it takes with pictures of this size, at most: without the picture, the
-// probability, and what malloc adds.
+// probability, and what malloc adds. 0 for a size that it doesn't run.
 size_t ulvm_memory(const ulvm_engine *engine, int height, int width);
 """
 

@@ -118,7 +118,8 @@ static void group_norm(Run *run, const Affine *norm, float scale, int rows, int 
     }
     mean /= (double)group * pixels;
     const double variance = squares / ((double)group * pixels) - mean * mean;
-    const double deviation = sqrt((variance > 0 ? variance : variance * 0) + (double)EPSILON);
+    // An infinite variance, which would make all values alike, becomes what is not a number.
+    const double deviation = sqrt((variance > 0 ? variance : 0) + variance * 0 + (double)EPSILON);
     for (int c = first; c < first + group; c++) {
       const double bias = stage->is_pvm ? 0 : (double)stage->bias[c];
       const double factor = (double)norm->weight[c] / deviation;

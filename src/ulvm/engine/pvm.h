@@ -75,6 +75,7 @@ INLINE void layer_norm(const PVM *p, float *channels) {
     variance += d * d;
   }
   float factors[WIDE];
+  variance += variance * 0;  // an infinite one, which would make all values alike, is not a number
   store(factors, variance / (float)p->in_channels + EPSILON);
   for (int lane = 0; lane < WIDE; lane++) factors[lane] = 1.0f / sqrtf(factors[lane]);
   const vec factor = load(factors);

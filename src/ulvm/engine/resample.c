@@ -156,14 +156,15 @@ int ulvm_resize_columns(const uint8_t *narrow, int height, int width, int out_he
   return made ? ULVM_OK : no_memory(error);
 }
 
-// One row of probability → one wide row.
-static void widen_row(const float *probability, const Kernel *kernel, int out_width, float *wide) {
-  for (int o = 0; o < out_width; o++) {
+// One row of probability → some columns of a wide row.
+static void widen_row(const float *probability, const Kernel *kernel, int begin, int end,
+                      float *wide) {
+  for (int o = begin; o < end; o++) {
     const float *from = probability + kernel->first[o];
     const float *weights = kernel->weights + (size_t)o * (size_t)kernel->taps;
     float sum = 0;
     for (int t = 0; t < kernel->count[o]; t++) sum += from[t] * weights[t];
-    wide[o] = sum;
+    wide[o - begin] = sum;
   }
 }
 
@@ -190,29 +191,35 @@ int ulvm_resize_probability(const float *probability, int height, int width, int
   Kernel across, down;
   bool made = kernel_make(&across, width, out_width);
   made = kernel_make(&down, height, out_height) && made;
+  // As many columns at once as take 16 MiB: all, but of a picture that is very wide and low.
+  int columns = (1 << 22) / down.taps < 4096 ? 4096 : (1 << 22) / down.taps;
+  if (columns > out_width) columns = out_width;
   // The last `down.taps` rows at their new width, input row y at y % down.taps.
-  size_t length = (size_t)out_width;
+  size_t length = (size_t)columns;
   float *wide = made ? allocate((uint64_t)down.taps * length, sizeof(float)) : NULL;
   float *row = allocate(length, sizeof(float));
   uint8_t *mask_line = allocate(length, 1);
   made = made && wide && row && mask_line;
   int64_t sum = 0;
-  for (int o = 0, ready = 0; made && o < out_height; o++) {
-    int first = down.first[o], count = down.count[o];
-    for (; ready < first + count; ready++) {
-      widen_row(probability + (size_t)ready * (size_t)width, &across, out_width,
-                wide + (size_t)(ready % down.taps) * length);
-    }
-    const float *weights = down.weights + (size_t)o * (size_t)down.taps;
-    float *to = resized ? resized + (size_t)o * length : row;
-    for (int t = 0; t < count; t++) {
-      const float *from = wide + (size_t)((first + t) % down.taps) * length;
-      float weight = weights[t];
-      if (t == 0) for (size_t x = 0; x < length; x++) to[x] = from[x] * weight;
-      else for (size_t x = 0; x < length; x++) to[x] += from[x] * weight;
-    }
-    if (mask || area) {
-      sum += mask_row(to, out_width, threshold, mask ? mask + (size_t)o * length : mask_line);
+  for (int begin = 0; made && begin < out_width; begin += columns) {
+    int end = out_width - begin < columns ? out_width : begin + columns;
+    size_t used = (size_t)(end - begin);
+    for (int o = 0, ready = 0; o < out_height; o++) {
+      int first = down.first[o], count = down.count[o];
+      for (; ready < first + count; ready++) {
+        widen_row(probability + (size_t)ready * (size_t)width, &across, begin, end,
+                  wide + (size_t)(ready % down.taps) * length);
+      }
+      const float *weights = down.weights + (size_t)o * (size_t)down.taps;
+      size_t at = (size_t)o * (size_t)out_width + (size_t)begin;
+      float *to = resized ? resized + at : row;
+      for (int t = 0; t < count; t++) {
+        const float *from = wide + (size_t)((first + t) % down.taps) * length;
+        float weight = weights[t];
+        if (t == 0) for (size_t x = 0; x < used; x++) to[x] = from[x] * weight;
+        else for (size_t x = 0; x < used; x++) to[x] += from[x] * weight;
+      }
+      if (mask || area) sum += mask_row(to, end - begin, threshold, mask ? mask + at : mask_line);
     }
   }
   if (made && area) *area = sum;

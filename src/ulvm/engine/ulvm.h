@@ -24,7 +24,7 @@ enum {
   ULVM_OK = 0,
   ULVM_BAD_ARGUMENT,   // a size, a thread count, a null pointer
   ULVM_BAD_FILE,       // no safetensors, damaged, or not written by ulvm
-  ULVM_BAD_TENSOR,     // a weight is missing, has another shape or type, or is not finite
+  ULVM_BAD_TENSOR,     // a weight is missing, has another shape or type, is not finite or ≥ 2^64
   ULVM_UNSUPPORTED,    // a network that only ONNX Runtime runs
   ULVM_NO_MEMORY,
   ULVM_NO_THREAD,
@@ -53,6 +53,7 @@ ULVM_API int ulvm_run(ulvm_engine *engine, const uint8_t *image, int height, int
 // Frees the engine and ends its threads. NULL is allowed.
 ULVM_API void ulvm_close(ulvm_engine *engine);
 
+// Of NULL, 0 and "".
 ULVM_API int ulvm_in_channels(const ulvm_engine *engine);
 ULVM_API int ulvm_classes(const ulvm_engine *engine);
 ULVM_API const char *ulvm_level(const ulvm_engine *engine);  // "avx512", …

@@ -118,14 +118,15 @@ INLINE vec exp2_fraction(vec f) {
 }
 
 // 2^t; below -126 it is 2^-126 or less, above 126, unless it is known to be below, 2^126. Exactly 1 at 0.
+// What is not a number stays so, here and below: a damaged network must not give a plausible mask.
 INLINE vec power_of_two(vec t, bool below) {
 #if LANES == 16
-  const __m512 clipped = below ? (__m512)t : _mm512_min_ps((__m512)t, _mm512_set1_ps(126.0f));
+  const __m512 clipped = below ? (__m512)t : _mm512_min_ps(_mm512_set1_ps(126.0f), (__m512)t);
   const __m512 whole = _mm512_roundscale_ps(clipped, 8);  // to nearest, quietly
   return (vec)_mm512_scalef_ps((__m512)exp2_fraction((vec)(clipped - whole)), whole);
 #else
   const float magic = 12582912.0f;  // 1.5 · 2^23: adding it rounds to whole numbers
-  const vec clipped = max_of(below ? t : min_of(t, splat(126.0f)), splat(-126.0f));
+  const vec clipped = max_of(splat(-126.0f), below ? t : min_of(splat(126.0f), t));
   const vec rounded = clipped + magic;
   const vec p = exp2_fraction(clipped - (rounded - magic));
   return (vec)((ivec)p + ((ivec)rounded << 23));
@@ -150,7 +151,7 @@ INLINE vec softplus(vec x) {
   const vec low = (-0.067711447f * s + 0.132609085f) * s2 + (-0.288526665f * s + 0.810930219f);
   const vec high = (-0.00857446171f * s + 0.0115864768f) * s2 + (-0.020228246f * s + 0.0366338599f);
   const vec p = (0.0052326927f * (s2 * s2) + high) * (s2 * s2) + low;
-  return max_of(x, splat(0)) + p * u;
+  return max_of(splat(0), x) + p * u;
 }
 
 // x · Phi(x), Phi the normal distribution.
@@ -187,7 +188,7 @@ static const float gelu_cubics[4][32] = {
 
 INLINE vec gelu(vec x) {
   const vec u = (vec)((ivec)x & 0x7fffffff);
-  const vec at = min_of(splat(31.0f), 6.0f * u);  // a NaN stays one
+  const vec at = min_of(splat(31.0f), 6.0f * u);
   const vec rounded = at + 8388608.0f;            // 2^23: its last bits are the nearest whole number
   const vec f = at - (rounded - 8388608.0f);
   vec c[4];
@@ -196,7 +197,7 @@ INLINE vec gelu(vec x) {
                                        _mm512_loadu_ps(gelu_cubics[i] + 16));
   }
   const vec tail = ((c[3] * f + c[2]) * f + c[1]) * f + c[0];
-  return max_of(x, splat(0)) + tail;
+  return max_of(splat(0), x) + tail;
 }
 #else
 // Phi(x) = 1/2 + x · p(x²) for |x| ≤ 5; error 3e-7. In short chains, for each product waits for

@@ -350,8 +350,9 @@ static int copy_tensors(const Tensors *all, const char *data, Model *model, ulvm
     for (const float *end = values + tensor->floats; values < end; values++) {
       uint32_t bits;
       memcpy(&bits, values, sizeof bits);
-      if ((bits & 0x7f800000) == 0x7f800000) {
-        return fail_tensor(error, ULVM_BAD_TENSOR, tensor->name, "has a number that is not finite");
+      if ((bits & 0x7f800000) >= 0x5f800000) {  // a flipped bit of a small number gives such a one
+        return fail_tensor(error, ULVM_BAD_TENSOR, tensor->name,
+                           "has a number that is not finite or beyond 2^64");
       }
     }
   }

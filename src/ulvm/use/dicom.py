@@ -5,8 +5,10 @@ Only the elements that describe the picture are read here, so patient data are n
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,12 +18,15 @@ import numpy.typing as npt
 import pydicom
 from PIL import Image
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
 from pydicom.pixels import pixel_array as decode_frame
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from ulvm.errors import InputError, PictureWarning
-from ulvm.picture import SPACING_MM
+from ulvm.grey import bits_of
+from ulvm.picture import SPACING_MM, size_text, walk_jpeg
 
 _PICTURE_TAGS = [
     "SOPClassUID",
@@ -36,6 +41,8 @@ _PICTURE_TAGS = [
     "HighBit",
     "PixelRepresentation",
     "NumberOfFrames",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
     "PixelSpacing",
     "NominalScannedPixelSpacing",
     "SharedFunctionalGroupsSequence",
@@ -56,6 +63,8 @@ _PICTURE_TAGS = [
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
+_CONTAINER = b"\0\0\0\x0cjP  "  # how a file of JPEG 2000 begins; DICOM wants it without that
+_JPEG_SIDES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers that state them
 _META_BYTES = 2048  # more than the part of a file that says how the rest is stored
 
 # pydicom itself names no package that is missing, only its own plug-ins.
@@ -134,6 +143,13 @@ def read_header(file: Any, name: str) -> pydicom.Dataset:
             f"{', '.join((*_COLOURS, *_GREYS, _PALETTE))} of 8, 16 or 32 bits can be read",
             "export its picture as PNG with your DICOM viewer",
         )
+    if header.get("SamplesPerPixel") != (3 if photometric in _COLOURS else 1):
+        raise InputError(
+            f"{name} is a DICOM file of {photometric} pixels of "
+            f"{header.get('SamplesPerPixel')} samples each",
+            "one of the two is wrong",
+            "export its picture as PNG with your DICOM viewer",
+        )
     if syntax.is_compressed:
         _require_decoder(syntax, name)
     return header
@@ -162,19 +178,62 @@ def read_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> npt
         InputError: The frame can't be decoded.
     """
     try:
+        syntax = UID(header.file_meta.TransferSyntaxUID)
+        if syntax.is_compressed and syntax != RLELossless:
+            _check_coded_frame(file, header, index, name)
         file.seek(0)
         stored = decode_frame(file, index=index)
         photometric = header.PhotometricInterpretation
         if photometric == _PALETTE:
             colours = apply_color_lut(stored, header)
-            return _eight_bits(colours, np.iinfo(colours.dtype).bits)
+            return _eight_bits(colours, np.iinfo(colours.dtype).bits, name)
         if photometric in _COLOURS:
-            return _eight_bits(stored, int(header.BitsStored))
+            return _eight_bits(stored, int(header.BitsStored), name)
         return _show_grey(stored, header)
-    except MemoryError:
+    except (MemoryError, PictureWarning):
         raise
     except Exception as error:
         raise _damaged(name, error) from None
+
+
+def _check_coded_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> None:
+    """Refuse a coded picture of other sides than the header's: a decoder would cut its rows anew,
+    or take gigabytes for a small file.
+
+    And a JPEG 2000 in a container with a box that has no length, at which pydicom 3.0 never ends.
+    """
+    file.seek(0)
+    pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[])
+    file.seek(12, os.SEEK_CUR)  # what the pixels are, and how long
+    table = header.get("ExtendedOffsetTable"), header.get("ExtendedOffsetTableLengths")
+    frame = get_frame(
+        file,
+        index,
+        number_of_frames=count_frames(header),
+        extended_offsets=table if all(table) else None,
+    )
+    at = 12
+    while frame.startswith(_CONTAINER) and at < len(frame) and frame[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(frame[at : at + 4])
+        if length < 8:
+            raise ValueError("a box without a length")
+        at += length
+    if frame.startswith(b"\xff\xd8"):  # of all kinds of JPEG
+        sides = {
+            struct.unpack_from(">HH", segment, 5)
+            for marker, segment in walk_jpeg(frame)
+            if marker in _JPEG_SIDES
+        }
+    else:
+        sides = {Jpeg2KImageFile(io.BytesIO(frame)).size[::-1]}
+    if sides != {(header.Rows, header.Columns)}:
+        coded = ", ".join(size_text(*each) for each in sides)
+        raise InputError(
+            f"{name} is a DICOM file of {size_text(header.Rows, header.Columns)} pixels, whose "
+            f"compressed picture has {coded or 'no size'}",
+            "",
+            "export its picture as PNG with your DICOM viewer",
+        )
 
 
 def find_spacing_mm(header: pydicom.Dataset) -> tuple[float, float] | None:
@@ -212,8 +271,12 @@ def _show_grey(stored: npt.NDArray[Any], header: pydicom.Dataset) -> npt.NDArray
     return 255 - shown if header.PhotometricInterpretation == "MONOCHROME1" else shown
 
 
-def _eight_bits(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+def _eight_bits(samples: npt.NDArray[Any], bits: int, name: str) -> npt.NDArray[np.uint8]:
     """Samples of this many bits as eight; also copied, for decoders give read-only arrays."""
+    if bits == 16 and (found := bits_of(samples.max())) < bits:  # which would be all but black
+        said = f"{name} holds {found}-bit samples: they are scaled by {2**found - 1}, not 65535"
+        warnings.warn(said, PictureWarning, stacklevel=2)
+        bits = found
     shifted: npt.NDArray[np.uint8] = (samples >> max(bits - 8, 0)).astype(np.uint8)
     return shifted
 

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
     from ulvm.segmenter import Segmentation
 
-SEGMENTATION_ENDING = "_seg.dcm"
-OUTLINE_ENDING = "_outline.dcm"
+SEGMENTATION, OUTLINE = "_seg", "_outline"  # `predict.py` knows them
 
 _SEGMENTATION_SERIES = "ulvm: lesion, for research, not for diagnosis"
 _OUTLINE_SERIES = "ulvm: outline drawn, for research, not for diagnosis"
@@ -58,7 +57,7 @@ def write_results(
     output: Path,
     require_replaceable: Callable[[Path], None],
 ) -> list[Path]:
-    """Write ``<output>_seg.dcm`` and ``<output>_outline.dcm``; of further frames ``<output>-2_…``.
+    """Write ``<output>_seg.dcm`` and ``<output>_outline.dcm``; of further frames ``…_seg-2.dcm``.
 
     Args:
         source: The DICOM file that was segmented.
@@ -182,7 +181,7 @@ def _segmentations(
         segmentation.PatientOrientation = source.get("PatientOrientation")
         if is_multi_frame:
             _refer_to_frame(segmentation, source, number)
-        segmentations[_path(output, number, SEGMENTATION_ENDING)] = segmentation
+        segmentations[_path(output, number, SEGMENTATION)] = segmentation
     return segmentations
 
 
@@ -257,12 +256,13 @@ def _outlines(
         if len(frames) > 1:
             reference.ReferencedFrameNumber = number
         capture.SourceImageSequence = [reference]
-        captures[_path(output, number, OUTLINE_ENDING)] = capture
+        captures[_path(output, number, OUTLINE)] = capture
     return captures
 
 
-def _path(output: Path, number: int, ending: str) -> Path:
-    return output.with_name(f"{output.name}{'' if number == 1 else f'-{number}'}{ending}")
+def _path(output: Path, number: int, kind: str) -> Path:
+    """The number comes last: before, the results would have the name of those of ``a-2.dcm``."""
+    return output.with_name(f"{output.name}{kind}{'' if number == 1 else f'-{number}'}.dcm")
 
 
 def _common(series: str, series_number: int, instance_number: int) -> dict[str, Any]:

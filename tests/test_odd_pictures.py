@@ -1,0 +1,109 @@
+"""Pictures as phones, converters, microscopes and screens write them: read as viewers show them."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from made_up_pictures import chunk, encode, refused, segment, tiff
+from ulvm.image import read_image
+from ulvm.picture import TURNED, read_picture
+
+RANDOM = np.random.default_rng(0)
+RGB = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+SMOOTH = np.asarray(Image.fromarray(RGB).resize((90, 60), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_film_behind_a_phones_photo_is_no_part_of_it(options: dict[str, Any]) -> None:
+    """Its bytes look like the beginning of many passes over the picture."""
+    content = encode(SMOOTH, "JPEG", **options)
+    film = b"\xff\xda" * 200 + RANDOM.bytes(1000)
+    np.testing.assert_array_equal(read_image(content + film), read_image(content))
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def test_only_exif_turns_a_picture_as_in_browsers() -> None:
+    """XMP that a converter left in a picture which it had turned turned it again."""
+    jpeg, exif = encode(SMOOTH, "JPEG"), Image.Exif()
+    exif[0x010F] = "a camera, which says nothing of a turn"
+    known = segment(0xE1, b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0"))
+    xmp = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)
+    without_density = jpeg[:2] + known + xmp + jpeg[20:]  # for which Pillow asks the EXIF early
+    for content in (jpeg[:2] + xmp + jpeg[2:], without_density):
+        np.testing.assert_array_equal(read_image(content), read_image(jpeg))
+    text, whole = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP), encode(SMOOTH, "PNG")
+    for content in (
+        whole[:33] + text + whole[33:],
+        whole[:-12] + text + whole[-12:],
+        encode(SMOOTH, "WEBP", lossless=True, xmp=XMP),
+        encode(SMOOTH, "TIFF", tiffinfo={700: XMP}),
+    ):
+        np.testing.assert_array_equal(read_image(content), SMOOTH)
+
+
+@pytest.mark.parametrize("kind", [b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"fcTL", b"tEXt"])
+def test_damage_beside_the_pixels_of_a_png_is_passed_over(kind: bytes) -> None:
+    whole = encode(SMOOTH, "PNG", transparency=(1, 2, 3))
+    damaged = chunk(kind, b"\xff")[:-1] + b"\0"  # too short, and its check sum is wrong
+    for content in (whole[:33] + damaged + whole[33:], whole[:-12] + damaged + whole[-12:]):
+        np.testing.assert_array_equal(read_image(content), read_image(whole))
+
+
+def test_damage_beside_the_pixels_of_a_jpeg_is_passed_over() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    cmyk = Image.fromarray(SMOOTH).convert("CMYK")
+    for image in (SMOOTH, cmyk):  # of CMYK another note says how the inks are stored
+        whole = encode(image, "JPEG", exif=exif)
+        for marker, note in (
+            (0xE0, b"JFIF\0"),
+            (0xE2, b"ICC_PROFILE\0"),
+            (0xED, b"Photoshop 3.0\x008BIM\3\xed\xff"),
+            (0xEE, b"Adobe"),
+        ):
+            content = whole[:2] + segment(marker, note) + whole[2:]
+            np.testing.assert_array_equal(read_image(content), read_image(whole))
+
+
+def test_a_screens_copy_whose_fourth_bytes_are_0_is_opaque() -> None:
+    samples = np.dstack([RGB[::-1, :, ::-1], np.zeros_like(GREY)]).tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 124, 9, 6, 1, 32, 3, len(samples), 0, 0, 0, 0)
+    header = (header + masks).ljust(124, b"\0")
+    content = b"BM" + struct.pack("<IHHI", 138 + len(samples), 0, 0, 138) + header + samples
+    np.testing.assert_array_equal(read_image(content), RGB)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_turned_picture_says_what_it_was_turned_from(kind: str) -> None:
+    """A mask beside it may not be turned, which data sets are checked for."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_picture(encode(RGB, kind, exif=exif)).info[TURNED] == 6
+
+
+def test_tiff_files_that_pillow_misreads_are_refused() -> None:
+    """Compressed samples come in the machine's order of bytes, which it forgets for some types."""
+    grey, short, is_float, is_signed = GREY[..., None].astype(int), 3, [3], [2]
+    for sample_format, bits in ((is_float, 32), (is_signed, 32), (is_signed, 16)):
+        tags = [(339, short, sample_format)]
+        turned = tiff(grey, bits=bits, photometric=1, order=">", deflate=True, more_tags=tags)
+        refused(turned, "largest byte first", "without compression")
+        read_image(tiff(grey, bits=bits, photometric=1, order="<", deflate=True, more_tags=tags))
+    signed = tiff(grey, bits=8, photometric=1, more_tags=[(339, short, is_signed)])
+    refused(signed, "signed 8-bit samples")
+
+
+def test_the_small_copy_in_a_cameras_raw_file_is_not_taken_for_the_photo() -> None:
+    long, copy, other = 4, (254, 4, [1]), (330, 4, [8])
+    refused(
+        tiff(RGB, bits=8, photometric=2, more_tags=[copy, other]), "a small copy", "Export it as"
+    )
+    for tags in ([copy], [other], [(254, long, [0]), other]):
+        read_image(tiff(RGB, bits=8, photometric=2, more_tags=tags))
