@@ -274,6 +274,22 @@ def test_a_sorted_folder_is_its_own_split(tmp_path: Path) -> None:
     assert cases("skin", "--split", "folders") == parts["test"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--data folder=a --data folder=b", "names folder twice"),
+        ("--dataset ph2 --data folder=a", "write --data ph2=DIR"),
+        ("--data folder=a --split ph2=all", "a split of ph2"),
+        ("--dataset folder --data a --split k=3/fold.json", "a split of k"),
+    ],
+)
+def test_data_and_splits_that_would_not_be_used_are_refused(words: str, said: str) -> None:
+    pytest.importorskip("torch")
+    done = run("train", "paper", *words.split(), "--out", "never")
+    assert done.exit_code == 1
+    assert said in done.output.replace("A split", "a split").replace("Write", "write")
+
+
 def test_a_flat_folder_needs_a_split(drawn: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     done = run("train", "paper", "--dataset", "folder", "--data", drawn, "--out", tmp_path / "run")

@@ -80,7 +80,7 @@ def load_parts(
         held_masks.append(_spread(decoded.masks[held], len(names)))
         looks = decoded.fingerprints((*split.ids("train"), *split.ids("validation")))
         both = hashlib.blake2b(truth.tobytes() + held_masks[-1].tobytes(), digest_size=8)
-        used.append(Seen(split, tuple(looks), both.hexdigest()))
+        used.append(Seen(split, tuple(looks), both.hexdigest(), size))
     counts = [count for count, _ in pools]
     drawn = share_out(pools, sum(counts))
     bare = [False] * len(pools)
