@@ -176,12 +176,17 @@ def test_other_public_layouts(tmp_path: Path, dataset: str, images: list[str], m
     assert [pair.id for pair in found] == [f"A_{index}" for index in range(len(images))]
 
 
-@pytest.mark.parametrize("validation", ["val", "validation", "valid"])
-def test_folders_of_parts(tmp_path: Path, validation: str):
-    for index, part in enumerate(["train", validation, "test"]):
+@pytest.mark.parametrize(
+    "names", ["train val test", "train validation test", "Train valid Test", "training Val testing"]
+)
+def test_folders_of_parts(tmp_path: Path, names: str):
+    for index, part in enumerate(names.split()):
         picture, mask = draw(index, 30, 40)
         save(picture, tmp_path / part / "images" / f"{index}.png")
-        save(mask, tmp_path / part / "masks" / f"{index}.png")
+        save(mask, tmp_path / part / "Masks" / f"{index}.png")
+    # As where capitals don't count: a folder of two names is read once.
+    first = names.split()[0]
+    (tmp_path / (first.title() if first.islower() else first.lower())).symlink_to(tmp_path / first)
     found = find_pairs("folder", tmp_path)
     assert [pair.part for pair in found] == ["train", "validation", "test"]
 
