@@ -168,6 +168,11 @@ def test_data_commands(drawn: Path, tmp_path: Path) -> None:
     assert split.exit_code == 0, split.output
     stored = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("fold*.json"))]
     assert [len(each["parts"]["test"]) for each in stored] == [3, 3, 3]
+    groups.rename(drawn / "groups.csv")
+    beside = run("data", "split", *where, "--folds", 3, "--out", tmp_path / "again")
+    assert f"groups: {drawn / 'groups.csv'}" in beside.output
+    again = sorted((tmp_path / "again").iterdir())
+    assert [json.loads(path.read_text()) for path in again] == stored
     next((drawn / "masks").iterdir()).unlink()
     broken = run("data", "check", *where)
     assert broken.exit_code == 1

@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ulvm.errors import InputError
@@ -113,5 +113,11 @@ def read_groups(path: str | os.PathLike[str], ids: Sequence[str]) -> list[str]:
 
 def find_table(data_dir: Path, dataset: str) -> Rows:
     """The table that lies beside a data set's pictures; empty where there is none."""
-    paths: Iterable[Path] = (data_dir / TABLE, data_dir / dataset / TABLE)
-    return next((read_table(path) for path in paths if path.is_file()), {})
+    path = find_table_file(data_dir, dataset)
+    return {} if path is None else read_table(path)
+
+
+def find_table_file(data_dir: Path, dataset: str) -> Path | None:
+    """Where that table lies."""
+    paths = (data_dir / TABLE, data_dir / dataset / TABLE)
+    return next((path for path in paths if path.is_file()), None)
