@@ -328,6 +328,9 @@ def test_paired_difference_at_its_extremes() -> None:
     assert better.difference == pytest.approx(1 - float(pooled(metrics.dice)(model)))
     assert better.p_value == pytest.approx(0.001)
     assert better.interval.low > 0
+    none = confusion(np.zeros((3, 4, 4), bool), np.zeros((3, 4, 4), bool))  # no lesion to find
+    missing = paired_difference(none, none, pooled(metrics.sensitivity), resamples=50)
+    assert np.isnan([missing.difference, missing.interval.low, missing.p_value]).all()
 
 
 def test_paired_difference_refuses_other_images() -> None:
