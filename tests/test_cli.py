@@ -348,6 +348,8 @@ def test_a_model_given_away_is_scored_by_its_own_split(drawn: Path, trained: Pat
                 suffix = path.suffix
         source = drawn / side / f"{parts['train'][0]}{suffix}"
         shutil.copy(source, drawn / side / f"copy{suffix}")
+        turned = Image.open(source).transpose(Image.Transpose.ROTATE_90)
+        turned.save(drawn / side / f"turned{'.jpg' if side == 'images' else suffix}", quality=80)
     file.unlink()
     assert cases("--data", drawn) == set(parts["test"])
     done = run(
@@ -358,7 +360,14 @@ def test_a_model_given_away_is_scored_by_its_own_split(drawn: Path, trained: Pat
     assert cases("--data", drawn) == set(parts["test"])
     seen = {*parts["train"], *parts["validation"]}
     everything = {path.stem for path in (drawn / "images").iterdir()}
-    assert cases("--data", drawn, "--split", "all") == everything - seen - {"copy"}
+    assert cases("--data", drawn, "--split", "all") == everything - seen - {"copy", "turned"}
+    tested = {"test": ["turned", parts["test"][0]]}
+    own = trained.parent / "own.json"
+    own.write_text(json.dumps({"dataset": "folder", "parts": tested}))
+    assert cases("--data", drawn, "--split", own) == set(tested["test"])
+    assert json.loads((out / "scores.json").read_text())["look_like_seen"] == ["turned"]
+    words = ("--data", drawn, "--split", own, "--exclude-seen")
+    assert cases(*words) == {parts["test"][0]}
     refused = run(
         "eval", given, "--dataset", "folder", "--data", drawn, "--split", file, "--out", out
     )

@@ -117,6 +117,8 @@ def test_what_was_seen_is_stored_with_the_ids_of_a_split_of_ones_own() -> None:
         {"parts": {"train": ["a", "x"], "validation": ["c"], "test": ["d"]}},
         {"dataset": 7},
         {"size": -1},
+        {"looks": "0" * 30},
+        {"looks": 3},
         {"size": "large"},
     ],
 )

@@ -60,7 +60,7 @@ def evaluate(
     from ulvm import datasets, evaluate, splits
     from ulvm.datasets.read import mask_rules, read_masks
     from ulvm.groups import find_table, read_table
-    from ulvm.provenance import choose_unseen, find_own_split, read_seen
+    from ulvm.provenance import choose_unseen, find_copies, find_own_split, read_seen
 
     probability_of, run, provenance = _load_model(model, device, engine)
     require_rgb(run.model)
@@ -93,6 +93,7 @@ def evaluate(
             part=part + (" (unseen)" if exclude_seen else ""),
             by=[name.strip() for name in by.split(",")] if by else (),
             columns=read_table(groups) if groups else find_table(data_dir, dataset),
+            copies=find_copies(ids, seen, decoded) if part == "test" else (),
             progress=progress,
         )
     click.echo(evaluation.table())

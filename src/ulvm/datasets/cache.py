@@ -29,6 +29,7 @@ from ulvm.datasets.read import (
 from ulvm.errors import InputError
 from ulvm.files import find_cache_folder, flush_folder
 from ulvm.image import Uint8Array, resize
+from ulvm.looks import look_of
 from ulvm.spec import LARGEST_SIZE
 from ulvm.splits import name_some, normal_id
 
@@ -89,6 +90,10 @@ class DecodedDataset:
         if size not in (0, self.images.shape[1]):
             looks = run_all(lambda row: read_resized(self.pairs[row], size), rows, None)
         return [hashlib.blake2b(each, digest_size=FINGERPRINT_BYTES).hexdigest() for each in looks]
+
+    def looks(self, ids: Iterable[str]) -> list[str]:
+        """What each picture looks like; see `looks.look_of`."""
+        return run_all(lambda row: look_of(self.images[row]), self.indices(ids), None)
 
     def describe(self) -> str:
         """One line on what is there: pairs per part, size, place."""
