@@ -52,7 +52,8 @@ def are_copies(looks: Sequence[str], known: Sequence[str]) -> BoolArray:
     nearest = [
         (turned.reshape(len(looks), -1) @ theirs.T).max(axis=1) for turned in _turn(_signs(looks))
     ]
-    return np.max(nearest, axis=0) >= BITS - 2 * NEAR
+    found: BoolArray = np.max(nearest, axis=0) >= BITS - 2 * NEAR
+    return found
 
 
 def _signs(looks: Sequence[str]) -> Signs:

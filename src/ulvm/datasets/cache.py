@@ -85,15 +85,17 @@ class DecodedDataset:
             size: Height and width to look at; at another than that of ``images`` the files are
                 read again. 0 for the same.
         """
-        rows = self.indices(ids)
-        looks: Iterable[Uint8Array] = (self.images[row] for row in rows)
-        if size not in (0, self.images.shape[1]):
-            looks = run_all(lambda row: read_resized(self.pairs[row], size), rows, None)
-        return [hashlib.blake2b(each, digest_size=FINGERPRINT_BYTES).hexdigest() for each in looks]
+
+        def fingerprint(row: int) -> str:
+            same = size in (0, self.images.shape[1])
+            image_rgb = self.images[row] if same else read_resized(self.pairs[row], size)
+            return hashlib.blake2b(image_rgb.data, digest_size=FINGERPRINT_BYTES).hexdigest()
+
+        return run_all(fingerprint, self.indices(ids).tolist(), None)
 
     def looks(self, ids: Iterable[str]) -> list[str]:
         """What each picture looks like; see `looks.look_of`."""
-        return run_all(lambda row: look_of(self.images[row]), self.indices(ids), None)
+        return run_all(lambda row: look_of(self.images[row]), self.indices(ids).tolist(), None)
 
     def describe(self) -> str:
         """One line on what is there: pairs per part, size, place."""
