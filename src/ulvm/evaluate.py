@@ -379,7 +379,7 @@ def evaluate(
         require_scipy()
     columns = columns or {}
     for name in by:
-        check_name(name, columns)
+        check_name(name, columns, ids)
 
     rows = dataset.indices(ids)
     height, width = dataset.masks.shape[1:]
