@@ -590,6 +590,8 @@ def test_inspect_prints_the_published_count() -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["totals"]["parameters"] == 49_457
     assert "49,457" in run("inspect").output
+    assert "of 64×64" in run("inspect", "paper", "--set", "data.image_size=64").output
+    assert "of 32×32" in run("inspect", "--size", 32, "--set", "data.image_size=64").output
 
 
 def test_presets_lists_every_row() -> None:
