@@ -260,6 +260,8 @@ def test_bootstrap_draws_every_image() -> None:
     assert whole == metrics.Interval(low=0.0, high=1.0)
     middle = metrics.bootstrap_interval(values, lambda sample: sample.mean(axis=-1), level=0.4)
     assert middle == metrics.Interval(low=0.5, high=0.5)
+    one = metrics.bootstrap_interval(values[:1], lambda sample: sample.mean(axis=-1))
+    assert np.isnan([one.low, one.high]).all()  # it says nothing of others
 
 
 def test_bootstrap_depends_on_the_seed_and_not_on_the_block(

@@ -337,7 +337,8 @@ def bootstrap_interval(
         seed: Of the draws; one seed draws the same images for every statistic.
 
     Returns:
-        The interval; resamples in which the statistic is nan are left out.
+        The interval; resamples in which the statistic is nan are left out. nan of one image, which
+        every resample repeats.
 
     Raises:
         InputError: There are no images, no resamples, or the level is not between 0 and 1.
@@ -345,7 +346,8 @@ def bootstrap_interval(
     images = sample.images if isinstance(sample, Confusion) else sample.shape[-1]
     select = sample.select if isinstance(sample, Confusion) else sample.__getitem__
     estimates = [statistic(select(draw)) for draw in _draws(images, resamples, seed)]
-    return percentile_interval(np.concatenate(estimates), level)
+    known = np.concatenate(estimates)
+    return percentile_interval(known if images > 1 else known[:0], level)
 
 
 def image_weights(

@@ -16,6 +16,7 @@ from ulvm.commands.shared import (
     engine_option,
     mask_options,
 )
+from ulvm.errors import InputError
 from ulvm.spec import EngineName, require_rgb
 
 
@@ -66,6 +67,14 @@ def evaluate(
     require_rgb(run.model)
     seen = read_seen(run, provenance)
     decoded = datasets.decode(dataset, data_dir, size=run.data.image_size, **masks)
+    names = tuple(provenance.get("classes", decoded.classes))
+    if decoded.classes and names != decoded.classes:
+        raise InputError(
+            f"the classes.csv of {dataset} lists {', '.join(decoded.classes)}, "
+            f"the model has {', '.join(names)}",
+            "classes are scored by their numbers",
+            "list the same ones in the same order",
+        )
     own = None if split_name else find_own_split(seen, decoded)
     if own is not None:
         split = own.resolve(decoded.pairs)
