@@ -168,6 +168,11 @@ def test_data_commands(drawn: Path, tmp_path: Path) -> None:
     assert split.exit_code == 0, split.output
     stored = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("fold*.json"))]
     assert [len(each["parts"]["test"]) for each in stored] == [3, 3, 3]
+    groups.rename(drawn / "groups.csv")
+    beside = run("data", "split", *where, "--folds", 3, "--out", tmp_path / "again")
+    assert f"groups: {drawn / 'groups.csv'}" in beside.output
+    again = sorted((tmp_path / "again").iterdir())
+    assert [json.loads(path.read_text()) for path in again] == stored
     next((drawn / "masks").iterdir()).unlink()
     broken = run("data", "check", *where)
     assert broken.exit_code == 1
@@ -274,6 +279,22 @@ def test_a_sorted_folder_is_its_own_split(tmp_path: Path) -> None:
     assert cases("skin", "--split", "folders") == parts["test"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--data folder=a --data folder=b", "names folder twice"),
+        ("--dataset ph2 --data folder=a", "write --data ph2=DIR"),
+        ("--data folder=a --split ph2=all", "a split of ph2"),
+        ("--dataset folder --data a --split k=3/fold.json", "a split of k"),
+    ],
+)
+def test_data_and_splits_that_would_not_be_used_are_refused(words: str, said: str) -> None:
+    pytest.importorskip("torch")
+    done = run("train", "paper", *words.split(), "--out", "never")
+    assert done.exit_code == 1
+    assert said in done.output.replace("A split", "a split").replace("Write", "write")
+
+
 def test_a_flat_folder_needs_a_split(drawn: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     done = run("train", "paper", "--dataset", "folder", "--data", drawn, "--out", tmp_path / "run")
@@ -327,6 +348,8 @@ def test_a_model_given_away_is_scored_by_its_own_split(drawn: Path, trained: Pat
                 suffix = path.suffix
         source = drawn / side / f"{parts['train'][0]}{suffix}"
         shutil.copy(source, drawn / side / f"copy{suffix}")
+        turned = Image.open(source).transpose(Image.Transpose.ROTATE_90)
+        turned.save(drawn / side / f"turned{'.jpg' if side == 'images' else suffix}", quality=80)
     file.unlink()
     assert cases("--data", drawn) == set(parts["test"])
     done = run(
@@ -337,7 +360,14 @@ def test_a_model_given_away_is_scored_by_its_own_split(drawn: Path, trained: Pat
     assert cases("--data", drawn) == set(parts["test"])
     seen = {*parts["train"], *parts["validation"]}
     everything = {path.stem for path in (drawn / "images").iterdir()}
-    assert cases("--data", drawn, "--split", "all") == everything - seen - {"copy"}
+    assert cases("--data", drawn, "--split", "all") == everything - seen - {"copy", "turned"}
+    tested = {"test": ["turned", parts["test"][0]]}
+    own = trained.parent / "own.json"
+    own.write_text(json.dumps({"dataset": "folder", "parts": tested}))
+    assert cases("--data", drawn, "--split", own) == set(tested["test"])
+    assert json.loads((out / "scores.json").read_text())["look_like_seen"] == ["turned"]
+    words = ("--data", drawn, "--split", own, "--exclude-seen")
+    assert cases(*words) == {parts["test"][0]}
     refused = run(
         "eval", given, "--dataset", "folder", "--data", drawn, "--split", file, "--out", out
     )
@@ -568,6 +598,8 @@ def test_inspect_prints_the_published_count() -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["totals"]["parameters"] == 49_457
     assert "49,457" in run("inspect").output
+    assert "of 64×64" in run("inspect", "paper", "--set", "data.image_size=64").output
+    assert "of 32×32" in run("inspect", "--size", 32, "--set", "data.image_size=64").output
 
 
 def test_presets_lists_every_row() -> None:

@@ -32,8 +32,28 @@ def test_what_spreadsheets_write(tmp_path: Path, separator: str, encoding: str) 
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\r\nid;group\r\na;1\r\nb;2\r\n",  # what Excel is told
+        "\n\nid,group\ra,1\rb,2\r , \r  ,\r",  # blank rows, a Mac's line ends of long ago
+        'id,note,group\na,"one\ntwo, three",1\nb,x\u2028y,2\n',  # line ends in a cell
+        "\tid\tgroup\n0\ta\t1\n1\tb\t2\n",  # a column without a name
+    ],
+)
+def test_odd_but_clear_tables(tmp_path: Path, text: str) -> None:
+    (tmp_path / "groups.csv").write_bytes(text.encode())
+    assert read_groups(tmp_path / "groups.csv", ["a", "b"]) == ["1", "2"]
+
+
+def test_a_group_is_one_in_both_unicode_forms(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("id,group\na,\xe9\nb,e\u0301\n")
+    assert len(set(read_groups(tmp_path / "groups.csv", ["a", "b"]))) == 1
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("id,group,Group\na,1,2\nb,1,3\nc,2,2\n", "column 'group' twice"),
         ("id;group\na;\nb; \nc;1\n", "gives 2 ids no group: a, b"),
         ("id,group\na,1\na,2\n", "1 ids more than once: a"),
         ("picture,group\na,1\n", "no columns 'id' and 'group'"),

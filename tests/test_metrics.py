@@ -260,6 +260,8 @@ def test_bootstrap_draws_every_image() -> None:
     assert whole == metrics.Interval(low=0.0, high=1.0)
     middle = metrics.bootstrap_interval(values, lambda sample: sample.mean(axis=-1), level=0.4)
     assert middle == metrics.Interval(low=0.5, high=0.5)
+    one = metrics.bootstrap_interval(values[:1], lambda sample: sample.mean(axis=-1))
+    assert np.isnan([one.low, one.high]).all()  # it says nothing of others
 
 
 def test_bootstrap_depends_on_the_seed_and_not_on_the_block(
@@ -328,6 +330,9 @@ def test_paired_difference_at_its_extremes() -> None:
     assert better.difference == pytest.approx(1 - float(pooled(metrics.dice)(model)))
     assert better.p_value == pytest.approx(0.001)
     assert better.interval.low > 0
+    none = confusion(np.zeros((3, 4, 4), bool), np.zeros((3, 4, 4), bool))  # no lesion to find
+    missing = paired_difference(none, none, pooled(metrics.sensitivity), resamples=50)
+    assert np.isnan([missing.difference, missing.interval.low, missing.p_value]).all()
 
 
 def test_paired_difference_refuses_other_images() -> None:

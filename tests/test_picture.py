@@ -258,6 +258,16 @@ def test_grey_masks_of_any_depth_are_thresholded_at_their_half(bits: int) -> Non
     np.testing.assert_array_equal(mask, np.where(grey >= 2 ** (bits - 1), 255, 0))
 
 
+def test_grey_masks_of_shares_and_of_numbers() -> None:
+    shares = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
+    mask = read_mask(encode(shares, "TIFF"), threshold=True)
+    np.testing.assert_array_equal(mask, np.where(shares >= 0.5, 255, 0))
+    with pytest.raises(InputError, match=r"holds 2 at most\. .* classes\.csv"):
+        read_mask(encode(np.array([[0, 1, 2]], np.uint8), "PNG"), threshold=True)
+    faint = np.array([[0, 60, 100]], np.uint8)  # of several people, most saw nothing
+    assert not read_mask(encode(faint, "PNG"), threshold=True).any()
+
+
 def test_tiff_planes() -> None:
     planes = tiff(RGB, bits=8, photometric=2, planes=True)
     np.testing.assert_array_equal(read_image(planes), RGB)

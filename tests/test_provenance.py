@@ -28,12 +28,12 @@ class Looks:
     def ids(self) -> list[str]:
         return list(self._looks)
 
-    def fingerprints(self, ids: Iterable[str]) -> list[str]:
-        return [fingerprint(self._looks[id_]) for id_ in ids]
+    def fingerprints(self, ids: Iterable[str], size: int = 0) -> list[str]:
+        return [fingerprint(self._looks[id_], size) for id_ in ids]
 
 
-def fingerprint(look: str) -> str:
-    return look.encode().hex().rjust(16, "0")
+def fingerprint(look: str, size: int = 0) -> str:
+    return f"{look}{size or ''}".encode().hex().rjust(16, "0")
 
 
 def seen_of(dataset: str, looks: dict[str, str], *, fingerprints: bool = True) -> Seen:
@@ -116,6 +116,10 @@ def test_what_was_seen_is_stored_with_the_ids_of_a_split_of_ones_own() -> None:
         {"pictures": None},
         {"parts": {"train": ["a", "x"], "validation": ["c"], "test": ["d"]}},
         {"dataset": 7},
+        {"size": -1},
+        {"looks": "0" * 30},
+        {"looks": 3},
+        {"size": "large"},
     ],
 )
 def test_damaged_words_on_what_was_seen_are_refused(change: dict[str, Any]) -> None:
@@ -155,6 +159,15 @@ def test_what_the_parents_saw_is_seen_too() -> None:
     for damaged in ({}, {"seen": None}, {"seen": [{}]}, "skin"):
         with pytest.raises(InputError, match="damaged"):
             read_seen(run, said | {"parent": damaged})
+
+
+def test_what_a_parent_saw_is_known_at_the_size_it_saw_it_at() -> None:
+    looks = {id_: f"{id_} of us" for id_ in "abcd"}
+    small = tuple(fingerprint(looks[id_], 64) for id_ in "abc")
+    parent = dataclasses.replace(seen_of("folder", looks), pictures=small, size=64)
+    copies = Looks("folder", {"x": looks["a"], "y": "new"})
+    assert unseen(parent, copies, "xy", drop=True) == "y"
+    assert find_own_split([parent], Looks("folder", looks)) is parent.split
 
 
 def test_a_parents_folder_is_known_too() -> None:

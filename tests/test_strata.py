@@ -6,7 +6,7 @@ import pytest
 from ulvm.errors import InputError
 from ulvm.evaluate import evaluate
 from ulvm.metrics import Confusion, confusion
-from ulvm.strata import find_ring, measure, tabulate, to_lab
+from ulvm.strata import check_name, find_ring, measure, tabulate, to_lab
 from ulvm.synthetic import SKIN_TONES, draw_lesion
 
 SIZE = 64
@@ -194,3 +194,11 @@ def test_an_evaluation_has_a_table_for_each_property(tmp_path) -> None:
     assert "strata" not in plain.to_dict()
     with pytest.raises(InputError, match="Did you mean 'tone'"):
         evaluate(find_square, Drawn(), ["0"], boundary=False, by=["tones"])
+
+
+def test_a_table_of_other_pictures_is_refused() -> None:
+    rows = {"A_1.jpg": {"id": "A_1.jpg", "tone": "dark", "site": "arm"}}
+    check_name("tone", rows, ["A_1", "A_2"])  # measured
+    with pytest.raises(InputError, match=r"has A_1\.jpg\. An id is a file's name .* as A_1\."):
+        check_name("site", rows, ["A_1", "A_2"])
+    check_name("site", {**rows, "A_2": {"id": "A_2"}}, ["A_1", "A_2"])

@@ -42,6 +42,7 @@ from ulvm.metrics import (
     Interval,
     Scores,
 )
+from ulvm.splits import name_some
 from ulvm.strata import StrataTable, check_name, measure, tabulate
 
 # uint8 (batch, size, size, 3) → float32 (batch, classes, size, size), 0..1
@@ -143,6 +144,7 @@ class Evaluation:
         examples: The images of lowest and highest Dice, from worst to best.
         strata: Scores of each kind of picture, a table for each property that was asked for.
         classes: Pooled Dice of each class by its name, of masks and a model of the same several.
+        copies: Ids of images that look like one that the model was trained or chosen with.
     """
 
     dataset: str
@@ -162,6 +164,7 @@ class Evaluation:
     examples: tuple[Example, ...] = field(repr=False)
     strata: tuple[StrataTable, ...] = ()
     classes: Mapping[str, float] = field(default_factory=dict)
+    copies: tuple[str, ...] = ()
 
     def table(self) -> str:
         """The scores as text that also says what was scored, where and how."""
@@ -201,6 +204,13 @@ class Evaluation:
                 width = max(map(len, scores))
                 lines += ["", title]
                 lines += [f"{name:{width}}  {value:.4f}" for name, value in scores.items()]
+        if self.copies:
+            lines += [
+                "",
+                f"{len(self.copies)} images look like ones that the model was trained or chosen"
+                f" with, {name_some(self.copies)}: these scores may be too high."
+                " --exclude-seen leaves them out.",
+            ]
         return "\n".join(lines)
 
     def _heading(self) -> list[str]:
@@ -241,6 +251,8 @@ class Evaluation:
                 **{name: each.tolist() for name, each in vars(self.calibration).items()},
             },
         }
+        if self.copies:
+            result["look_like_seen"] = list(self.copies)
         if self.classes:
             result["classes"] = dict(self.classes)
         if self.strata:
@@ -313,6 +325,7 @@ def evaluate(
     part: str = _NOT_STATED,
     by: Sequence[str] = (),
     columns: Mapping[str, Mapping[str, str]] | None = None,
+    copies: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores of a model on a list of images: counts, overlap, boundary distance, calibration.
@@ -339,6 +352,7 @@ def evaluate(
         part: Which of its lists `ids` is, such as "test".
         by: Properties of pictures to score by; see `strata.tabulate`.
         columns: What is known of each picture by its id; see `groups.read_table`.
+        copies: Which of `ids` look like what the model has seen, for tables and files.
         progress: Called after each batch with (images done, images in all).
 
     Returns:
@@ -365,7 +379,7 @@ def evaluate(
         require_scipy()
     columns = columns or {}
     for name in by:
-        check_name(name, columns)
+        check_name(name, columns, ids)
 
     rows = dataset.indices(ids)
     height, width = dataset.masks.shape[1:]
@@ -453,6 +467,7 @@ def evaluate(
             for name in by
         ),
         classes=class_scores.dice() if each_class else {},
+        copies=tuple(copies),
     )
 
 

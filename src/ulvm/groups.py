@@ -1,9 +1,11 @@
 """The table of a data set's pictures: whose they are, and what else is known of each."""
 
 import csv
+import io
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ulvm.errors import InputError
@@ -11,6 +13,7 @@ from ulvm.limits import TABLE_BYTES, read_file
 from ulvm.splits import name_some, normal_id
 
 TABLE = "groups.csv"
+_TOLD = re.compile(r"sep=([,;\t])[\r\n]+")  # the first line of what Excel is to open
 _FORM = "it must be a CSV file whose first line is 'id,group', or has more columns"
 
 Rows = dict[str, dict[str, str]]
@@ -50,10 +53,13 @@ def read_rows(
     Raises:
         InputError: The file cannot be read or lacks a column that is needed.
     """
-    lines = _decode(read_file(path, TABLE_BYTES)).splitlines()
-    head = lines[0] if lines else ""
+    text = _decode(read_file(path, TABLE_BYTES)).lstrip("\r\n")
+    told = _TOLD.match(text)
+    text = text[told.end() if told else 0 :]
+    delimiter = told[1] if told else max(",;\t", key=text.partition("\n")[0].count)
     try:
-        first, *rows = list(csv.reader(lines, delimiter=max(",;\t", key=head.count))) or [[]]
+        # With newline="", a line ends where csv says so, not at every mark of Unicode's.
+        first, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)) or [[]]
     except csv.Error as error:
         raise InputError(f"{path} is no table ({error})", form, "save it again as CSV") from error
     columns = [name.strip().lower() for name in first]
@@ -62,11 +68,13 @@ def read_rows(
         raise InputError(
             f"{path} has no column{'s' * (len(needed) > 1)} {names}", form, "rename its columns"
         )
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise InputError(f"{path} has the column '{twice[0]}' twice", form, "rename one of them")
     padding = [""] * len(columns)  # for rows that end early
     return [
         dict(zip(columns, map(str.strip, [*row, *padding]), strict=False))
         for row in rows
-        if any(row)
+        if any(map(str.strip, row))
     ]
 
 
@@ -100,10 +108,16 @@ def read_groups(path: str | os.PathLike[str], ids: Sequence[str]) -> list[str]:
                 "every picture needs a line with its group",
                 "add them; a picture that belongs with no other has its own id as group",
             )
-    return [rows[id_]["group"] for id_ in ids]
+    return [normal_id(rows[id_]["group"]) for id_ in ids]
 
 
 def find_table(data_dir: Path, dataset: str) -> Rows:
     """The table that lies beside a data set's pictures; empty where there is none."""
-    paths: Iterable[Path] = (data_dir / TABLE, data_dir / dataset / TABLE)
-    return next((read_table(path) for path in paths if path.is_file()), {})
+    path = find_table_file(data_dir, dataset)
+    return {} if path is None else read_table(path)
+
+
+def find_table_file(data_dir: Path, dataset: str) -> Path | None:
+    """Where that table lies."""
+    paths = (data_dir / TABLE, data_dir / dataset / TABLE)
+    return next((path for path in paths if path.is_file()), None)

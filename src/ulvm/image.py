@@ -58,8 +58,9 @@ def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
 
     Args:
         source: A path, the bytes of a file, or a binary file object.
-        threshold: Accept other values too: lesion is what is at least 128 of 255, or the half of
-            10, 12 or 16 bits.
+        threshold: Accept other values too: lesion is what is at least 128 of 255, the half of
+            10, 12 or 16 bits, or .5 of floats up to 1. A
+            mask with nothing above an eighth of its range is refused.
 
     Returns:
         uint8 (height, width) holding 0 and 255 only.
@@ -74,7 +75,15 @@ def read_mask(source: ImageSource, *, threshold: bool = False) -> Uint8Array:
     if all_lesion or (low == 0 and ((values == 0) | (values == high)).all()):
         return np.where(values == 0, 0, 255).astype(np.uint8)
     if threshold:
-        return np.where(values >= 2 ** (bits_of(high) - 1), 255, 0).astype(np.uint8)
+        # Floats up to 1 are shares; other samples have the range of their bits.
+        half = 0.5 if values.dtype.kind == "f" and high <= 1 else 2 ** (bits_of(high) - 1)
+        if high < half / 4:  # of a whole data set of such nothing would be left, without a word
+            raise InputError(
+                f"{name} holds {high:g} at most",
+                f"of a grey mask the lesion is what is at least {half:g}",
+                "stretch it to 0..255; if its values are classes, list them in classes.csv",
+            )
+        return np.where(values >= half, 255, 0).astype(np.uint8)
     found = np.unique(values)
     listed = ", ".join(f"{value:g}" for value in found[:6])
     raise InputError(

@@ -337,7 +337,8 @@ def bootstrap_interval(
         seed: Of the draws; one seed draws the same images for every statistic.
 
     Returns:
-        The interval; resamples in which the statistic is nan are left out.
+        The interval; resamples in which the statistic is nan are left out. nan of one image, which
+        every resample repeats.
 
     Raises:
         InputError: There are no images, no resamples, or the level is not between 0 and 1.
@@ -345,7 +346,8 @@ def bootstrap_interval(
     images = sample.images if isinstance(sample, Confusion) else sample.shape[-1]
     select = sample.select if isinstance(sample, Confusion) else sample.__getitem__
     estimates = [statistic(select(draw)) for draw in _draws(images, resamples, seed)]
-    return percentile_interval(np.concatenate(estimates), level)
+    known = np.concatenate(estimates)
+    return percentile_interval(known if images > 1 else known[:0], level)
 
 
 def image_weights(
@@ -440,7 +442,7 @@ def paired_difference(
         seed: Of the draws and swaps.
 
     Returns:
-        a - b; positive where the first model scores higher.
+        a - b; positive where the first model scores higher. All nan where either score is.
 
     Raises:
         InputError: The two do not have the same true masks, so they are not pairs.
@@ -471,10 +473,12 @@ def paired_difference(
             difference(both.select(position), both.select((position + images) % (2 * images)))
         )
     observed = float(difference(counts_a, counts_b))
+    by_chance = np.concatenate(swapped)
+    by_chance = by_chance[~np.isnan(by_chance)]
     # A swap that changes nothing must count as equal in spite of rounding, hence the margin.
-    as_large = np.abs(np.concatenate(swapped)) >= abs(observed) - 1e-12
+    as_large = np.count_nonzero(np.abs(by_chance) >= abs(observed) - 1e-12)
     return PairedDifference(
         difference=observed,
         interval=percentile_interval(np.concatenate(drawn), level),
-        p_value=(int(np.count_nonzero(as_large)) + 1) / (resamples + 1),
+        p_value=float("nan") if np.isnan(observed) else (int(as_large) + 1) / (len(by_chance) + 1),
     )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ulvm import splits
 from ulvm.errors import InputError
-from ulvm.spec import RunSpec
+from ulvm.looks import DIGITS, are_copies
+from ulvm.spec import LARGEST_SIZE, RunSpec
 from ulvm.version import __version__
 
 if TYPE_CHECKING:
@@ -76,11 +77,16 @@ class Seen:
         pictures: A fingerprint (`DecodedDataset.fingerprints`) for each id of the training part,
             then of the validation part; none of a model that is older than them.
         masks: Fingerprint of all masks of both parts, for a run to be resumed with the same.
+        size: Height and width that the fingerprints were taken at; 0 for the model's own.
+        looks: What each picture looks like (`looks.look_of`), in the order of `pictures`; none of
+            a model that is older.
     """
 
     split: splits.Split
     pictures: tuple[str, ...] = ()
     masks: str = ""
+    size: int = 0
+    looks: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -94,7 +100,8 @@ class Seen:
         known = name in splits.available_splits(dataset)
         if known and splits.load_split(dataset, name).hash == self.split.hash:
             del stored["parts"]
-        return stored | {"pictures": "".join(self.pictures), "masks": self.masks}
+        pictures = {"pictures": "".join(self.pictures), "size": self.size}
+        return stored | pictures | {"looks": "".join(self.looks), "masks": self.masks}
 
     @classmethod
     def from_dict(cls, stored: Any) -> Self:
@@ -110,10 +117,13 @@ class Seen:
             else:
                 split = splits.load_split(dataset, name)
             pictures = tuple(re.findall("[0-9a-f]{16}", stored["pictures"]))
-            seen = cls(split, pictures, str(stored["masks"]))
-            if split.hash == stored["hash"] and len(pictures) in (0, len(seen.ids)):
+            looks = tuple(re.findall(f"[0-9a-f]{{{DIGITS}}}", stored.get("looks", "")))
+            size = int(stored.get("size", 0))
+            seen = cls(split, pictures, str(stored["masks"]), size, looks)
+            whole = {len(pictures), len(looks)} <= {0, len(seen.ids)} and 0 <= size <= LARGEST_SIZE
+            if whole and split.hash == stored["hash"]:
                 return seen
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             pass
         raise _damaged()
 
@@ -199,7 +209,7 @@ def find_own_split(seen: Iterable[Seen], pictures: DecodedDataset) -> splits.Spl
             there = set(pictures.ids)
             known = dict(zip(each.ids, each.pictures, strict=True))
             both = [id_ for id_ in known if id_ in there]
-            looks = zip(both, pictures.fingerprints(both), strict=True)
+            looks = zip(both, pictures.fingerprints(both, each.size), strict=True)
             if both and not any(known[id_] == look for id_, look in looks):
                 continue
             if not both and not there & set(each.split.parts["test"]):
@@ -228,12 +238,11 @@ def choose_unseen(
         pictures: The data set that is scored.
         scored: The split that ``ids`` are a part of.
         part: Which part: one that the model has seen may be scored if asked for by name.
-        drop: Leave seen pictures out instead of refusing.
+        drop: Leave seen pictures, and what looks like copies of them, out instead of refusing.
 
     Raises:
         InputError: Some were seen and ``drop`` is false, or none is left.
     """
-    looks = dict(zip(ids, pictures.fingerprints(ids), strict=True))
     left = list(ids)
     for each in seen:
         split = each.split
@@ -243,8 +252,13 @@ def choose_unseen(
             continue
         by_name = not (each.pictures and {scored.dataset, split.dataset} <= _NAMELESS)
         names = {*split.parts["train"], *split.parts["validation"]} if by_name else set()
+        looks = pictures.fingerprints(left, each.size) if each.pictures else left
         known = set(each.pictures)
-        unseen = [id_ for id_ in left if id_ not in names and looks[id_] not in known]
+        pairs = zip(left, looks, strict=True)
+        unseen = [id_ for id_, look in pairs if id_ not in names and look not in known]
+        if drop:
+            copies = set(find_copies(unseen, [each], pictures))
+            unseen = [id_ for id_ in unseen if id_ not in copies]
         count = len(left) - len(unseen)
         if count and (not drop or not unseen):
             raise InputError(
@@ -255,3 +269,14 @@ def choose_unseen(
             )
         left = unseen
     return left
+
+
+def find_copies(ids: Sequence[str], seen: Iterable[Seen], pictures: DecodedDataset) -> list[str]:
+    """Those of these pictures that look like one that the model has seen.
+
+    A copy may be turned, flipped, of another size or saved anew; what is cut off by more than some
+    hundredths isn't found, nor what a model saw that is older than `Seen.looks`.
+    """
+    known = [look for each in seen for look in each.looks]
+    copied = are_copies(pictures.looks(ids), known) if known else [False] * len(ids)
+    return [id_ for id_, is_copy in zip(ids, copied, strict=True) if is_copy]

@@ -281,8 +281,14 @@ class DataSpec(_Spec):
         A data set keeps its split where none is given; a folder is then split as it is sorted.
 
         Raises:
-            InputError: A data set that is new here has no split.
+            InputError: A data set that is new here has no split, or a split is of none of them.
         """
+        for name in splits.keys() - set(names):
+            raise InputError(
+                f"a split of {name}, which is no data set of this run",
+                f"it has {', '.join(names)}",
+                "write NAME=SPLIT with one of these names, also where the split's path has a '='",
+            )
         known: dict[str, SourceSpec] = {source.dataset: source for source in self.sources}
         chosen = []
         for name in names:

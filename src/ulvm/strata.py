@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ulvm.errors import unknown_name
+from ulvm.errors import InputError, unknown_name
 from ulvm.image import rim
 from ulvm.metrics import BoolArray, Confusion, FloatArray, dice, pooled
+from ulvm.splits import name_some
 
 # The ring of skin, in shares of the frame's side: it begins a little outside the border, which is
 # soft, and is as wide as the skin that a lesion is seen against.
@@ -200,7 +201,7 @@ def tabulate(
     Raises:
         InputError: There is no such property.
     """
-    check_name(by, columns)
+    check_name(by, columns, ids)
     if by == "size":
         area = (counts.tp + counts.fn) / (counts.tp + counts.fn + counts.fp + counts.tn)
         names = [_name_size(share) for share in area]
@@ -236,16 +237,22 @@ def tabulate(
     return StrataTable(by=by, rows=tuple(rows))
 
 
-def check_name(by: str, columns: Mapping[str, Mapping[str, str]]) -> None:
+def check_name(by: str, columns: Mapping[str, Mapping[str, str]], ids: Sequence[str]) -> None:
     """Refuse a property that pictures don't have.
 
     Raises:
-        InputError: It names those that they have.
+        InputError: It names those that they have; or the table has none of these ids.
     """
     known = dict.fromkeys([*MEASURED, *(name for row in columns.values() for name in row)])
     known.pop("id", None)
     if by not in known:
         raise unknown_name(f"pictures can't be told apart by '{by}'", by, known)
+    if by not in MEASURED and not columns.keys() & set(ids):
+        raise InputError(
+            f"the table with '{by}' has none of these pictures; it has {name_some([*columns], 3)}",
+            f"an id is a file's name without its ending, such as {ids[0]}",
+            "correct the ids in the table",
+        )
 
 
 def _name_size(share: float) -> str:

@@ -70,6 +70,20 @@ def test_check_finds_shared_ids_areas_and_other_files(tmp_path: Path):
     assert check("isic2017", tmp_path, against=["ph2"]).shared == {"ph2": []}
 
 
+def test_check_names_patients_in_two_parts(tmp_path: Path):
+    write_isic2017(tmp_path, ISIC_IDS)
+    table = tmp_path / "groups.csv"
+    table.write_text("id,group\nISIC_0000001,p1\nISIC_0000003,p1\nISIC_0000004,p2\n")
+    notes = check("isic2017", tmp_path).notes
+    assert not any("more than one part" in note for note in notes)
+    assert any("1 ids are not in groups.csv: ISIC_0000002" in note for note in notes)
+    table.write_text(table.read_text().replace("p2", "p1"))
+    notes = check("isic2017", tmp_path).notes
+    assert any("1 groups of groups.csv are in more than one part: p1" in note for note in notes)
+    table.write_text("picture\n")
+    assert any("has no column 'id'" in note for note in check("isic2017", tmp_path).notes)
+
+
 def test_shared_ids():
     assert shared_ids(["b", "a", "c"], {"c", "b", "d"}) == ["b", "c"]
     # shared with ISIC 2017: 1800 ids of its training and 121 of its validation part

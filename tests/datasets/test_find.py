@@ -176,12 +176,17 @@ def test_other_public_layouts(tmp_path: Path, dataset: str, images: list[str], m
     assert [pair.id for pair in found] == [f"A_{index}" for index in range(len(images))]
 
 
-@pytest.mark.parametrize("validation", ["val", "validation", "valid"])
-def test_folders_of_parts(tmp_path: Path, validation: str):
-    for index, part in enumerate(["train", validation, "test"]):
+@pytest.mark.parametrize(
+    "names", ["train val test", "train validation test", "Train valid Test", "training Val testing"]
+)
+def test_folders_of_parts(tmp_path: Path, names: str):
+    for index, part in enumerate(names.split()):
         picture, mask = draw(index, 30, 40)
         save(picture, tmp_path / part / "images" / f"{index}.png")
-        save(mask, tmp_path / part / "masks" / f"{index}.png")
+        save(mask, tmp_path / part / "Masks" / f"{index}.png")
+    # As where capitals don't count: a folder of two names is read once.
+    first = names.split()[0]
+    (tmp_path / (first.title() if first.islower() else first.lower())).symlink_to(tmp_path / first)
     found = find_pairs("folder", tmp_path)
     assert [pair.part for pair in found] == ["train", "validation", "test"]
 
@@ -276,6 +281,9 @@ def test_pictures_beside_their_masks(tmp_path: Path, outer: str):
     both = np.maximum(draw(0)[1], second)
     expected = Image.fromarray(both).resize((40, 40), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(decoded.masks[0], expected)
+    (root / "benign" / "benign (1)_mask_1.png").unlink()
+    fewer = decode("folder", tmp_path, size=40, cache_dir=tmp_path / "cache")
+    assert fewer.masks[0].sum() < decoded.masks[0].sum()
 
 
 @pytest.mark.parametrize("with_test_masks", [True, False])

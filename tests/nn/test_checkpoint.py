@@ -317,14 +317,15 @@ def test_metadata_that_are_no_json_and_numbers_that_are_not_finite(tmp_path: Pat
         load_weights(path)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "model.module."])
 def test_wrapped_checkpoints_of_the_authors(
     tmp_path: Path, authors_state: dict[str, Tensor], wrapper: str, prefix: str
 ) -> None:
     path = tmp_path / "c.pth"
     state = {prefix + name: value for name, value in authors_state.items()}
-    torch.save({wrapper: state, "epoch": 3}, path)
+    numbers = {"loss": np.float32(0.5), "epoch": np.int64(3)}
+    torch.save({wrapper: {"state_dict": state} if wrapper == "net" else state, **numbers}, path)
     load_authors_checkpoint(path)
 
 

@@ -94,6 +94,13 @@ def test_three_classes_from_drawing_to_masks(tmp_path: Path) -> None:
     assert total == 4 * SIZE**2
     assert right > 0.9 * total
 
+    table = mine / "classes.csv"
+    swapped = table.read_text().splitlines()
+    table.write_text("\n".join([*swapped[:2], *swapped[:1:-1]]))
+    done = run("eval", out, *where, "--out", tmp_path / "scores")
+    assert done.exit_code == 1
+    assert "lists skin, crust, naevus, the model has skin, naevus, crust" in done.output
+
 
 def test_a_model_of_one_class_is_scored_by_the_foreground(tmp_path: Path) -> None:
     draw_folder(tmp_path / "mine")

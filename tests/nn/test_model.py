@@ -18,6 +18,7 @@ from ulvm.nn.model import (
     PVMLayer,
     SkipBridge,
     UltraLightVMUNet,
+    init_weights,
     normalise,
     probability_of_logits,
 )
@@ -306,10 +307,36 @@ def test_pvm_mistakes() -> None:
     with pytest.raises(InputError, match="got 10 channels and 4 branches"):
         PVMLayer(10, 8)
     mixer: Any = "mambo"
-    with pytest.raises(InputError, match=r"no mixer 'mambo'\. There are mamba, bidirectional, ss"):
+    with pytest.raises(InputError, match=r"no mixer 'mambo'\. Choose from mamba, bidire"):
         PVMLayer(8, 8, mixer=mixer)
     with pytest.raises(InputError, match=r"Pass size_hw=\(height, width\)"):
         PVMLayer(8, 8, mixer="ss2d").forward_tokens(torch.zeros(1, 6, 8))
+    with pytest.raises(InputError, match=r"no init 'Mamba'\. .* Did you mean 'mamba'"):
+        PVMLayer(8, 8, init="Mamba")  # type: ignore[arg-type]
+    for size in ("in_channels", "out_channels", "branches", "d_state", "d_conv", "expand"):
+        for value in (0, -4, 2.0):
+            with pytest.raises(InputError, match=f"{size}={value}"):
+                PVMLayer(**{"in_channels": 8, "out_channels": 8, size: value})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"It takes \(batch, channels, height, width\)"):
+        PVMLayer(8, 8)(torch.zeros(8, 6, 6))
+
+
+@pytest.mark.parametrize("mixer", MIXER_NAMES)
+def test_a_layer_without_memory_gets_its_values_as_torchs_own_do(mixer: Any) -> None:
+    """As tools for networks too large for one machine do it: made on no device, then reset."""
+    with torch.device("meta"):
+        layer = PVMLayer(8, 12, branches=2, mixer=mixer)
+    layer.to_empty(device="cpu")
+    for part in layer.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    assert layer(torch.rand(1, 8, 3, 4)).isfinite().all()
+    drawn = PVMLayer(8, 12, branches=2, mixer=mixer)
+    torch.manual_seed(7)
+    init_weights(layer.to("meta").to_empty(device="cpu"), "mamba")
+    torch.manual_seed(7)
+    init_weights(drawn, "mamba")
+    torch.testing.assert_close(layer.state_dict(), drawn.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,9 @@ def test_what_all_parents_have_seen_is_seen(tmp_path: Path) -> None:
     ours = [("folder", "small"), ("folder", "small")]
     assert named == [*ours, ("isic2017", "skin"), ("pad-ufes", "skin")]
     for each, folder in zip(seen, (second, first), strict=False):
-        decoded = datasets.decode("folder", folder, size=SIZE)
-        assert list(each.pictures) == decoded.fingerprints(decoded.ids[:5])
+        for size in (SIZE, 96):  # at another size than theirs too
+            decoded = datasets.decode("folder", folder, size=size)
+            assert list(each.pictures) == decoded.fingerprints(decoded.ids[:5], each.size)
 
 
 def test_the_network_is_the_parents(tmp_path: Path) -> None:

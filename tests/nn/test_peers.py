@@ -53,6 +53,14 @@ def test_peer_has_its_published_count_and_learns(name: str) -> None:
         assert parameter.grad.any(), key
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_is_built_without_memory(name: str) -> None:
+    """As reading its weights does, to know their shapes."""
+    with torch.device("meta"):
+        network = build_peer(name)
+    assert sum(each.numel() for each in network.parameters()) == PEERS[name].parameters
+
+
 def test_the_paper_s_savings_follow_from_the_counts() -> None:
     ours = published_parameters("paper")
     assert ours == 0.049e6

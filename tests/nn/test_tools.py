@@ -170,6 +170,20 @@ def test_a_functional_gradient_is_autograds() -> None:
         torch.testing.assert_close(each, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's forward derivatives
+def test_a_forward_derivative_with_parameters_that_want_gradients() -> None:
+    operands = [each.requires_grad_() for each in draw_operands()]
+    ways = [torch.rand_like(each) for each in operands]
+    with torch.autograd.forward_ad.dual_level():
+        made = [
+            torch.autograd.forward_ad.make_dual(*each) for each in zip(operands, ways, strict=True)
+        ]
+        found = torch.autograd.forward_ad.unpack_dual(loss_of(*made)).tangent
+    gradients = torch.autograd.grad(loss_of(*operands), operands)
+    expected = sum((way * each).sum() for way, each in zip(ways, gradients, strict=True))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_gradients_of_each_picture_by_vmap(network: UltraLightVMUNet, images: Tensor) -> None:
     network, images = network.double(), images.double()
     parameters = {name: each.detach() for name, each in network.named_parameters()}

@@ -444,6 +444,17 @@ def test_too_little_memory_is_a_sentence(
         run_small(data_dir, tmp_path / "run")
 
 
+def test_one_picture_of_one_pixel_in_a_batch_norm_is_a_sentence(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def normalise(*_: object) -> None:
+        torch.nn.BatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
+
+    monkeypatch.setattr(Learner, "update", normalise)
+    with pytest.raises(InputError, match=r"can't be normalised.*Raise data\.image_size"):
+        run_small(data_dir, tmp_path / "run")
+
+
 def test_other_errors_of_torch_are_not_taken_for_that(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

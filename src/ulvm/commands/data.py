@@ -60,7 +60,8 @@ def data_prepare(dataset: str, data_dir: Path, size: int, **masks: Any) -> None:
 @click.option(
     "--groups",
     type=GROUPS,
-    help="CSV file 'id,group': a group, such as a patient, is never divided.",
+    help="CSV file 'id,group': a group, such as a patient, is never divided. Else groups.csv "
+    "beside the data, if it has a column group.",
 )
 @click.option("--out", "out_dir", type=FOLDER, required=True, help="Folder for the split files.")
 def data_split(
@@ -75,8 +76,11 @@ def data_split(
 ) -> None:
     """Write split files of one's own, for cross-validation."""
     from ulvm import datasets, splits
-    from ulvm.groups import read_groups
+    from ulvm.groups import find_table, find_table_file, read_groups
 
+    if groups is None and any("group" in row for row in find_table(data_dir, dataset).values()):
+        groups = find_table_file(data_dir, dataset)
+        click.echo(f"groups: {groups}")
     ids = [pair.id for pair in datasets.find_pairs(dataset, data_dir)]
     areas = None
     if by_area:

@@ -16,6 +16,7 @@ from ulvm.commands.shared import (
     engine_option,
     mask_options,
 )
+from ulvm.errors import InputError
 from ulvm.spec import EngineName, require_rgb
 
 
@@ -60,12 +61,20 @@ def evaluate(
     from ulvm import datasets, evaluate, splits
     from ulvm.datasets.read import mask_rules, read_masks
     from ulvm.groups import find_table, read_table
-    from ulvm.provenance import choose_unseen, find_own_split, read_seen
+    from ulvm.provenance import choose_unseen, find_copies, find_own_split, read_seen
 
     probability_of, run, provenance = _load_model(model, device, engine)
     require_rgb(run.model)
     seen = read_seen(run, provenance)
     decoded = datasets.decode(dataset, data_dir, size=run.data.image_size, **masks)
+    names = tuple(provenance.get("classes", decoded.classes))
+    if decoded.classes and names != decoded.classes:
+        raise InputError(
+            f"the classes.csv of {dataset} lists {', '.join(decoded.classes)}, "
+            f"the model has {', '.join(names)}",
+            "classes are scored by their numbers",
+            "list the same ones in the same order",
+        )
     own = None if split_name else find_own_split(seen, decoded)
     if own is not None:
         split = own.resolve(decoded.pairs)
@@ -93,6 +102,7 @@ def evaluate(
             part=part + (" (unseen)" if exclude_seen else ""),
             by=[name.strip() for name in by.split(",")] if by else (),
             columns=read_table(groups) if groups else find_table(data_dir, dataset),
+            copies=find_copies(ids, seen, decoded) if part == "test" else (),
             progress=progress,
         )
     click.echo(evaluation.table())

@@ -12,15 +12,16 @@ from ulvm.commands.shared import set_option
 @click.command()
 @click.argument("preset", default="paper")
 @set_option
-@click.option("--size", default=256, show_default=True, help="Height and width in pixels.")
+@click.option("--size", type=int, help="Height and width in pixels; else data.image_size.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def inspect(preset: str, assignments: tuple[str, ...], size: int, as_json: bool) -> None:
+def inspect(preset: str, assignments: tuple[str, ...], size: int | None, as_json: bool) -> None:
     """Show shapes, parameters, multiply-accumulates and memory of each stage."""
     from ulvm.nn.complexity import inspect_model
     from ulvm.presets import find_preset
 
     run = find_preset(preset).run.override(assignments)
-    complexity = inspect_model(run.model, (size, size))
+    side = run.data.image_size if size is None else size
+    complexity = inspect_model(run.model, (side, side))
     click.echo(json.dumps(complexity.to_dict(), indent=2) if as_json else complexity.table())
 
 

@@ -79,6 +79,12 @@ def train(
 
         run = find_preset(preset).run
         where = _by_name(folders, dataset, "--data")
+        if dataset and dataset not in where:
+            raise InputError(
+                f"--dataset {dataset} with --data {folders[0]}",
+                "",
+                f"write --data {dataset}=DIR, or leave out --dataset",
+            )
         chosen = run.data.choose(list(where), _by_name(split_names, next(iter(where)), "--split"))
         run = dataclasses.replace(run, data=chosen)
         parent = None if parent_name is None else load_parent(parent_name)
@@ -144,4 +150,11 @@ def _by_name(values: tuple[str, ...], name: str | None, option: str) -> dict[str
                 f"write {option} NAME=… for each, or one alone together with --dataset",
             )
         return {name: values[0]}
+    names = [first for first, _, _ in named]
+    if twice := [each for each in names if names.count(each) > 1]:
+        raise InputError(
+            f"{option} names {twice[0]} twice",
+            "each data set can be named once",
+            "put the pictures of both into one folder and one split",
+        )
     return {first: last for first, _, last in named}

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,9 @@ from ulvm.datasets.read import (
     width_by_height,
 )
 from ulvm.errors import InputError, printable
+from ulvm.groups import TABLE, find_table
 from ulvm.image import resize
-from ulvm.splits import available_splits, load_split, name_some
+from ulvm.splits import available_splits, load_split, name_some, normal_id
 
 # Near duplicates: grey versions of this side whose root-mean-square difference is below this
 # many grey levels. In ISIC 2018, known copies lie below 2.5 and the next pair at 3.4.
@@ -188,7 +190,10 @@ def check(
         duplicates=duplicates,
         shared=shared,
         problems=problems,
-        notes=list(_write_notes(found_parts, seen, duplicates, shared)),
+        notes=[
+            *_write_notes(found_parts, seen, duplicates, shared),
+            *_groups_in_two_parts(pairs, Path(data_dir), dataset),
+        ],
     )
 
 
@@ -268,6 +273,26 @@ def _write_notes(
     ignored = [path.name for found in found_parts for path in found.ignored]
     if ignored:
         yield f"{len(ignored)} other files were ignored: {name_some(ignored, 3)}."
+
+
+def _groups_in_two_parts(pairs: Sequence[Pair], data_dir: Path, dataset: str) -> Iterator[str]:
+    """A sentence on groups of the table beside the data, such as patients, that are divided."""
+    try:
+        table = find_table(data_dir, dataset)
+    except InputError as error:
+        yield str(error)
+        return
+    parts: dict[str, set[str]] = {}
+    for pair in pairs:
+        if group := table.get(pair.id, {}).get("group"):
+            parts.setdefault(normal_id(group), set()).add(pair.part)
+    if divided := [group for group, where in parts.items() if len(where) > 1]:
+        yield (
+            f"{len(divided)} groups of {TABLE} are in more than one part: {name_some(divided)}; "
+            "scores of such parts are too high."
+        )
+    if table and (unlisted := [pair.id for pair in pairs if pair.id not in table]):
+        yield f"{len(unlisted)} ids are not in {TABLE}: {name_some(unlisted)}."
 
 
 def shared_ids(a: str | Iterable[str], b: str | Iterable[str]) -> list[str]:

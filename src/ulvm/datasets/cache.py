@@ -22,12 +22,14 @@ from ulvm.datasets.read import (
     Progress,
     mask_rules,
     read_pair,
+    read_resized,
     run_all,
     width_by_height,
 )
 from ulvm.errors import InputError
 from ulvm.files import find_cache_folder, flush_folder
 from ulvm.image import Uint8Array, resize
+from ulvm.looks import look_of
 from ulvm.spec import LARGEST_SIZE
 from ulvm.splits import name_some, normal_id
 
@@ -75,12 +77,25 @@ class DecodedDataset:
         least = 1 if self.classes else 128
         return np.array([(mask >= least).mean() for mask in self.masks])
 
-    def fingerprints(self, ids: Iterable[str]) -> list[str]:
-        """What each picture looks like at this size, as 16 hex digits: equal for equal pixels."""
-        return [
-            hashlib.blake2b(self.images[row], digest_size=FINGERPRINT_BYTES).hexdigest()
-            for row in self.indices(ids)
-        ]
+    def fingerprints(self, ids: Iterable[str], size: int = 0) -> list[str]:
+        """What each picture looks like, as 16 hex digits: equal for equal pixels.
+
+        Args:
+            ids: Of which pictures.
+            size: Height and width to look at; at another than that of ``images`` the files are
+                read again. 0 for the same.
+        """
+
+        def fingerprint(row: int) -> str:
+            same = size in (0, self.images.shape[1])
+            image_rgb = self.images[row] if same else read_resized(self.pairs[row], size)
+            return hashlib.blake2b(image_rgb.data, digest_size=FINGERPRINT_BYTES).hexdigest()
+
+        return run_all(fingerprint, self.indices(ids).tolist(), None)
+
+    def looks(self, ids: Iterable[str]) -> list[str]:
+        """What each picture looks like; see `looks.look_of`."""
+        return run_all(lambda row: look_of(self.images[row]), self.indices(ids).tolist(), None)
 
     def describe(self) -> str:
         """One line on what is there: pairs per part, size, place."""
@@ -193,7 +208,8 @@ def _fingerprint(pairs: Sequence[Pair], rules: MaskRules) -> str:
     digest = hashlib.sha256(f"{CACHE_FORMAT} {rules}\n".encode())
     for pair in pairs:
         lines = [f"{pair.id} {pair.part}"]
-        lines += [f"{f.path.absolute()} {f.size} {f.changed}" for f in (pair.image, pair.mask)]
+        files = (pair.image, pair.mask, *pair.more_masks)
+        lines += [f"{file.path.absolute()} {file.size} {file.changed}" for file in files]
         for line in lines:  # names of files may be no UTF-8
             digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:12]

@@ -252,8 +252,12 @@ class _Places:
             self._parents += inside
 
     def locate(self, names: Sequence[str]) -> list[Path]:
-        """Those of these folders, or zips of their names, that are there."""
-        return [place for name in names if (place := self._locate(name)) is not None]
+        """Those of these folders, or zips of their names, that are there, each once."""
+        there: dict[tuple[int, int], Path] = {}
+        for place in filter(None, map(self._locate, names)):
+            status = place.stat()  # where capitals don't count, two names are one folder
+            there.setdefault((status.st_dev, status.st_ino), place)
+        return list(there.values())
 
     def count_there(self, form: Form) -> int:
         """How many of a form's sides are there."""

@@ -28,7 +28,7 @@ class Layout:
 
     Args:
         part: Official part: `train`, `validation` or `test`; `all` where there are no parts.
-        images: Folders of pictures, one of which must be there.
+        images: Folders of pictures, one of which must be there; all that are there are read.
         masks: Folders of masks; the same as `images` where they share their folders.
         name: Pattern that tells pictures from masks where they share their folders.
         picture_ending: What the names of pictures have beyond those of masks.
@@ -59,6 +59,16 @@ def _parts(images: str, masks: str, **names: str) -> Form:
     return tuple(
         Layout(part, (images.format(name),), (masks.format(name),)) for part, name in names.items()
     )
+
+
+def _sorted(**names: str) -> Form:
+    """A folder a part, by any of these names, in small letters or capitalised."""
+
+    def inside(part: str, side: str) -> tuple[str, ...]:
+        spelled = [form(name) for name in names[part].split() for form in (str, str.title)]
+        return tuple(f"{name}/{form(side)}" for name in spelled for form in (str, str.title))
+
+    return tuple(Layout(part, inside(part, "images"), inside(part, "masks")) for part in names)
 
 
 _PLAIN = (_whole("images", "masks"), _whole("Images", "Masks"))
@@ -110,11 +120,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "pad-ufes": _PLAIN,
     "folder": (
         *_PLAIN,  # Kvasir-SEG and CVC-ColonDB too
-        *(
-            _parts(f"{{}}/{images}", f"{{}}/{masks}", train="train", validation=val, test="test")
-            for val in ("val", "validation", "valid")
-            for images, masks in (("images", "masks"), ("Images", "Masks"))
-        ),
+        _sorted(train="train training", validation="val validation valid", test="test testing"),
         # nnU-Net, whose pictures end in the number of their channel; test masks are rarely given.
         tuple(
             Layout(

@@ -118,6 +118,13 @@ def read_pair(pair: Pair, rules: MaskRules) -> Iterator[PairPixels]:
         yield PairPixels(image_rgb, mask, problems)
 
 
+def read_resized(pair: Pair, size: int) -> Uint8Array:
+    """The picture of a pair at another size, uint8 (size, size, 3), as a cache holds it."""
+    with _ROOM.share() as take:
+        picture = _read(pair.image, functools.partial(read_picture, before=take))
+        return resize(picture, (size, size))
+
+
 def run_all(
     work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None
 ) -> list[Result]:

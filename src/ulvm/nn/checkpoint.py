@@ -28,13 +28,23 @@ from ulvm.splits import name_some
 
 WEIGHTS = RUN_WEIGHTS
 COUNTER = "num_batches_tracked"
-# The released code keeps losses as numpy floats beside the weights; numpy 2 renamed their module.
+# The released code keeps losses as numpy numbers beside the weights; numpy 2 renamed their module.
+_WRAPPERS = (
+    "model_state_dict",
+    "state_dict",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "ema",
+)
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_FLOAT: list[Any] = [
+_NUMPY_NUMBERS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
-    type(np.dtype(np.float64)),
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
 ]
 
 
@@ -162,8 +172,9 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
 
     Args:
         path: A state dict saved by the released code, or a training checkpoint that holds one
-            under ``model_state_dict``, ``state_dict`` or ``model``; with or without ``module.``
-            and ``_orig_mod.`` prefixes and THOP's ``total_ops`` / ``total_params`` entries.
+            under ``model_state_dict``, ``state_dict``, ``model`` and the like; with or without
+            a prefix of all names, such as ``module.``, ``_orig_mod.`` or ``net.``, and THOP's
+            ``total_ops`` / ``total_params`` entries.
 
     Returns:
         The network in evaluation mode, on the CPU.
@@ -174,7 +185,7 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
     if not Path(path).is_file():
         raise not_found(path, "it must be the authors' .pth file")
     try:
-        with torch.serialization.safe_globals(_NUMPY_FLOAT), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -185,7 +196,7 @@ def load_authors_checkpoint(path: str | Path) -> UltraLightVMUNet:
             "it must hold tensors only, saved by torch.save(model.state_dict(), …)",
             "save the state dict of that object and try again",
         ) from None
-    for wrapper in ("model_state_dict", "state_dict", "model"):
+    for wrapper in (*_WRAPPERS, *_WRAPPERS):  # one in another, too
         if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
             stored = stored[wrapper]
     if not isinstance(stored, Mapping):
@@ -204,10 +215,13 @@ def model_from_authors(state: Mapping[str, Tensor]) -> UltraLightVMUNet:
         InputError: Tensors are missing, left over, of other shapes or types, or not finite.
     """
     tensors = {
-        str(name).removeprefix("module.").removeprefix("_orig_mod.").removeprefix("module."): value
+        str(name): value
         for name, value in state.items()
         if not str(name).endswith(("total_ops", "total_params"))
     }
+    # What is wrapped around the network, such as DataParallel, stands before all names.
+    while len({name.partition(".")[0] for name in tensors}) == 1 and all("." in n for n in tensors):
+        tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
     table = authors_names(ModelSpec())
     model = UltraLightVMUNet()
     shapes = {table[ours]: value.shape for ours, value in model.state_dict().items()}

@@ -32,8 +32,15 @@ class SelectiveScan(nn.Module):
         self.dt_rank = dt_rank
         self.x_proj = nn.Linear(inner, dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(dt_rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
-        self.D = nn.Parameter(torch.ones(inner))
+        self.A_log = nn.Parameter(torch.empty(inner, d_state))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set A and D, which both projections don't have."""
+        self.A_log.copy_(torch.arange(1.0, self.d_state + 1).log().expand_as(self.A_log))
+        nn.init.ones_(self.D)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, inner) → (batch, length, inner)."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulvm.errors import InputError
+from ulvm.errors import InputError, unknown_name
 from ulvm.nn.mamba import MIXERS, SelectiveScan
 from ulvm.spec import Init, Mixer, ModelSpec, Stage, require_divisible
 
@@ -64,7 +65,8 @@ class PVMLayer(nn.Module):
         mixer: ``mamba`` (the released code), ``bidirectional`` (Vim) or ``ss2d`` (VMamba).
 
     Raises:
-        InputError: ``branches`` does not divide ``in_channels``, or no such mixer.
+        InputError: ``branches`` does not divide ``in_channels``, a size is below 1, or there is no
+            such mixer or init.
 
     Source: arXiv 2403.20035, section 3.2, equations 1 to 5; the released code applies the same
     LayerNorm before and after the mixers.
@@ -83,27 +85,39 @@ class PVMLayer(nn.Module):
         init: Init = "paper",
     ) -> None:
         super().__init__()
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "branches": branches}
+        sizes |= {"d_state": d_state, "d_conv": d_conv, "expand": expand}
+        for name, size in sizes.items():
+            if not hasattr(size, "__index__") or size < 1:
+                raise InputError(f"PVMLayer got {name}={size!r}", "it is a whole number from 1", "")
         if in_channels % branches:
             raise InputError(
                 f"PVMLayer got {in_channels} channels and {branches} branches",
                 "the branches must divide the channels",
                 "change one of them",
             )
-        if mixer not in MIXERS:
-            raise InputError(
-                f"PVMLayer has no mixer {mixer!r}",
-                "there are " + ", ".join(MIXERS),
-                "choose one of these",
-            )
+        for what, given, known in (("mixer", mixer, MIXERS), ("init", init, get_args(Init))):
+            if given not in known:
+                raise unknown_name(f"PVMLayer has no {what} {given!r}", given, known)
         self.branches = branches
         self.norm = nn.LayerNorm(in_channels)
         self.mixer = MIXERS[mixer](in_channels // branches, d_state, d_conv, expand)
-        self.skip_scale = nn.Parameter(torch.ones(1))
+        self.skip_scale = nn.Parameter(torch.empty(1))
         self.project = nn.Linear(in_channels, out_channels)
         init_weights(self, init)
 
+    def reset_parameters(self) -> None:
+        """Set the layer's own parameter, as torch's layers do; ``init_weights`` sets all inside."""
+        nn.init.ones_(self.skip_scale)
+
     def forward(self, features: Tensor) -> Tensor:
         """(batch, in_channels, height, width) → (batch, out_channels, height, width)."""
+        if features.dim() != 4:
+            raise InputError(
+                f"PVMLayer got {tuple(features.shape)}",
+                "it takes (batch, channels, height, width)",
+                "",
+            )
         height, width = features.shape[2:]
         tokens = features.flatten(2).transpose(1, 2)  # (batch, height · width, in_channels)
         tokens = self.forward_tokens(tokens, (height, width))
@@ -335,6 +349,8 @@ def init_weights(module: nn.Module, init: Init) -> None:
         elif isinstance(part, nn.Conv2d):
             fan_out = math.prod(part.kernel_size) * part.out_channels // part.groups
             nn.init.normal_(part.weight, std=math.sqrt(2 / fan_out))
+        elif isinstance(part, PVMLayer | SelectiveScan | nn.LayerNorm | nn.GroupNorm):
+            part.reset_parameters()  # to constants
         if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) and part.bias is not None:
             nn.init.zeros_(part.bias)
     if init == "mamba":

@@ -96,4 +96,10 @@ def load_parent(model: str | Path) -> Parent:
     network, run, provenance = load_bytes(content, str(path))
     state = {name: each.detach() for name, each in network.state_dict().items()}
     sha256 = hashlib.sha256(content).hexdigest()
-    return Parent(str(model), sha256, run.model, state, tuple(read_seen(run, provenance)))
+    seen = read_seen(run, provenance)
+    size = run.data.image_size  # of fingerprints in older files, which don't say it
+    at_sizes = tuple(
+        dataclasses.replace(each, size=each.size or size) if each.pictures else each
+        for each in seen
+    )
+    return Parent(str(model), sha256, run.model, state, at_sizes)

@@ -78,9 +78,10 @@ def load_parts(
         held = decoded.indices(split.ids("validation"))
         held_images.append(np.asarray(decoded.images[held]))
         held_masks.append(_spread(decoded.masks[held], len(names)))
-        looks = decoded.fingerprints((*split.ids("train"), *split.ids("validation")))
+        seen = (*split.ids("train"), *split.ids("validation"))
+        fingerprints, looks = decoded.fingerprints(seen), decoded.looks(seen)
         both = hashlib.blake2b(truth.tobytes() + held_masks[-1].tobytes(), digest_size=8)
-        used.append(Seen(split, tuple(looks), both.hexdigest()))
+        used.append(Seen(split, tuple(fingerprints), both.hexdigest(), size, tuple(looks)))
     counts = [count for count, _ in pools]
     drawn = share_out(pools, sum(counts))
     bare = [False] * len(pools)

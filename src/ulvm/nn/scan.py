@@ -65,12 +65,14 @@ def selective_scan(
 def is_traced() -> bool:
     """Whether torch's own operations are being recorded or transformed, and nothing else can be.
 
-    So they are by ``torch.jit.trace``, ``torch.export``, ``torch.compile`` and ``torch.func``.
+    So they are by ``torch.jit.trace``, ``torch.export``, ``torch.compile``, ``torch.func`` and
+    ``torch.autograd.forward_ad``.
     """
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined]
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
     )
 
 

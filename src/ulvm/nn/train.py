@@ -100,7 +100,7 @@ def train(
     torch_device = choose_device(device)
     if torch_device.type == "cuda":  # for what launches on the current device, such as Triton
         torch.cuda.set_device(torch_device.index or 0)
-    with join(torch_device) as processes, _memory_in_words(), contextlib.ExitStack() as held:
+    with join(torch_device) as processes, _torch_in_words(), contextlib.ExitStack() as held:
         if processes.rank == 0:
             held.enter_context(only_here(out_dir))
         if not resume and has_checkpoint(out_dir):
@@ -134,10 +134,21 @@ def train(
 
 
 @contextlib.contextmanager
-def _memory_in_words() -> Iterator[None]:
-    """What torch and numpy raise where memory is short, of which each device has its own."""
+def _torch_in_words() -> Iterator[None]:
+    """What torch and numpy raise where memory is short, of which each device has its own.
+
+    And what a batch norm raises of one picture whose features are one pixel.
+    """
     try:
         yield
+    except ValueError as problem:
+        if "more than 1 value per channel" not in str(problem):
+            raise
+        raise InputError(
+            "a batch of one picture, one pixel at the bottom, can't be normalised",
+            "",
+            "raise data.image_size, or change train.batch_size so that no picture is left over",
+        ) from problem
     except (RuntimeError, MemoryError) as problem:
         said = str(problem).splitlines()[0] if str(problem) else ""
         short = ("out of memory", "not enough memory", "can't allocate memory")

@@ -103,9 +103,11 @@ class VMUNet(nn.Module):
         super().__init__()
         self.embed = nn.Conv2d(3, widths[0], 4, stride=4)
         self.embed_norm = nn.LayerNorm(widths[0])
-        self.encoder = _stages(widths, depths, torch.linspace(0, drop, sum(depths)).tolist())
+        # On the CPU, for the network may be built where there are no numbers (torch's meta device).
+        drops = torch.linspace(0, drop, sum(depths), device="cpu").tolist()
+        self.encoder = _stages(widths, depths, drops)
         self.merge = nn.ModuleList(map(PatchMerging, widths[:-1]))
-        drops = torch.linspace(drop, 0, sum(decoder_depths)).tolist()
+        drops = torch.linspace(drop, 0, sum(decoder_depths), device="cpu").tolist()
         self.decoder = _stages(widths[::-1], decoder_depths, drops)
         self.expand = nn.ModuleList(PatchExpanding(width, 2) for width in widths[:0:-1])
         self.enlarge = PatchExpanding(widths[0], 4)
