@@ -1,4 +1,4 @@
-"""The page for everyone: by keyboard, large text, forced colours, on a phone, with any file name."""
+"""The page for everyone: by keyboard, with large text or forced colours, on a phone."""
 
 import shutil
 from collections.abc import Iterator
