@@ -104,10 +104,11 @@ def test_an_overlay_and_another_threshold(api: Api) -> None:
         ({"content": b"no picture"}, 400, "not a picture"),
         ({"content": CONTENT[:5000]}, 400, "truncated"),
         ({"content": CONTENT, "url": "/segment?format=bmp"}, 400, "Choose from json"),
+        ({"content": CONTENT, "url": "/segment?treshold=0.3"}, 400, "from format, threshold"),
         ({"content": CONTENT, "url": "/segment?threshold=2"}, 400, "between 0 and 1"),
         ({"content": CONTENT, "url": "/segment?threshold=x"}, 400, "no threshold"),
         ({"data": {"note": "x"}, "files": {}}, 400, "not a picture"),
-        ({"files": {"note": (None, "x")}}, 400, "holds no file"),
+        ({"files": {"note": (None, "x")}}, 400, "holds no whole file"),
         ({"content": CONTENT, "headers": {"Content-Type": "multipart/form-data"}}, 400, ""),
         (
             {"files": [("one", ("a.jpg", CONTENT)), ("two", ("b.jpg", CONTENT))]},

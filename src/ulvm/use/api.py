@@ -36,6 +36,7 @@ from ulvm.use.coco import TOLERANCE
 from ulvm.version import __version__
 
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
+OPTIONS = ("format", "threshold")
 FORMATS = ("json", "png", "overlay")
 _PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 BACKLOG = 512  # connections that the system holds until they are accepted
@@ -168,6 +169,11 @@ class Api:
 
     def _options(self, request: Request) -> tuple[str, float | None]:
         """What is asked for: one of FORMATS, and the threshold."""
+        for name in request.query_params:
+            if name not in OPTIONS:
+                raise HTTPException(
+                    400, f"Unknown option {name!r}. Choose from {', '.join(OPTIONS)}."
+                )
         accepted = request.headers.get("accept", "")
         wants_png = accepted.partition(",")[0].partition(";")[0].strip() == "image/png"
         kind = request.query_params.get("format", "png" if wants_png else "json")
@@ -179,7 +185,9 @@ class Api:
             self.segmenter.check_threshold(threshold)
         except ValueError as error:  # an InputError is one
             sentence = (
-                str(error) if isinstance(error, InputError) else f"{given!r} is no threshold."
+                str(error)
+                if isinstance(error, InputError)
+                else f"{given!r} is no threshold. Give a number between 0 and 1."
             )
             raise HTTPException(400, sentence) from None
         return kind, threshold
@@ -251,7 +259,9 @@ async def _first_file(request: Request, body: bytes) -> bytes:
                 return bytes(await value.read())
     finally:
         await form.close()
-    raise HTTPException(400, "The form holds no file. Send the picture as a field with a file.")
+    raise HTTPException(
+        400, "The form holds no whole file. Send the picture as a field with a file."
+    )
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
