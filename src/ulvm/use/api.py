@@ -6,7 +6,7 @@ A picture is held in memory while it is worked on, and nowhere written, logged o
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -246,7 +246,7 @@ class _InMemory(MultiPartParser):
 async def _first_file(request: Request, body: bytes) -> bytes:
     """The first file of a form that was received already."""
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
@@ -295,7 +295,7 @@ class _Connection(H11Protocol):
     seconds: float  # from one answer to the end of the next
     _end: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._renew()
         held = [each for each in self.connections if not each.transport.is_closing()]
