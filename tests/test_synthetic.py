@@ -268,7 +268,7 @@ def test_examples_are_small_and_fit_their_masks() -> None:
 
 
 def test_wrong_calls_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Seed -1"):
+    with pytest.raises(InputError, match="Seed=-1"):
         draw_lesion(-1)
     with pytest.raises(InputError, match="8×64"):
         draw_lesion(0, (8, 64))
