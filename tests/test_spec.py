@@ -145,7 +145,9 @@ def test_specs_from_before_other_networks_are_of_our_own() -> None:
 
 def test_another_papers_network_takes_no_other_values() -> None:
     assert ModelSpec().override(["network=unet"]) == ModelSpec(network="unet")
-    message = r"ModelSpec\.classes=2 with network='unet'. It must be 1,.* Leave out classes, or"
+    message = (
+        r"ModelSpec\.classes=2 does not fit network='unet'. It must be 1,.* Leave out classes, or"
+    )
     with pytest.raises(InputError, match=message):
         ModelSpec(network="unet", classes=2)
     with pytest.raises(InputError, match="one of ultralight-vm-unet, unet, ege-unet"):

@@ -238,8 +238,8 @@ def test_folds_keep_patients_whole():
         ({"folds": 5}, "5 folds of 4 ids"),
         ({"folds": 3, "groups": ["a", "a", "b", "b"]}, "3 folds of 2 groups"),
         ({"folds": 3, "areas": [0.1]}, "1 areas for 4 ids"),
-        ({"folds": 3, "seed": -7}, "[Ss]eed -7"),
-        ({"folds": 3, "seed": 2**40}, "[Ss]eed 1099511627776"),
+        ({"folds": 3, "seed": -7}, "[Ss]eed=-7"),
+        ({"folds": 3, "seed": 2**40}, "[Ss]eed=1099511627776"),
     ],
 )
 def test_folds_refuse(arguments, message):

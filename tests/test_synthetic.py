@@ -268,7 +268,7 @@ def test_examples_are_small_and_fit_their_masks() -> None:
 
 
 def test_wrong_calls_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Seed -1"):
+    with pytest.raises(InputError, match="seed=-1 is out of range"):
         draw_lesion(-1)
     with pytest.raises(InputError, match="8×64"):
         draw_lesion(0, (8, 64))
@@ -278,7 +278,7 @@ def test_wrong_calls_say_what_to_do(tmp_path: Path) -> None:
         draw_lesion(0, (100, 500))
     with pytest.raises(InputError, match="I, II, III, IV, V, VI"):
         draw_lesion(0, skin_tone="pale")
-    with pytest.raises(InputError, match="count"):
+    with pytest.raises(InputError, match="count=0 is too small"):
         draw_batch(0, 0)
     with pytest.raises(InputError, match="4×4"):
         write_dataset(tmp_path, 1, size_hw=(4, 4))

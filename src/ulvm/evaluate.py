@@ -371,10 +371,14 @@ def evaluate(
         )
     if not 0 < threshold < 1:
         raise InputError(
-            f"threshold is {threshold}", "a probability between 0 and 1 is needed", ".5 is usual"
+            f"threshold is {threshold}",
+            "it must be a probability between 0 and 1",
+            "use 0.5, as is usual",
         )
     if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}", "at least 1 is needed", "32 is usual")
+        raise InputError(
+            f"batch_size is {batch_size}", "at least 1 is needed", "use 32, as is usual"
+        )
     if boundary:
         require_scipy()
     columns = columns or {}

@@ -34,7 +34,7 @@ def read_table(path: str | os.PathLike[str], needed: Sequence[str] = ("id",)) ->
     if twice := [id_ for id_, count in counts.items() if count > 1]:
         raise InputError(
             f"{path} has {len(twice)} ids more than once: {name_some(twice)}",
-            "a picture has one line",
+            "each picture has one line",
             "take the others out",
         )
     return {normal_id(row["id"]): row for row in rows}

@@ -74,7 +74,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
     if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a folder", "a file is needed", "name a file in it")
     raise InputError(
-        f"{path} is a pipe or a device", "a regular file is needed", "copy its content to a file"
+        f"{path} is a pipe or a device", "it must be a regular file", "copy its content to a file"
     )
 
 

@@ -379,7 +379,9 @@ def _draws(images: int, resamples: int, seed: Seed) -> Iterator[IntArray]:
 def _blocks(images: int, resamples: int, seed: Seed) -> Iterator[tuple[int, np.random.Generator]]:
     if resamples < 1:
         raise InputError(
-            f"resamples is {resamples}", "at least 1 is needed", "2000 is usual for a 95 % interval"
+            f"resamples is {resamples}",
+            "at least 1 is needed",
+            "use 2000, as is usual for a 95 % interval",
         )
     generator = np.random.default_rng(seed)
     block = max(1, _DRAWS_PER_BLOCK // images)
@@ -394,7 +396,7 @@ def percentile_interval(estimates: FloatArray, level: float) -> Interval:
         InputError: The level is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise InputError(f"level is {level}", "it lies between 0 and 1", "use .95 for 95 %")
+        raise InputError(f"level is {level}", "it must lie between 0 and 1", "use 0.95 for 95 %")
     estimates = estimates[~np.isnan(estimates)]
     if not estimates.size:
         return Interval(low=float("nan"), high=float("nan"))

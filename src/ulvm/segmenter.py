@@ -471,7 +471,9 @@ def _read(picture: Any) -> Image.Image | Uint8Array:
     """The picture, upright and RGB."""
     if isinstance(picture, Image.Image):
         if not picture.width or not picture.height:
-            raise InputError(f"the picture is of size {picture.size}", "", "choose another one")
+            raise InputError(
+                f"the picture has no pixels: its size is {picture.size}", "", "choose another one"
+            )
         return turn_upright(picture)
     if isinstance(picture, str | os.PathLike | bytes) or hasattr(picture, "read"):
         return read_picture(picture)

@@ -53,6 +53,11 @@ _TYPES = {
 }
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether a request's Host header is a name of this machine, with a port or without."""
+    return re.sub(r":\d+$", "", host.lower()) in NAMES
+
+
 def page_files() -> dict[str, Traversable]:
     """Every file of the page, by its address, such as ``/page.js``.
 
@@ -193,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         # Another site's name that leads here would let that site read what is served.
-        if re.sub(r":\d+$", "", self.headers.get("Host", "").lower()) not in NAMES:
+        if not is_this_machine(self.headers.get("Host", "")):
             self.send_error(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 explain=f"This server answers to http://{HOST} and http://localhost only.",

@@ -200,7 +200,7 @@ class ModelSpec(_Spec):
         for field in dataclasses.fields(self) if self.network != ModelSpec.network else ():
             if field.name != "network" and getattr(self, field.name) != field.default:
                 raise InputError(
-                    f"ModelSpec.{field.name}={getattr(self, field.name)!r} with "
+                    f"ModelSpec.{field.name}={getattr(self, field.name)!r} does not fit "
                     f"network={self.network!r}",
                     f"it must be {field.default!r}, for that network is as published",
                     f"leave out {field.name}, or choose network={ModelSpec.network!r}",
@@ -401,7 +401,7 @@ def require_rgb(model: ModelSpec) -> None:
     """
     if model.in_channels != 3:
         raise InputError(
-            f"model.in_channels={model.in_channels} with pictures of three channels",
+            f"model.in_channels={model.in_channels} does not fit pictures of three channels",
             "files are read as RGB; other networks are for programs that call them themselves",
             "choose a model of 3 channels, or ulvm.nn.load_weights for the bare network",
         )

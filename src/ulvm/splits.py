@@ -308,16 +308,20 @@ def make_folds(
     for name, values in [("areas", areas), ("groups", groups)]:
         if values is not None and len(values) != len(ids):
             raise InputError(
-                f"{len(values)} {name} for {len(ids)} ids", f"one of {name} per id", "match them"
+                f"got {len(values)} {name} for {len(ids)} ids",
+                f"each id needs one of {name}",
+                "match them",
             )
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed {seed}", "seeds are whole numbers from 0 to 4,294,967,295", "")
+        raise InputError(
+            f"seed={seed} is out of range", "seeds are whole numbers from 0 to 4,294,967,295", ""
+        )
     grouping = np.unique(list(ids if groups is None else groups), return_inverse=True)[1]
     units = int(grouping.max(initial=-1)) + 1
     if not 3 <= folds <= units:
         raise InputError(
-            f"{folds} folds of {units} {'ids' if groups is None else 'groups'}",
-            "folds are at least 3 (train, validation, test) and at most one per id or group",
+            f"cannot make {folds} folds of {units} {'ids' if groups is None else 'groups'}",
+            "there are at least 3 (train, validation, test) and at most one for each id or group",
             "change the number of folds",
         )
     strata = np.zeros(len(ids), dtype=np.int64)

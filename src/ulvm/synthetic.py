@@ -213,20 +213,22 @@ def save_picture(image: Image.Image, path: Path, **options: Any) -> None:
 def _spawn_seeds(count: int, seed: int) -> list[int]:
     _check_seed(seed)
     if count < 1:
-        raise InputError(f"a count of {count} pictures", "the count is at least 1", "ask for one")
+        raise InputError(f"count={count} is too small", "it must be at least 1", "ask for one")
     return [int(one) for one in np.random.SeedSequence(seed).generate_state(count)]
 
 
 def _check_seed(seed: int) -> None:
     if seed < 0:
-        raise InputError(f"seed {seed}", "seeds are whole numbers from 0", "give such a number")
+        raise InputError(
+            f"seed={seed} is out of range", "seeds are whole numbers from 0", "give such a number"
+        )
 
 
 def _check_size(size_hw: tuple[int, int]) -> None:
     short, long = sorted(size_hw)
     if short < MIN_SIDE or long > min(MAX_ASPECT * short, MAX_SIDE):
         raise InputError(
-            f"size {size_hw[0]}×{size_hw[1]} (height×width)",
+            f"size {size_hw[0]}×{size_hw[1]} (height×width) is out of range",
             f"each side is from {MIN_SIDE} to {MAX_SIDE} pixels and at most {MAX_ASPECT:g} times "
             "the other",
             "choose such a size",

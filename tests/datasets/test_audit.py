@@ -91,7 +91,7 @@ def test_shared_ids():
     official = load_split("isic2017", "official")
     assert len(shared_ids(official.ids("validation"), "isic2018")) == 121
     assert shared_ids("ph2", "isic2018") == []
-    assert "No committed ids of 'folder'" in problem_of(lambda: shared_ids("folder", []))
+    assert "There are no committed ids of 'folder'" in problem_of(lambda: shared_ids("folder", []))
 
 
 def test_damage_inside_a_zip(tmp_path: Path):

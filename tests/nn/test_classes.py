@@ -69,7 +69,7 @@ def test_three_classes_from_drawing_to_masks(tmp_path: Path) -> None:
     assert "lists 3 classes, the network has 1" in refused.output
     assert "--set model.classes=3" in refused.output
     bare = run(*words, "--set", "model.classes=3", "--set", "train.lesion_free=0.1")
-    assert "with masks of several classes" in bare.output
+    assert "does not fit masks of several classes" in bare.output
 
     trained = run(*words, "--set", "model.classes=3")
     assert trained.exit_code == 0, trained.output
@@ -127,7 +127,9 @@ def test_other_channels_than_rgb_are_refused_in_words(tmp_path: Path, channels: 
     ):
         done = run(*words)
         assert done.exit_code == 1, done.output
-        assert f"model.in_channels={channels} with pictures of three channels" in done.output
+        assert (
+            f"model.in_channels={channels} does not fit pictures of three channels" in done.output
+        )
 
 
 def test_classes_without_a_table_are_refused(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_classes_without_a_table_are_refused(tmp_path: Path) -> None:
     words = ("--dataset", "folder", "--data", tmp_path / "mine", "--out", tmp_path / "run")
     done = run("train", "paper", *words, "--set", "model.classes=3")
     assert done.exit_code == 1
-    assert "model.classes=3 with masks of lesion or not" in done.output
+    assert "model.classes=3 does not fit masks of lesion or not" in done.output
 
 
 @pytest.mark.parametrize("kind", ["paper", "strong", "stronger"])

@@ -85,7 +85,9 @@ def test_the_network_is_the_parents(tmp_path: Path) -> None:
     parent = load_parent("isic2017")
     run = find_preset("unet").run
     assert parent.apply(run, ["train.epochs=3"]).model == parent.model
-    with pytest.raises(InputError, match=r"model\.d_state=8 with weights of model\.d_state=16\."):
+    with pytest.raises(
+        InputError, match=r"model\.d_state=8 does not fit weights of model\.d_state=16\."
+    ):
         parent.apply(run, ["model.classes=3", "model.d_state=8"])
     with pytest.raises(InputError, match=r"The network is that of isic2017.*model\.widths"):
         parent.tensors_for(ModelSpec(widths=(8, 8, 8, 8, 8, 8)))

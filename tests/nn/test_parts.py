@@ -66,7 +66,7 @@ def test_pictures_without_a_lesion_take_their_share(folders: dict[str, Path]) ->
 
 def test_a_teachers_masks_are_mixed_in(folders: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(folders, teacher_share=0.5)
-    with pytest.raises(InputError, match="No teacher's masks of folder"):
+    with pytest.raises(InputError, match="Found no teacher's masks of folder"):
         load_parts(run, folders, CPU)
     for name, folder in folders.items():
         ids = [pair.id for pair in datasets.find_pairs(name, folder)]
@@ -116,5 +116,5 @@ def test_what_is_read_is_known_by_its_looks(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_network_for_other_channels_is_refused(folders: dict[str, Path], channels: int) -> None:
     run = run_of(folders).override([f"model.in_channels={channels}"])
-    with pytest.raises(InputError, match=f"in_channels={channels} with pictures of three"):
+    with pytest.raises(InputError, match=f"in_channels={channels} does not fit pictures of three"):
         load_parts(run, folders, CPU)

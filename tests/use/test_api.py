@@ -1,11 +1,15 @@
 """The server for programs: answers, limits, its queue; and 500 requests of which none is lost."""
 
 import asyncio
+import contextlib
 import io
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,22 +104,108 @@ def test_an_overlay_and_another_threshold(api: Api) -> None:
         ({"content": b"no picture"}, 400, "not a picture"),
         ({"content": CONTENT[:5000]}, 400, "truncated"),
         ({"content": CONTENT, "url": "/segment?format=bmp"}, 400, "Choose from json"),
+        ({"content": CONTENT, "url": "/segment?treshold=0.3"}, 400, "from format, threshold"),
         ({"content": CONTENT, "url": "/segment?threshold=2"}, 400, "between 0 and 1"),
         ({"content": CONTENT, "url": "/segment?threshold=x"}, 400, "no threshold"),
         ({"data": {"note": "x"}, "files": {}}, 400, "not a picture"),
-        ({"files": {"note": (None, "x")}}, 400, "holds no file"),
+        ({"files": {"note": (None, "x")}}, 400, "holds no whole file"),
         ({"content": CONTENT, "headers": {"Content-Type": "multipart/form-data"}}, 400, ""),
-        ({"method": "GET"}, 405, ""),
-        ({"url": "/other"}, 404, ""),
-        ({"content": CONTENT, "headers": {"Host": "evil.example"}}, 400, ""),
+        (
+            {"files": [("one", ("a.jpg", CONTENT)), ("two", ("b.jpg", CONTENT))]},
+            400,
+            "The form cannot be read. Too many files",
+        ),
+        ({"method": "GET"}, 405, "POST pictures to /segment"),
+        ({"url": "/other"}, 404, "Send pictures to /segment"),
+        ({"content": CONTENT, "headers": {"Host": "evil.example"}}, 400, "answers to http://"),
+        ({"content": CONTENT, "headers": {"Host": "[::2]:80"}}, 400, "answers to http://"),
     ],
 )
 def test_what_is_wrong_is_said(api: Api, request_: dict[str, Any], status: int, words: str) -> None:
     (answer,) = ask(api, request_)
     assert answer.status_code == status, answer.text
-    if words:
-        assert words in answer.json()["error"]
+    assert words in answer.json()["error"]
     assert api._taken == 0
+
+
+@pytest.mark.parametrize("host", ["localhost:80", "127.0.0.1", "[::1]:8765"])
+def test_names_of_this_machine_are_answered(api: Api, host: str) -> None:
+    (answer,) = ask(api, {"method": "GET", "url": "/health", "headers": {"Host": host}})
+    assert answer.status_code == 200
+
+
+def test_a_failure_of_its_own_is_a_sentence_too(
+    segmenter: ulvm.Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("a secret path")
+
+    monkeypatch.setattr(served, "read_picture", fail)
+    app = Api(segmenter, Limits(workers=1)).app
+
+    async def run() -> Any:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/segment", content=CONTENT)
+
+    answer = asyncio.run(run())
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "The server failed at this request. Its log says why."}
+
+
+def test_a_large_form_stays_in_memory(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*args: Any) -> None:
+        raise AssertionError("the picture is written to the disk")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", write)
+    padded = CONTENT + bytes(3_000_000)
+    (answer,) = ask(api, {"files": {"picture": ("photo.jpg", padded)}})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Of a server with few places and little patience, whose answer to anything is 20 MB."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(20_000_000)})
+
+    monkeypatch.setattr(served, "KEEP_ALIVE_S", 0.1)
+    monkeypatch.setattr(served, "MOST_CONNECTIONS", 4)
+    server = served.make_server(types.SimpleNamespace(app=app, limits=Limits(seconds=0.2)))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        running.start()
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        running.join()
+
+
+def read_all(connection: socket.socket) -> int:
+    connection.settimeout(5)
+    received = 0
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(2**20):
+            received += len(piece)
+    return received
+
+
+def test_connections_that_send_nothing_give_way_and_end(port: int) -> None:
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(12)]
+    for each in held:
+        each.send(b"GET / HTTP/1.1\r\nHost:")
+    assert len(httpx.get(f"http://127.0.0.1:{port}/", timeout=5).content) == 20_000_000
+    for each in held:
+        assert read_all(each) == 0
+        each.close()
+
+
+def test_who_does_not_read_is_hung_up_on(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as lazy:
+        lazy.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(1)
+        assert 0 < read_all(lazy) < 20_000_000
 
 
 def test_limits_of_bytes_and_pixels(segmenter: ulvm.Segmenter) -> None:

@@ -362,6 +362,14 @@ def test_camera_is_outlined_live(page: Any) -> None:
     assert page.evaluate("document.getElementById('video').srcObject") is None
 
 
+def test_a_camera_that_is_unplugged_is_said(page: Any) -> None:
+    page.click("#camera")
+    expect(page.locator("#live-figures")).to_contain_text("frames/s")
+    page.evaluate("document.getElementById('video').srcObject.getTracks()[0].stop()")
+    expect(page.get_by_role("alert")).to_contain_text("The camera stopped: it was unplugged")
+    expect(page.locator("#camera")).to_have_text("Camera")
+
+
 def test_a_missing_camera_is_said(browser: Any, address: str) -> None:
     page = browser.new_page()
     for name, words in [("NotFoundError", "No camera was found"), ("NotAllowedError", "allow it")]:

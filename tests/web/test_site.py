@@ -144,3 +144,29 @@ def test_copies_under_two_paths_each_work_offline(browser: Any, root: Path) -> N
         page.wait_for_selector("html[data-state=ready]")
     assert page.locator("#gallery canvas").count() == 6
     page.context.close()
+
+
+def test_a_link_that_adds_to_the_address_works_offline(page: Any, address: str) -> None:
+    visitor = page.context.new_page()
+    visitor.goto(address)
+    visitor.evaluate("navigator.serviceWorker.ready.then(() => null)")
+    visitor.reload()  # now the service worker keeps what is asked for
+    visitor.wait_for_selector("html[data-state=ready]")
+    visitor.context.set_offline(True)
+    for added in ("?from=a-mail", "index.html", "#example=grey.png"):
+        visitor.goto("about:blank")
+        visitor.goto(f"{address}{added}")
+        visitor.wait_for_selector("html[data-state=ready]")
+    visitor.context.set_offline(False)
+    visitor.close()
+
+
+def test_a_full_disk_keeps_nobody_from_a_file(open_page: Any, address: str) -> None:
+    page = open_page(address)
+    page.evaluate("navigator.serviceWorker.ready.then(() => null)")
+    page.reload()
+    full = {"origin": address.rstrip("/"), "quotaSize": 1}
+    page.context.new_cdp_session(page).send("Storage.overrideQuotaForOrigin", full)
+    page.click("#example")
+    page.get_by_text("example.jpg: 1024 × 768").wait_for()
+    page.context.close()

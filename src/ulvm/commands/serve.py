@@ -31,8 +31,6 @@ def serve(
     """
     given = {name: value for name, value in limits.items() if value is not None}
     if is_api:
-        if host not in (None, "127.0.0.1", "localhost", "::1"):
-            click.echo("Note: whoever reaches this machine can send pictures.", err=True)
         _serve_api(host or "127.0.0.1", port, model, given)
         return
     if host or model or given:
@@ -47,13 +45,16 @@ def _serve_api(host: str, port: int, model: str | None, given: dict[str, float])
     from ulvm.segmenter import load
 
     try:
-        from ulvm.use.api import Limits, serve_api
+        from ulvm.use.api import LOCAL, Limits, serve_api
     except ModuleNotFoundError as error:
         raise InputError(
             f"--api needs the package {error.name}, which is not installed",
             "",
             install_extra("api"),
         ) from error
+    if host not in LOCAL:
+        click.echo("Note: whoever reaches this machine can send pictures.", err=True)
+    address = f"[{host}]" if ":" in host.strip("[]") and host[0] != "[" else host
     scales = {"megabytes": ("bytes", 1_000_000), "megapixels": ("pixels", 1_000_000)}
     named = {}
     for name, value in given.items():
@@ -64,5 +65,5 @@ def _serve_api(host: str, port: int, model: str | None, given: dict[str, float])
         host,
         port,
         Limits(**named),  # type: ignore[arg-type]  # click has made them whole numbers
-        started=lambda port: click.echo(f"http://{host}:{port}/docs (stop with Ctrl+C)"),
+        started=lambda port: click.echo(f"http://{address}:{port}/docs (stop with Ctrl+C)"),
     )

@@ -315,7 +315,7 @@ def _known_ids(source: str | Iterable[str]) -> set[str]:
     names = available_splits(source)
     if not names:
         raise InputError(
-            f"no committed ids of '{source}'",
+            f"there are no committed ids of '{source}'",
             "isic2017, isic2018 and ph2 have them",
             "choose one of these or give the ids",
         )

@@ -163,7 +163,7 @@ def decode(
     """
     if not 1 <= size <= LARGEST_SIZE:
         accepted = f"it is from 1 to {LARGEST_SIZE} pixels"
-        raise InputError(f"size {size}", accepted, "give the network's size")
+        raise InputError(f"size={size} is out of range", accepted, "give the network's size")
     pairs = find_pairs(dataset, data_dir)
     rules = mask_rules(
         dataset, data_dir, allow_mask_resize=allow_mask_resize, threshold_masks=threshold_masks

@@ -108,7 +108,9 @@ def read_classes(path: Path) -> Classes:
     names = [row["name"] for row in rows]
     for what, found in (("name", names), ("value", values)):
         if len(set(found)) < len(rows):
-            raise InputError(f"{path} has a {what} twice", "a class has a line", "take one out")
+            raise InputError(
+                f"{path} has a {what} twice", "each class has one line", "take one out"
+            )
     if not 2 <= len(rows) <= MOST:
         raise InputError(
             f"{path} has {len(rows)} classes", f"it lists 2 to {MOST}, background first", ""

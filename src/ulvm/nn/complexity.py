@@ -174,7 +174,9 @@ def inspect_model(spec: ModelSpec, size_hw: tuple[int, int] = (256, 256)) -> Com
     require_divisible(size_hw)
     if max(size_hw) > LARGEST_SIZE:
         raise InputError(
-            f"the size is {size_hw[0]}×{size_hw[1]}", f"up to {LARGEST_SIZE} on a side", ""
+            f"the size {size_hw[0]}×{size_hw[1]} is too large",
+            f"up to {LARGEST_SIZE} on a side",
+            "",
         )
     with torch.random.fork_rng(devices=[]):
         model = build_network(spec).eval()

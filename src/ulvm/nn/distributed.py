@@ -123,7 +123,7 @@ def choose_device(name: str) -> torch.device:
             name = "mps" if torch.backends.mps.is_available() and not several else "cpu"
     if several and name not in ("cuda", "cpu"):
         raise InputError(
-            f"device {name!r} was named to several processes",
+            f"device {name!r} was given to several processes",
             "under torchrun it must be auto, cuda or cpu",
             "choose --device auto, and the visible GPUs with CUDA_VISIBLE_DEVICES",
         )

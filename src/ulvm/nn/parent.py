@@ -62,7 +62,8 @@ class Parent:
         if other and other != ["classes"]:
             name = next(each for each in other if each != "classes")
             raise InputError(
-                f"model.{name}={ours[name]!r} with weights of model.{name}={theirs[name]!r}",
+                f"model.{name}={ours[name]!r} does not fit weights of "
+                f"model.{name}={theirs[name]!r}",
                 f"the network is that of {self.name}, whose weights fit no other",
                 f"leave out model.{name}, or --from",
             )

@@ -112,7 +112,7 @@ def _require_classes(run: RunSpec, dataset: str, names: Sequence[str]) -> None:
     if not names:
         if classes > 2:
             raise InputError(
-                f"model.classes={classes} with masks of lesion or not",
+                f"model.classes={classes} does not fit masks of lesion or not",
                 "several classes are listed in a classes.csv beside the pictures",
                 "write that table, 'value,name', background first, or leave out model.classes",
             )
@@ -126,8 +126,8 @@ def _require_classes(run: RunSpec, dataset: str, names: Sequence[str]) -> None:
     for name in ("lesion_free", "teacher_share"):
         if getattr(run.train, name):
             raise InputError(
-                f"train.{name}={getattr(run.train, name)} with masks of several classes",
-                "that is made for masks of lesion or not",
+                f"train.{name}={getattr(run.train, name)} does not fit masks of several classes",
+                "it is made for masks of lesion or not",
                 f"write --set train.{name}=0",
             )
 
@@ -150,7 +150,7 @@ def folder_of_each(sources: Sequence[SourceSpec], data_dir: Folders) -> Mapping[
     folders = data_dir if isinstance(data_dir, Mapping) else {names[0]: data_dir}
     if set(folders) != set(names):
         raise InputError(
-            f"folders of {', '.join(folders) or 'no data set'}",
+            f"--data names folders of {', '.join(folders) or 'no data set'}",
             f"this run has {', '.join(names)}. Each needs a folder of its own",
             "write --data NAME=DIR for each of them",
         )
@@ -193,7 +193,7 @@ def read_teacher(folder: Path | None, dataset: str, ids: Sequence[str]) -> Uint8
     path = Path(folder or "") / f"{dataset}.npz"
     if folder is None or not path.is_file():
         raise InputError(
-            f"no teacher's masks of {dataset}" + (f" in {folder}" if folder else ""),
+            f"found no teacher's masks of {dataset}" + (f" in {folder}" if folder else ""),
             f"this recipe learns from {path.name}",
             "name its folder, or set train.teacher_share=0",
         )

@@ -85,7 +85,9 @@ class Encoder(UltraLightVMUNet):
         super().__init__(spec)
         if not 1 <= depth <= DEPTH:
             raise InputError(
-                f"the encoder's depth is {depth}", f"it must be 1 to {DEPTH}", f"use {DEPTH}"
+                f"the encoder's depth, {depth}, is out of range",
+                f"it must be 1 to {DEPTH}",
+                f"use {DEPTH}",
             )
         del self.bridge, self.decoder, self.decoder_norms, self.head
         stages = len(self.encoder) if depth == DEPTH else depth
@@ -158,7 +160,7 @@ class Encoder(UltraLightVMUNet):
     def make_dilated(self, output_stride: int) -> None:
         """Refuse: there is no stride that dilation could replace."""
         raise InputError(
-            f"the encoder's output stride is to be {output_stride}",
+            f"the encoder cannot have an output stride of {output_stride}",
             "max-pooling can't be exchanged for dilation",
             "choose a decoder that takes 32, such as Unet, FPN or MAnet",
         )

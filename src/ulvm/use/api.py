@@ -5,36 +5,48 @@ A picture is held in memory while it is worked on, and nowhere written, logged o
 
 import asyncio
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ulvm.errors import InputError
 from ulvm.image import draw_overlay, encode_png
 from ulvm.outline import flatten, polygons
 from ulvm.picture import read_picture
 from ulvm.segmenter import Segmenter
+from ulvm.serve import is_this_machine
 from ulvm.use import NOTICE
 from ulvm.use.api_document import describe, write_page
 from ulvm.use.coco import TOLERANCE
 from ulvm.version import __version__
 
-LOCAL = ("127.0.0.1", "localhost")
+LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
+OPTIONS = ("format", "threshold")
 FORMATS = ("json", "png", "overlay")
 _PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 BACKLOG = 512  # connections that the system holds until they are accepted
 RETRY_S = 1  # what a client that is turned away is told to wait
+KEEP_ALIVE_S = 5  # between two requests of one connection
+MOST_CONNECTIONS = 512  # at once; processes may have 1024 files open
+_FAILURES = {
+    404: "There is nothing at this address. Send pictures to /segment; /docs says how.",
+    405: "This address does not answer that method. POST pictures to /segment; /docs says how.",
+}
 
 
 @dataclass(frozen=True)
@@ -66,12 +78,12 @@ class Api:
     Args:
         segmenter: The model.
         limits: What one server takes on.
-        hosts: Names that a request may call this server by; ``*`` is any. Others are refused, so
-            that no web page can reach a server of this machine under a name of its own.
+        local: Whether a request must call this server by a name of this machine. Others are
+            refused, so that no web page can reach it under a name of its own.
     """
 
     def __init__(
-        self, segmenter: Segmenter, limits: Limits | None = None, hosts: tuple[str, ...] = LOCAL
+        self, segmenter: Segmenter, limits: Limits | None = None, *, local: bool = True
     ) -> None:
         self.segmenter = segmenter
         self.limits = limits or Limits()
@@ -85,8 +97,8 @@ class Api:
                 Route("/openapi.json", lambda request: JSONResponse(self.document)),
                 Route("/docs", lambda request: HTMLResponse(write_page(self.document))),
             ],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
-            exception_handlers={HTTPException: _refuse},
+            middleware=[Middleware(_ThisMachine)] if local else [],
+            exception_handlers={HTTPException: _refuse, Exception: _fail},
         )
 
     @cached_property
@@ -157,6 +169,11 @@ class Api:
 
     def _options(self, request: Request) -> tuple[str, float | None]:
         """What is asked for: one of FORMATS, and the threshold."""
+        for name in request.query_params:
+            if name not in OPTIONS:
+                raise HTTPException(
+                    400, f"Unknown option {name!r}. Choose from {', '.join(OPTIONS)}."
+                )
         accepted = request.headers.get("accept", "")
         wants_png = accepted.partition(",")[0].partition(";")[0].strip() == "image/png"
         kind = request.query_params.get("format", "png" if wants_png else "json")
@@ -168,7 +185,9 @@ class Api:
             self.segmenter.check_threshold(threshold)
         except ValueError as error:  # an InputError is one
             sentence = (
-                str(error) if isinstance(error, InputError) else f"{given!r} is no threshold."
+                str(error)
+                if isinstance(error, InputError)
+                else f"{given!r} is no threshold. Give a number between 0 and 1."
             )
             raise HTTPException(400, sentence) from None
         return kind, threshold
@@ -218,24 +237,106 @@ class Api:
             )
 
 
+class _InMemory(MultiPartParser):
+    """Of a form; Starlette's own would write a file over 1 MB to the disk."""
+
+    spool_max_size = max_file_size = 0  # any size; the second name is that of versions before 0.45
+
+
 async def _first_file(request: Request, body: bytes) -> bytes:
     """The first file of a form that was received already."""
 
-    async def replay() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield body
 
-    copy = Request(request.scope, replay)
-    async with copy.form(max_files=1, max_fields=8, max_part_size=len(body) + 1) as form:
+    try:
+        form = await _InMemory(request.headers, pieces(), max_files=1, max_fields=8).parse()
+    except MultiPartException as error:
+        raise HTTPException(400, f"The form cannot be read. {error.message}") from None
+    try:
         for value in form.values():
             if not isinstance(value, str):
                 return bytes(await value.read())
-    raise HTTPException(400, "The form holds no file. Send the picture as a field with a file.")
+    finally:
+        await form.close()
+    raise HTTPException(
+        400, "The form holds no whole file. Send the picture as a field with a file."
+    )
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     """A sentence, as JSON."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    sentence = _FAILURES.get(error.status_code, error.detail)
+    return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "The server failed at this request. Its log says why."}, 500)
+
+
+class _ThisMachine:
+    """Refuses requests that call the server by a name that is not this machine's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self.app
+        if not is_this_machine(Request(scope).headers.get("host", "")):
+            sentence = "This server answers to http://127.0.0.1 and http://localhost only."
+            answer = JSONResponse({"error": sentence}, 400)
+        await answer(scope, receive, send)
+
+
+class _Connection(H11Protocol):
+    """Ends when a request and its answer take too long, or others need the place."""
+
+    seconds: float  # from one answer to the end of the next
+    _end: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._renew()
+        held = [each for each in self.connections if not each.transport.is_closing()]
+        if len(held) > MOST_CONNECTIONS:
+            waiting = [each for each in held if not each.cycle or each.cycle.response_complete]
+            min(waiting or held, key=lambda each: each._end.when()).transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._renew()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._end:
+            self._end.cancel()
+        super().connection_lost(exc)
+
+    def _renew(self) -> None:
+        if self._end:
+            self._end.cancel()
+        self._end = self.loop.call_later(self.seconds, self.transport.abort)
+
+
+def make_server(api: Api) -> uvicorn.Server:
+    """A server of the routes; its ``run`` takes the sockets to listen at."""
+    seconds_each = KEEP_ALIVE_S + 2 * api.limits.seconds  # to arrive, then to be answered
+
+    class Connection(_Connection):
+        seconds = seconds_each
+
+    configuration = uvicorn.Config(
+        api.app,
+        http=Connection,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(configuration)
 
 
 def serve_api(
@@ -258,11 +359,6 @@ def serve_api(
     Raises:
         InputError: The address cannot be used.
     """
-    import socket
-
-    import uvicorn
-
-    hosts = LOCAL if host in LOCAL else ("*",)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -277,15 +373,4 @@ def serve_api(
             "choose others with --host and --port",
         ) from error
     started(listening.getsockname()[1])
-    api = Api(segmenter, limits, hosts)
-    configuration = uvicorn.Config(
-        api.app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        backlog=BACKLOG,
-        lifespan="off",
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=5,
-    )
-    uvicorn.Server(configuration).run(sockets=[listening])
+    make_server(Api(segmenter, limits, local=host in LOCAL)).run(sockets=[listening])

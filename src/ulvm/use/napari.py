@@ -68,7 +68,9 @@ def to_rgb(pixels: npt.NDArray[Any], *, rgb: bool, limits: tuple[float, float]) 
         uint8 (…, height, width, 3), transparency on white.
     """
     if pixels.ndim < (3 if rgb else 2) or not pixels.size:
-        raise InputError(f"the layer is {pixels.shape}", "", "choose one that shows a picture")
+        raise InputError(
+            f"the layer has shape {pixels.shape}", "", "choose one that shows a picture"
+        )
     if pixels.dtype != np.uint8:
         low, high = (0.0, 1.0) if rgb else limits
         if rgb and np.issubdtype(pixels.dtype, np.integer):

@@ -70,6 +70,7 @@ export class Camera {
     };
     while (isOn() && !failure) {
       await this.#nextFrame();
+      if (isOn() && !stream.active) throw new Error("it was unplugged or taken by another program");
       if (!isOn() || inFlight === IN_FLIGHT) continue;
       inFlight++;
       handle()

@@ -26,7 +26,7 @@ const brush = new Brush(at("frame"), at("brush"), beginStroke, stroke);
 
 /**
  * What was opened: {file, name, widthMm}; then result (of model.outline, and corrected in place) or
- * problem, a sentence. `earlier` holds its probability before each stroke, `version` counts changes.
+ * problem, a sentence without the name. `earlier` holds its probability before each stroke, `version` counts changes.
  */
 let items = [];
 let shown = null; // the item on the stage
@@ -35,17 +35,27 @@ const times = []; // of the network, ms
 
 // ---- states
 
-function say(state, text) {
+const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
+
+/** An item's name within a sentence, which keeps its order whatever way the name is written. */
+const named = ({ name }) => make("bdi", { textContent: name });
+
+function say(state, ...words) {
   document.documentElement.dataset.state = state;
-  at("status").textContent = text;
+  at("status").replaceChildren(...words);
 }
 
 /** What went wrong: the given sentence and that of every item that failed. */
 function showErrors(sentence = "") {
-  const sentences = [sentence, ...(camera.isOn ? [] : items.map((item) => item.problem))].filter(Boolean);
+  const failed = camera.isOn ? [] : items.filter((item) => item.problem);
+  const sentences = [...(sentence ? [[sentence]] : []), ...failed.map((item) => [named(item), ` ${item.problem}`])];
   at("error").hidden = !sentences.length;
   at("error").replaceChildren(
-    ...sentences.map((each) => Object.assign(document.createElement("p"), { textContent: each })),
+    ...sentences.map((words) => {
+      const paragraph = make("p");
+      paragraph.append(...words);
+      return paragraph;
+    }),
   );
 }
 
@@ -65,15 +75,16 @@ async function start() {
 
 // ---- pictures
 
-async function open(files) {
+/** Outlines files; `isFolder` says for each of them whether it is none. */
+async function open(files, isFolder = []) {
   if (!files.length) return;
   stopCamera();
-  const opened = files.map((file) => ({
+  const opened = files.map((file, i) => ({
     file,
     name: file.name || "pasted.png",
     widthMm: "",
     result: null,
-    problem: "",
+    problem: isFolder[i] ? "is a folder. Open it, then drop its pictures." : "",
     earlier: [],
     version: 0,
   }));
@@ -90,15 +101,16 @@ async function open(files) {
     if (items !== opened) return; // others were opened meanwhile
     if (item.result || item.problem) continue; // asked for from the list
     if (follows) show(item);
-    say("running", opened.length > 1 ? `${i + 1} of ${opened.length}: ${item.name}` : `Outlining ${item.name}`);
+    say("running", opened.length > 1 ? `${i + 1} of ${opened.length}: ` : "Outlining ", named(item));
     await outline(item);
   }
   if (items !== opened) return;
   const done = opened.filter((item) => item.result);
   if (follows && !shown && done.length) await select(done[0]);
-  if (opened.length > 1) say("ready", `${done.length} of ${opened.length} pictures outlined`);
-  else if (done.length) say("ready", `${shown.name}: ${shown.result.width} × ${shown.result.height}`);
-  else say("error", `${opened[0].name} could not be outlined`);
+  const state = done.length ? "ready" : "error";
+  if (opened.length > 1) say(state, `${done.length} of ${opened.length} pictures outlined`);
+  else if (done.length) say(state, named(shown), `: ${shown.result.width} × ${shown.result.height}`);
+  else say(state, named(opened[0]), " could not be outlined");
 }
 
 /** Puts an item on the stage; its picture and outline follow. */
@@ -116,6 +128,7 @@ function show(item) {
   showArea(null);
   sayDoubts([]);
   updateList();
+  if (item?.button) reveal(item);
 }
 
 /** Shows and outlines an item of the list. */
@@ -133,7 +146,7 @@ async function outline(item) {
     await measure(item);
     showSpeed(result.ms);
   } catch (error) {
-    item.problem = `${item.name} ${error.message}.`;
+    item.problem = `${error.message}.`;
   }
   if (!items.includes(item)) return;
   if (item === shown && item.problem) show(null);
@@ -163,18 +176,15 @@ function listItems() {
   if (items.length < 2) return at("items").replaceChildren();
   at("items").replaceChildren(
     ...items.map((item) => {
-      item.button = document.createElement("button");
-      item.thumbnail = document.createElement("canvas");
-      [item.thumbnail.width, item.thumbnail.height] = THUMBNAIL;
-      item.figure = document.createElement("span");
-      const name = Object.assign(document.createElement("span"), { className: "name", textContent: item.name });
-      item.button.append(item.thumbnail, name, item.figure);
-      item.button.title = item.name;
+      item.button = make("button", { title: item.name });
+      item.thumbnail = make("canvas", { width: THUMBNAIL[0], height: THUMBNAIL[1] });
+      item.figure = make("span");
+      item.button.append(item.thumbnail, make("span", { className: "name", dir: "auto", textContent: item.name }), item.figure);
       item.button.addEventListener("click", () => {
         follows = false;
         select(item);
       });
-      const entry = document.createElement("li");
+      const entry = make("li");
       entry.append(item.button);
       return entry;
     }),
@@ -188,6 +198,13 @@ function updateList() {
     item.button.classList.toggle("failed", Boolean(item.problem));
     item.button.ariaCurrent = String(item === shown);
   }
+  at("save-all").disabled = !items.some((item) => item.result) || items.some((item) => !item.result && !item.problem);
+}
+
+/** Scrolls the list, never the page. */
+function reveal({ button }) {
+  const [list, entry] = [at("items"), button].map((element) => element.getBoundingClientRect());
+  at("items").scrollLeft += Math.min(0, entry.left - list.left) + Math.max(0, entry.right - list.right);
 }
 
 function showSpeed(ms) {
@@ -274,7 +291,8 @@ async function showFigures() {
   const { fraction } = shown.counted;
   showArea(fraction, squareMillimetres(shown, fraction));
   const corrected = shown.earlier.length ? ", corrected by hand," : "";
-  context.canvas.ariaLabel = `${shown.name}: the outlined lesion${corrected} covers ${percent(fraction)} of the picture`;
+  const found = `the outlined lesion${corrected} covers ${percent(fraction)} of the picture`;
+  context.canvas.ariaLabel = `${shown.name}: ${fraction ? found : "nothing is outlined"}`;
 }
 
 function sayDoubts(codes) {
@@ -434,9 +452,7 @@ function stopCamera() {
 // ---- downloads
 
 function save(content, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(content);
-  link.download = name;
+  const link = make("a", { href: URL.createObjectURL(content), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
@@ -457,12 +473,12 @@ async function saveAll() {
   const done = items.filter((item) => item.result);
   const files = [];
   const rows = ["name,width,height,threshold,corrected,area_percent,area_mm2"];
-  const taken = new Map();
+  const taken = new Set(); // without case, for Windows and macOS take A.png and a.png for one file
   for (const [i, item] of done.entries()) {
     say("running", `Writing ${i + 1} of ${done.length}`);
-    const repeats = (taken.get(stem(item.name)) ?? 0) + 1;
-    taken.set(stem(item.name), repeats);
-    const name = repeats > 1 ? `${stem(item.name)}-${repeats}` : stem(item.name);
+    let name = stem(item.name);
+    for (let n = 2; taken.has(name.toLowerCase()); n++) name = `${stem(item.name)}-${n}`;
+    taken.add(name.toLowerCase());
     files.push({ name: `${name}_mask.png`, content: await model.maskFile(item.result, look().threshold) });
     files.push({ name: `${name}_overlay.png`, content: await model.overlayFile(item.file, item.result, look()) });
     const fraction = await measure(item);
@@ -517,7 +533,7 @@ at("save-all").addEventListener("click", () => download(saveAll));
 // Held down, the button or the picture itself shows the picture without the outline.
 const bare = (on) => stage.classList.toggle("bare", on);
 at("compare").addEventListener("pointerdown", () => bare(true));
-at("frame").addEventListener("pointerdown", () => bare(!ruler.isOn && !brush.isOn && !camera.isOn));
+at("frame").addEventListener("pointerdown", ({ button }) => bare(!button && !ruler.isOn && !brush.isOn && !camera.isOn));
 for (const end of ["pointerup", "pointercancel", "keyup", "blur"]) window.addEventListener(end, () => bare(false));
 at("compare").addEventListener("keydown", ({ key }) => bare(key === " " || key === "Enter"));
 
@@ -528,6 +544,7 @@ document.addEventListener("paste", ({ target, clipboardData: { files } }) => {
 document.addEventListener("keydown", (event) => event.key === "Escape" && stopCamera());
 document.addEventListener("keydown", (event) => {
   if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || !brush.isOn) return;
+  if (event.target.type === "number") return; // it has its own
   event.preventDefault();
   undo();
 });
@@ -539,8 +556,9 @@ document.addEventListener("dragleave", (event) => event.relatedTarget ?? stage.c
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   stage.classList.remove("over");
-  const { files } = event.dataTransfer;
-  if (files.length) open([...files]);
+  const { files, items: given } = event.dataTransfer;
+  const isFolder = [...given].filter(({ kind }) => kind === "file").map((each) => each.webkitGetAsEntry?.()?.isDirectory);
+  if (files.length) open([...files], isFolder);
   else showErrors("A link or text was dropped, not a picture. Save the picture first, then drop its file.");
 });
 

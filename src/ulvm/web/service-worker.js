@@ -13,6 +13,8 @@ const ASKED = ["example.jpg", "icon-192.png", "icon-512.png", "icon-maskable.png
 const URLS = new Set([...FILES, ...ASKED].map((file) => new URL(file, FOLDER).href));
 const GALLERY = new URL("gallery/", FOLDER).href;
 const isOurs = (url) => URLS.has(url) || url.startsWith(GALLERY);
+/** The address under which a file is kept, whatever a link adds to it. */
+const plain = (url) => url.replace(/[?#].*/s, "").replace(/\/index\.html$/, "/");
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)));
@@ -29,19 +31,18 @@ async function tidy() {
 }
 
 self.addEventListener("fetch", (event) => {
-  if (event.request.method === "GET" && isOurs(event.request.url)) {
-    event.respondWith(answer(event.request));
-  }
+  const url = plain(event.request.url);
+  if (event.request.method === "GET" && isOurs(url)) event.respondWith(answer(event.request, url));
 });
 
 /** The network's answer when there is one, so that an update is seen at once; else the kept one. */
-async function answer(request) {
+async function answer(request, url) {
   const cache = await caches.open(CACHE);
   try {
     const response = await fetch(request);
-    if (response.ok) await cache.put(request, response.clone());
+    if (response.ok) await cache.put(url, response.clone()).catch(() => {}); // a full disk: what is kept stays
     return response;
   } catch {
-    return (await cache.match(request, { ignoreVary: true })) ?? Response.error();
+    return (await cache.match(url, { ignoreVary: true })) ?? Response.error();
   }
 }
