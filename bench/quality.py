@@ -117,10 +117,10 @@ def gather(given: Any) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def draw_lesions(seeds: range, tones: tuple[str, ...]) -> tuple[Any, Any]:
-    """Drawn pictures (n, SIZE, SIZE, 3) and their masks, skin tones in turn."""
+def draw_lesions(seeds: range, tones: tuple[str, ...], size: int = SIZE) -> tuple[Any, Any]:
+    """Drawn pictures (n, size, size, 3) and their masks, skin tones in turn."""
     drawn = [
-        synthetic.draw_lesion(seed, (SIZE, SIZE), skin_tone=tones[seed % len(tones)])
+        synthetic.draw_lesion(seed, (size, size), skin_tone=tones[seed % len(tones)])
         for seed in seeds
     ]
     return np.stack([one.image_rgb for one in drawn]), np.stack([one.mask for one in drawn])
