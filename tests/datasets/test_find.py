@@ -276,6 +276,9 @@ def test_pictures_beside_their_masks(tmp_path: Path, outer: str):
     both = np.maximum(draw(0)[1], second)
     expected = Image.fromarray(both).resize((40, 40), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(decoded.masks[0], expected)
+    save(Image.new("L", (40, 30)), root / "benign" / "benign (1)_mask_1.png")  # another one
+    again = decode("folder", tmp_path, size=40, cache_dir=tmp_path / "cache")
+    assert again.masks[0].sum() < decoded.masks[0].sum()
 
 
 @pytest.mark.parametrize("with_test_masks", [True, False])

@@ -192,8 +192,9 @@ def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Uint8Array, 
 def _fingerprint(pairs: Sequence[Pair], rules: MaskRules) -> str:
     digest = hashlib.sha256(f"{CACHE_FORMAT} {rules}\n".encode())
     for pair in pairs:
+        files = (pair.image, pair.mask, *pair.more_masks)
         lines = [f"{pair.id} {pair.part}"]
-        lines += [f"{f.path.absolute()} {f.size} {f.changed}" for f in (pair.image, pair.mask)]
+        lines += [f"{file.path.absolute()} {file.size} {file.changed}" for file in files]
         for line in lines:  # names of files may be no UTF-8
             digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:12]
