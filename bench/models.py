@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -43,10 +44,11 @@ from ulvm.metrics import Confusion, confusion, dice, pooled
 from ulvm.nn.checkpoint import load_probability, save_weights
 from ulvm.nn.distributed import choose_device, share_devices
 from ulvm.nn.networks import build_network
+from ulvm.nn.parent import Parent
 from ulvm.nn.parts import write_teacher
 from ulvm.nn.train import train
 from ulvm.presets import find_preset
-from ulvm.spec import DataSpec, SourceSpec
+from ulvm.spec import DataSpec, ModelSpec, SourceSpec
 from ulvm.splits import Split, load_split
 
 FOLDS = 5
@@ -196,7 +198,7 @@ def run_job(job: Job, given: Any, device: str) -> dict[str, Any]:
         {name: given.data[name] for name in job["data"]},
         folder,
         teacher_dir=folder / "teacher" if job.get("teacher") else None,
-        start_from=given.lite0 if run.model.network == "lite-unet" else None,
+        parent=load_lite0(given.lite0, run.model) if run.model.network == "lite-unet" else None,
         device=device,
         progress=False,
     )
@@ -219,6 +221,14 @@ def run_job(job: Job, given: Any, device: str) -> dict[str, Any]:
     tests |= {name: list(found[name].groups)[::3] for name in job.get("outside", [])}
     pictures = {name: found[name].pictures(ids) for name, ids in tests.items()}
     return {"best": score(best, pictures, given.size), "last": score(last, pictures, given.size)}
+
+
+def load_lite0(path: Path, model: ModelSpec) -> Parent:
+    """The encoder that teachers start from: tensors of EfficientNet-Lite0, less its classifier."""
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    known = build_network(model).state_dict()
+    state = {name: each for name, each in stored.items() if name in known}
+    return Parent(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), model, state, ())
 
 
 def keep_last(folder: Path, run: Any) -> Path:

@@ -12,12 +12,11 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ulvm.errors import InputError
 from ulvm.nn.augment import Part, augment
 from ulvm.nn.distributed import Processes
 from ulvm.nn.epoch import Epoch, draw_epoch
@@ -27,7 +26,6 @@ from ulvm.nn.kernels.check import use_kernels_if_right
 from ulvm.nn.loss import segmentation_loss, targets_of
 from ulvm.nn.model import UltraLightVMUNet
 from ulvm.nn.networks import build_network
-from ulvm.nn.peers.lite_unet import LiteUNet
 from ulvm.spec import RunSpec, TrainSpec
 
 
@@ -78,17 +76,6 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         for state in self.optimizer.state.values():
             state["step"].zero_()
-
-    def start_from(self, state: Mapping[str, Tensor]) -> None:
-        """Take over tensors of another task, where the network knows how."""
-        if not isinstance(self.model, LiteUNet):
-            raise InputError(
-                f"a {type(self.model).__name__} cannot start from other weights",
-                "only network='lite-unet' can",
-                "leave them out",
-            )
-        for network in (self.model, self.averaged):
-            cast(LiteUNet, network).start_from(state)
 
     def take_over(self, state: Mapping[str, Tensor]) -> None:
         """Start from a model's tensors; those that are not given stay as they were drawn."""

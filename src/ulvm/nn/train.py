@@ -53,7 +53,6 @@ def train(
     out_dir: str | Path,
     *,
     teacher_dir: Path | None = None,
-    start_from: Path | None = None,
     parent: Parent | None = None,
     threshold_masks: bool = False,
     allow_mask_resize: bool = False,
@@ -78,7 +77,6 @@ def train(
         run: What to train; ``presets.find_preset("paper").run`` is the authors' recipe.
         data_dir: Folder of the data set as downloaded; of several, each one's by its name.
         out_dir: The run's folder; made if missing.
-        start_from: Tensors as ``torch.save`` writes them, for a network that can start from some.
         parent: A model to start from, whose pictures count as seen by the new one too.
         threshold_masks, allow_mask_resize: See ``datasets.decode``.
         teacher_dir: A teacher's masks, for a recipe that has one; see ``parts.write_teacher``.
@@ -120,9 +118,6 @@ def train(
             )
         state = _State(run, torch_device, processes, seen, parent)
         state.classes = training.classes
-        if start_from:
-            stored = torch.load(start_from, map_location=torch_device, weights_only=True)
-            state.learner.start_from(stored)
         if resume:
             state.load(out_dir)
         if processes.rank > 0:
