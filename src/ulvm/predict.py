@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +188,7 @@ def predict_files(
     originals = {os.path.realpath(source.name) for source in sources if not source.error}
     room = limits.Room(limits.PIXELS)
 
-    def predict(source: Source, output: Path) -> Prediction:
+    def predict(source: Source, output: str) -> Prediction:
         if source.error:
             return Prediction(source.name, error=source.error)
         mask_path = folder / f"{output}{MASK_ENDING}"
@@ -244,7 +244,8 @@ def predict_files(
         pool = ThreadPoolExecutor(workers, thread_name_prefix="ulvm-predict")
         pending: deque[Future[Prediction]] = deque()
         try:
-            for source, output in zip(sources, _unique_outputs(sources), strict=True):
+            outputs = unique_outputs(str(source.output) for source in sources)
+            for source, output in zip(sources, outputs, strict=True):
                 pending.append(pool.submit(predict, source, output))
                 if len(pending) > 2 * workers:
                     model()
@@ -313,20 +314,18 @@ def is_picture_name(name: str) -> bool:
     )
 
 
-def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:
-    """The output of each source, with ``-2``, ``-3`` … where another one has it already."""
-    taken: set[str] = set()
+def unique_outputs(outputs: Iterable[str], taken: Iterable[str] = ()) -> Iterator[str]:
+    """Each output, with ``-2``, ``-3`` … where another one has it already, or it is taken."""
+    # Without case, for Windows and macOS take A.png and a.png for one file.
+    used = {output.casefold() for output in taken}
     last_number: dict[str, int] = {}
-    for source in sources:
-        output = source.output
-        if source.error is None:
-            # Without case, for Windows and macOS take A.png and a.png for one file.
-            first = str(source.output).casefold()
-            while str(output).casefold() in taken:
-                last_number[first] = last_number.get(first, 1) + 1
-                output = source.output.with_name(f"{source.output.name}-{last_number[first]}")
-            taken.add(str(output).casefold())
-        yield output
+    for output in outputs:
+        first, unique = output.casefold(), output
+        while unique.casefold() in used:
+            last_number[first] = last_number.get(first, 1) + 1
+            unique = f"{output}-{last_number[first]}"
+        used.add(unique.casefold())
+        yield unique
 
 
 def _require_replaceable(path: Path, originals: set[str]) -> None:
