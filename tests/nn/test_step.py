@@ -47,7 +47,7 @@ def small_vm_unet(spec: ModelSpec) -> nn.Module:
 
 def epoch_of(recipe: TrainSpec, part: Part, number: int = 0) -> Epoch:
     generator = torch.Generator().manual_seed(number)
-    return draw_epoch(recipe, number, len(part), 3, generator)
+    return draw_epoch(part, recipe, number, generator)
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ class Steps:
         self._loss_sum = torch.zeros((), device=learner.device)
         self._counter = torch.zeros(1, dtype=torch.int64, device=learner.device)
         # Where a graph finds the numbers of each epoch; until the first, those of any.
-        any_epoch = draw_epoch_of(part, recipe, 0, torch.Generator())
+        any_epoch = draw_epoch(part, recipe, 0, torch.Generator())
         self._epoch = any_epoch.to(learner.device)
         full, last = divmod(part.drawn, recipe.batch_size)
         self._counts = [recipe.batch_size] * full + [last] * (last > 0)
@@ -224,12 +224,6 @@ class Steps:
         self.loss.copy_(loss.detach())
         self._loss_sum += loss.detach() * len(share)
         self._counter += 1
-
-
-def draw_epoch_of(part: Part, recipe: TrainSpec, epoch: int, generator: torch.Generator) -> Epoch:
-    """``draw_epoch`` for the pictures of a part."""
-    channels = part.images.shape[1]
-    return draw_epoch(recipe, epoch, part.drawn, channels, generator, pools=part.pools)
 
 
 def _random_of(device: torch.device) -> Any:

@@ -20,7 +20,7 @@ from ulvm.metrics import dice, pooled
 from ulvm.nn.augment import Part
 from ulvm.nn.checkpoint import WEIGHTS, save_weights
 from ulvm.nn.distributed import Processes, choose_device, join
-from ulvm.nn.epoch import Epoch, learning_rate
+from ulvm.nn.epoch import Epoch, draw_epoch, learning_rate
 from ulvm.nn.parent import Parent
 from ulvm.nn.parts import Folders, load_parts
 from ulvm.nn.run_folder import (
@@ -35,7 +35,7 @@ from ulvm.nn.run_folder import (
     write_metrics,
     write_run,
 )
-from ulvm.nn.step import Learner, Steps, draw_epoch_of
+from ulvm.nn.step import Learner, Steps
 from ulvm.nn.validate import Validation
 from ulvm.provenance import Seen, versions
 from ulvm.spec import RunSpec, TrainSpec
@@ -241,7 +241,7 @@ class _State:
 
     def draw_epoch(self, training: Part) -> Epoch:
         """The tables of the epoch that comes next."""
-        return draw_epoch_of(training, self.run.train, self.epoch, self.generator)
+        return draw_epoch(training, self.run.train, self.epoch, self.generator)
 
     @property
     def best_row(self) -> dict[str, Any] | None:
