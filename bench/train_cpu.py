@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def time_steps(run: RunSpec, part: Part, count: int) -> list[float]:
     """Milliseconds of each of ``count`` steps, after one that is not counted."""
     torch.manual_seed(run.train.seed)
-    steps = Steps(Learner(run, CPU), part, run.train)
+    steps = Steps(Learner(run, CPU), part)
     generator = torch.Generator().manual_seed(run.train.seed)
     durations: list[float] = []
     while len(durations) <= count:

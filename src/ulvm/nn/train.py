@@ -157,7 +157,7 @@ def _lead(
 ) -> None:
     """Train, validate and write."""
     run = state.run
-    steps = Steps(state.learner, training, run.train, state.processes)
+    steps = Steps(state.learner, training)
     validate = Validation(state.learner.averaged, validation, run.threshold)
     write_run(out_dir, state.device, state.describe(data_dir))
     writer = tensorboard_writer(out_dir) if tensorboard else None
@@ -204,7 +204,7 @@ def _lead(
 
 def _follow(state: _State, training: Part) -> None:
     """Train beside rank 0, which validates and writes; the next sum of gradients waits for it."""
-    steps = Steps(state.learner, training, state.run.train, state.processes)
+    steps = Steps(state.learner, training)
     while state.goes_on():
         for _ in steps.run(state.draw_epoch(training)):
             pass
