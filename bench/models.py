@@ -6,7 +6,7 @@
 The plan lists jobs:
 
     {"name": "s2-fold1", "preset": "skin", "set": ["train.epochs=160"], "data": ["isic2017", …],
-     "weights": {"pad-ufes": 2}, "leave": [1], "teacher": "S", "teaches": "S/1", "save": true}
+     "weights": {"pad-ufes": 2}, "leave": [1], "teacher": ["S"], "teaches": "P-1", "save": true}
 
 ``leave`` names the folds (1..5) of the pictures that are not trained on: the first one is scored.
 A job with ``teaches`` writes its probability of every picture of the folds that it left out;
