@@ -8,18 +8,19 @@ the right one. Writes ``results/speed/many_pictures.json``. Linux only.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from measure import command_line, cpu_seconds, provenance, write_result
@@ -51,8 +52,6 @@ def draw_folder(folder: Path, count: int) -> dict[int, bytes]:
 
 def run_one(addresses: list[Address], out: str) -> dict[str, float]:
     """Seconds of the work in this process, without Ray."""
-    import numpy as np
-
     worker = Worker(out, None, None, None)
     parts = [addresses[first : first + BLOCK] for first in range(0, len(addresses), BLOCK)]
     wall, used = time.perf_counter(), time.process_time()
@@ -66,15 +65,15 @@ def run_one(addresses: list[Address], out: str) -> dict[str, float]:
     return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - used}
 
 
-def time_one(folder: Path, out: Path, pictures: int) -> dict[str, Any]:
-    """The work on the first pictures in a process of its own."""
-    command = [sys.executable, __file__, "--one", str(folder), str(out), "--pictures"]
-    done = subprocess.run([*command, str(pictures)], check=True, stdout=subprocess.PIPE, text=True)
-    return rates(pictures, json.loads(done.stdout), 1)
+def time_one(addresses: list[Address], out: Path) -> dict[str, Any]:
+    """The work in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return rates(len(addresses), pool.submit(run_one, addresses, str(out)).result(), 1)
 
 
 def rates(pictures: int, seconds: dict[str, float], processes: int) -> dict[str, Any]:
-    """Figures of a result file; ``cpu_s`` may be missing."""
+    """Figures of a result file."""
     return {
         "pictures": pictures,
         **{name: round(value, 1) for name, value in seconds.items()},
@@ -172,20 +171,15 @@ def check(out: Path, addresses: list[Address], masks: dict[int, bytes]) -> None:
 def main() -> None:
     """Draw, time, check, write, print."""
     numbers = ("pictures", 20_000, "in all"), ("alone", 2_000, "for one process, each time")
-    parser = command_line(__doc__, "many_pictures.json", *numbers)
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        folder, out = options.one
-        print(json.dumps(run_one(find_addresses([folder])[: options.pictures], out)))
-        return
+    options = command_line(__doc__, "many_pictures.json", *numbers).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder, out = Path(temporary, "pictures"), Path(temporary, "out")
         masks = draw_folder(folder, options.pictures)
         addresses = find_addresses([str(folder)])
-        before = time_one(folder, Path(temporary, "before"), options.alone)
+        some = addresses[: options.alone]
+        before = time_one(some, Path(temporary, "before"))
         on_ray = time_ray(addresses, out)
-        after = time_one(folder, Path(temporary, "after"), options.alone)
+        after = time_one(some, Path(temporary, "after"))
         check(out, addresses, masks)
     alone = (before["per_cpu_second"] + after["per_cpu_second"]) / 2
     result: dict[str, Any] = {

@@ -87,43 +87,48 @@ def gather(given: Any) -> dict[str, list[dict[str, Any]]]:
     things = {name: photos(where, 1) for name, where in given.things.items()}
     things |= {name: photos(where, 2) for name, where in given.other_things.items()}
     for fold in range(1, FOLDS + 1):
-        network = load(given.folds.format(fold) + ".safetensors")
-
-        def add(
-            kind: str, images: Any, truth: Any = None, fold: int = fold, network: Any = network
-        ) -> None:
-            truths = np.zeros(images.shape[:3], bool) if truth is None else truth
-            for image, p, true in zip(images, predict(network, images), truths, strict=True):
-                found.setdefault(kind, []).append(describe(image, p.astype(np.float32), true, fold))
-
+        share = slice(fold - 1, None, FOLDS)
+        kinds: dict[str, tuple[Any, Any]] = {}  # pictures and masks; None for none
         for name, data in decoded.items():
             if name in FITTED:
                 parts = json.loads(Path(given.folds.format(fold) + f".{name}.json").read_text())
                 ids = parts["parts"]["test"]
             else:
-                ids = data.ids[::3][fold - 1 :: FOLDS]
+                ids = data.ids[::3][share]
             rows = data.indices(ids)
             images, soft = np.asarray(data.images[rows]), np.asarray(data.masks[rows])
-            add(name, images, soft >= 128)
-            add(f"skin of {name}", lesion_free.crop_beside(images, soft, 5))
+            kinds[name] = images, soft >= 128
+            kinds[f"skin of {name}"] = lesion_free.crop_beside(images, soft, 5), None
         for name, (images, numbers) in things.items():
-            add(name, images[numbers % FOLDS == fold - 1])
-        add("drawn, to fit", fitted[fold - 1 :: FOLDS])
-        add("drawn skin", drawn[::2][fold - 1 :: FOLDS])
-        add("no skin", drawn[1::2][fold - 1 :: FOLDS])
-        add(DRAWN, lesion_images[fold - 1 :: FOLDS], lesion_masks[fold - 1 :: FOLDS])
-        add("dark drawn", dark_images, dark_masks)
+            kinds[name] = images[numbers % FOLDS == fold - 1], None
+        kinds["drawn, to fit"] = fitted[share], None
+        kinds["drawn skin"] = drawn[::2][share], None
+        kinds["no skin"] = drawn[1::2][share], None
+        kinds[DRAWN] = lesion_images[share], lesion_masks[share]
+        kinds["dark drawn"] = dark_images, dark_masks
+        network = load(given.folds.format(fold) + ".safetensors")
+        for kind, (images, truth) in kinds.items():
+            found.setdefault(kind, []).extend(describe_all(network, images, truth, fold))
         print(f"fold {fold} predicted", flush=True)
     return found
 
 
-def draw_lesions(seeds: range, tones: tuple[str, ...]) -> tuple[Any, Any]:
-    """Drawn pictures (n, SIZE, SIZE, 3) and their masks, skin tones in turn."""
+def draw_lesions(seeds: range, tones: tuple[str, ...], size: int = SIZE) -> tuple[Any, Any]:
+    """Drawn pictures (n, size, size, 3) and their masks, skin tones in turn."""
     drawn = [
-        synthetic.draw_lesion(seed, (SIZE, SIZE), skin_tone=tones[seed % len(tones)])
+        synthetic.draw_lesion(seed, (size, size), skin_tone=tones[seed % len(tones)])
         for seed in seeds
     ]
     return np.stack([one.image_rgb for one in drawn]), np.stack([one.mask for one in drawn])
+
+
+def describe_all(network: Any, images: Any, truth: Any, fold: int = 0) -> list[dict[str, Any]]:
+    """What is kept of pictures; without masks they have no lesion."""
+    truth = np.zeros(images.shape[:3], bool) if truth is None else truth
+    return [
+        describe(image, p.astype(np.float32), true, fold)
+        for image, p, true in zip(images, predict(network, images), truth, strict=True)
+    ]
 
 
 def describe(image: Any, p: Any, truth: Any, fold: int) -> dict[str, Any]:
@@ -282,13 +287,9 @@ def warned(constants: dict[str, Any], one: dict[str, Any]) -> list[str]:
 
 def auc(value: Any, failed: Any) -> float:
     """Chance that a failure has a lower value than another picture."""
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
-    ranks = rankdata(value)
-    bad = int(failed.sum())
-    if bad in (0, len(failed)):
-        return float("nan")
-    return float(1 - (ranks[failed].sum() - bad * (bad + 1) / 2) / (bad * (len(failed) - bad)))
+    return float(roc_auc_score(failed, -value)) if 0 < failed.sum() < len(failed) else float("nan")
 
 
 def judge(constants: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -392,10 +393,7 @@ def score_test(given: Any) -> None:
     for name, where in given.test.items():
         data = datasets.decode(name, where, size=SIZE)
         images, soft = np.asarray(data.images), np.asarray(data.masks)
-        records = [
-            describe(image, p.astype(np.float32), true, 0)
-            for image, p, true in zip(images, predict(network, images), soft >= 128, strict=True)
-        ]
+        records = describe_all(network, images, soft >= 128)
         weigh(constants, records)
         rate(constants, records)
         result[name] = judge(constants, records)

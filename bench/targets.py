@@ -12,10 +12,9 @@ import importlib.metadata
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from measure import command_line, provenance, today, write_result
@@ -34,6 +33,10 @@ RUNTIMES = {
     "executorch": (".pte", "executorch"),
     "litert": (".tflite", "ai-edge-litert"),
 }
+# As `ulvm.nn.targets` has the other runtimes.
+ONNX_RUNTIME: Any = SimpleNamespace(
+    predict=lambda path, images_rgb: segmenter.load(path).probability(images_rgb)
+)
 
 
 def measure(target: str, weights: Path = WEIGHTS) -> dict[str, Any]:
@@ -43,39 +46,21 @@ def measure(target: str, weights: Path = WEIGHTS) -> dict[str, Any]:
         out = Path(folder) / f"lesion{suffix}"
         if target == ONNX:
             side = export(weights, out)
-            differing = count_differing(out, weights)
+            network, run, _ = load_weights(weights)
+            differing = compare(ONNX_RUNTIME, out, PictureToProbability(network).eval(), run)[1]
         else:
             side = export_for(target, weights, out)
             differing = 0  # else it would have been refused
+    size = side["run"]["data"]["image_size"]
     return {
         "runtime": f"{package} {importlib.metadata.version(package)}",
         "torch": torch.__version__,
         "bytes": side["bytes"],
         "largest_difference": side["largest_difference_from_torch"],
         "differing_pixels": differing,
-        "pixels": count_pixels(side["run"]["data"]["image_size"]),
+        "pixels": sum(map(len, probe_images(size, 3))) * size**2,
         "date": today(),
     }
-
-
-class OnnxRuntime:
-    """ONNX Runtime as ``ulvm.nn.targets`` has the other runtimes."""
-
-    @staticmethod
-    def predict(path: Path, image_rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """uint8 (batch, size, size, 3) → float32 (batch, 1, size, size)."""
-        return segmenter.load(path).probability(image_rgb)
-
-
-def count_differing(model: Path, weights: Path) -> int:
-    """Pixels of the masks that differ between ONNX Runtime and torch."""
-    network, run, _ = load_weights(weights)
-    return compare(OnnxRuntime, model, PictureToProbability(network).eval(), run)[1]
-
-
-def count_pixels(size: int) -> int:
-    """Pixels of all masks that are compared."""
-    return sum(len(images) for images in probe_images(size, 3)) * size**2
 
 
 def main() -> None:

@@ -24,11 +24,11 @@ CPU = torch.device("cpu")
 def time_steps(run: RunSpec, part: Part, count: int) -> list[float]:
     """Milliseconds of each of ``count`` steps, after one that is not counted."""
     torch.manual_seed(run.train.seed)
-    steps = Steps(Learner(run, CPU), part, run.train)
+    steps = Steps(Learner(run, CPU), part)
     generator = torch.Generator().manual_seed(run.train.seed)
     durations: list[float] = []
     while len(durations) <= count:
-        epoch = draw_epoch(run.train, 0, len(part), part.images.shape[1], generator)
+        epoch = draw_epoch(part, run.train, 0, generator)
         start = time.perf_counter()
         for _ in steps.run(epoch):
             end = time.perf_counter()

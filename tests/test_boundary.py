@@ -5,13 +5,14 @@ import pytest
 import scipy.spatial.distance
 
 from made_up_predictions import SIZE, random_dataset, square
-from ulvm.boundary import boundary_pixels, boundary_scores
+from ulvm.boundary import boundary_scores
+from ulvm.image import rim
 
 
 def test_boundary_of_a_square_that_touches_the_frame() -> None:
     expected = square(0, 0, 4)
     expected[1:3, 1:3] = False
-    assert np.array_equal(boundary_pixels(square(0, 0, 4)), expected)
+    assert np.array_equal(rim(square(0, 0, 4), 1), expected)
 
 
 def brute_force(mask: np.ndarray, truth: np.ndarray, tolerance: float) -> tuple[float, float]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from made_up_predictions import SIZE, square
-from ulvm.boundary import boundary_pixels
 from ulvm.contact_sheet import PREDICTION_COLOUR, TILE, TRUTH_COLOUR, draw_contact_sheet
 from ulvm.errors import InputError
+from ulvm.image import rim
 
 
 def test_contact_sheet_draws_both_outlines_where_they_are() -> None:
@@ -20,10 +20,10 @@ def test_contact_sheet_draws_both_outlines_where_they_are() -> None:
     tile = sheet[top[0] : top[0] + size, top[1] : top[1] + size]
     green = (tile == TRUTH_COLOUR).all(axis=-1)
     magenta = (tile == PREDICTION_COLOUR).all(axis=-1)
-    assert np.array_equal(green & boundary_pixels(truth), boundary_pixels(truth))
+    assert np.array_equal(green & rim(truth, 1), rim(truth, 1))
     assert not (green & ~truth).any()
     assert not (magenta & ~mask).any()
-    drawn = np.count_nonzero(magenta & boundary_pixels(mask)) / boundary_pixels(mask).sum()
+    drawn = np.count_nonzero(magenta & rim(mask, 1)) / rim(mask, 1).sum()
     assert 0.4 < drawn < 0.6, "about half of a dashed line is drawn"
 
 

@@ -6,7 +6,8 @@ import pytest
 from ulvm.errors import InputError
 from ulvm.evaluate import evaluate
 from ulvm.metrics import Confusion, confusion
-from ulvm.strata import check_name, find_ring, measure, tabulate, to_lab
+from ulvm.quality import to_lab
+from ulvm.strata import check_name, find_ring, measure, tabulate
 from ulvm.synthetic import SKIN_TONES, draw_lesion
 
 SIZE = 64

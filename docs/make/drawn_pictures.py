@@ -43,7 +43,7 @@ PICTURES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 TILE, GAP, HEAD = 112, 4, 22  # pixels; names of pictures take a row, networks' a column
 MARGIN = 8  # pixels on both sides of a network's name
-LARGEST = 600_000  # bytes
+COLOURS = 254  # of a sheet, beside those of the outlines
 LINE_WIDTH = 3  # at the network's 256 pixels
 INK, PAPER = (24, 24, 27), (255, 255, 255)
 
@@ -129,15 +129,12 @@ def reduce_colours(sheet: Image.Image, colours: int) -> Image.Image:
 
 
 def write(path: Path, weights_dir: Path) -> None:
-    """Draw a sheet into a file, in as many colours as its size allows."""
+    """Draw a sheet into a file."""
     sheet, words = draw_sheet(weights_dir)
     description = PngImagePlugin.PngInfo()
     description.add_text("Description", words)
-    for colours in (254, 126, 62):
-        content = io.BytesIO()
-        reduce_colours(sheet, colours).save(content, "PNG", optimize=True, pnginfo=description)
-        if len(content.getvalue()) <= LARGEST:
-            break
+    content = io.BytesIO()
+    reduce_colours(sheet, COLOURS).save(content, "PNG", optimize=True, pnginfo=description)
     write_atomically(path, content.getvalue())
     print(f"{path.relative_to(ROOT)}: {words}; {len(content.getvalue()) / 1e3:.0f} kB")
 

@@ -224,8 +224,8 @@ def save(figure: Figure, description: str, stem: Path) -> None:
 
 def draw_all(
     results_dir: Path, times_result: Path, areas_result: Path, out_dir: Path
-) -> tuple[list[Path], list[str]]:
-    """Draw every figure that there are results for.
+) -> list[Path]:
+    """Draw every figure.
 
     Args:
         results_dir: Holds ``dataset/split/preset-seed.json``.
@@ -234,46 +234,27 @@ def draw_all(
         out_dir: Gets ``dice-parameters``, ``dice-milliseconds`` and ``areas``, each as PNG and SVG.
 
     Returns:
-        The figures without ending, and what is missing in them or for them, a line each.
+        The figures without ending.
     """
-    points = read_points(results_dir)
-    missing = name_absent("no run of", (*NETWORKS, *VARIANTS), points)
-    charts = {"dice-parameters": (points, "parameters")}
-    if times_result.exists():
-        timed = put_at_times(points, read(times_result))
-        charts["dice-milliseconds"] = (timed, "ms a picture, one CPU thread")
-        missing += name_absent("no time of", [point.preset for point in points], timed)
-    else:
-        missing.append(f"{times_result.name} is missing: run bench/cpu.py --presets")
-    drawn = []
+    points, areas = read_points(results_dir), read(areas_result)
+    charts = {
+        "dice-parameters": (points, "parameters"),
+        "dice-milliseconds": (
+            put_at_times(points, read(times_result)),
+            "ms a picture, one CPU thread",
+        ),
+    }
     with matplotlib.rc_context(STYLE):
         for name, (chosen, x_label) in charts.items():
-            if len(chosen) > 1:  # one compares nothing
-                save(draw(chosen, x_label), describe(chosen, x_label), out_dir / name)
-                drawn.append(out_dir / name)
-        if areas_result.exists():
-            areas = read(areas_result)
-            save(draw_areas(areas), describe_areas(areas), out_dir / "areas")
-            drawn.append(out_dir / "areas")
-        else:
-            missing.append(f"{areas_result.name} is missing: run docs/make/areas.py")
-    return drawn, missing
-
-
-def name_absent(start: str, wanted: Sequence[str], points: Sequence[Point]) -> list[str]:
-    """A line with the presets that have no point; none if all have."""
-    there = {point.preset for point in points}
-    absent = [preset for preset in wanted if preset not in there]
-    return [f"{start} {', '.join(absent)}"] * bool(absent)
+            save(draw(chosen, x_label), describe(chosen, x_label), out_dir / name)
+        save(draw_areas(areas), describe_areas(areas), out_dir / "areas")
+    return [out_dir / name for name in (*charts, "areas")]
 
 
 def main() -> None:
-    """Draw, and say what was drawn and what is missing."""
-    drawn, missing = draw_all(RUNS, TIMES, AREAS, FIGURES)
-    for path in drawn:
+    """Draw, and say what was drawn."""
+    for path in draw_all(RUNS, TIMES, AREAS, FIGURES):
         print(f"{path.relative_to(ROOT)}.png, .svg")
-    for line in missing:
-        print(line)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from ulvm.strata import StrataTable, Stratum
 
 SCORES = RESULTS / "models" / "scores"
 BARE = RESULTS / "models" / "bare.json"
-NOT_YET = "Not there yet: {}."
 
 # File, model, pictures.
 SCORED = (
@@ -38,36 +37,24 @@ BY_KIND = (
 def models(folder: Path = SCORES) -> str:
     """Each model on each set of pictures: Dice with its interval, and how often it fails."""
     head = ["model", "pictures", "n", "Dice per image", "Dice, pooled", "below .5"]
-    rows, missing = [], []
+    rows = []
     for name, model, pictures in SCORED:
-        path = folder / f"{name}.json"
-        if not path.exists():
-            missing.append(path.name)
-            continue
-        scores = read(path)
+        scores = read(folder / f"{name}.json")
         mean = f"{scores['per_image']['dsc']['mean']:.4f} {interval(scores, 'per_image.dsc')}"
         pooled = f"{scores['pooled']['dsc']:.4f} {interval(scores, 'pooled.dsc')}"
         cells = [f"`{model}`", pictures, f"{scores['images']:,}", mean, pooled, failed(scores)]
         rows.append(cells)
-    if not rows:
-        return NOT_YET.format(", ".join(missing))
-    said = f"In brackets 95 % bootstrap intervals over images. {FOLDS}"
-    if missing:
-        said += f" {NOT_YET.format(', '.join(missing))}"
-    return table(head, rows, said)
+    return table(head, rows, f"In brackets 95 % bootstrap intervals over images. {FOLDS}")
 
 
 def in_short(folder: Path = SCORES, bare_path: Path = BARE) -> str:
     """For README.md: one row a model and kind of picture, and a line on pictures without lesion."""
     rows = []
     for name, model, pictures in SCORED:
-        path = folder / f"{name}.json"
-        if name in IN_SHORT and path.exists():
-            scores = read(path)
+        if name in IN_SHORT:
+            scores = read(folder / f"{name}.json")
             dice = f"{scores['per_image']['dsc']['mean']:.3f}"
             rows.append([f"`{model}`", pictures, f"{scores['images']:,}", dice, failed(scores)])
-    if not rows or not bare_path.exists():
-        return NOT_YET.format("scores")
     marked = [row["marked"] for name, row in read(bare_path).items() if "beside" in name]
     shares = f"{min(marked):.0%} to {max(marked):.0%}"
     said = f"`skin` also marks something in {shares} of photos of bare skin."
@@ -78,11 +65,7 @@ def strata(folder: Path = SCORES) -> str:
     """How the default model does on kinds of pictures: small, faint, dark ones, by diagnosis."""
     parts = []
     for name, title in BY_KIND:
-        path = folder / f"{name}.json"
-        kinds = read(path).get("strata", []) if path.exists() else []
-        if not kinds:
-            parts.append(f"{title}: {NOT_YET.format(f'strata of {path.name}')}")
-        for each in kinds:
+        for each in read(folder / f"{name}.json")["strata"]:
             rows = tuple(Stratum(**row) for row in each["rows"])
             parts.append(f"{title}:\n\n{StrataTable(by=each['by'], rows=rows).markdown()}")
     return "\n\n".join(parts)
@@ -90,8 +73,6 @@ def strata(folder: Path = SCORES) -> str:
 
 def bare(path: Path = BARE) -> str:
     """How often something is marked in pictures without a lesion."""
-    if not path.exists():
-        return NOT_YET.format(path.name)
     head = ["without a lesion", "pictures", "more than 1 % marked"]
     kinds = read(path).items()
     return table(

@@ -46,10 +46,8 @@ def experiment(name: str, folder: Path = RUNS) -> str:
 
 
 def figure(name: str, folder: Path = FIGURES) -> str:
-    """A figure with the description that is inside its file, once it has been drawn."""
+    """A figure with the description that is inside its file."""
     path = folder / f"{name}.png"
-    if not path.exists():
-        return "Not drawn yet, for lack of results; `make docs` says of which."
     with Image.open(path) as image:
         return f"![{image.info['Description']}](docs/figures/{path.name})"
 

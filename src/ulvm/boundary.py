@@ -31,18 +31,6 @@ def require_scipy() -> None:
         )
 
 
-def boundary_pixels(mask: BoolArray) -> BoolArray:
-    """The mask's pixels with a side neighbour outside it; outside the picture is outside.
-
-    Args:
-        mask: bool, (height, width).
-
-    Returns:
-        bool, (height, width).
-    """
-    return rim(mask, 1)
-
-
 def boundary_scores(mask: BoolArray, truth: BoolArray, tolerance_px: float) -> tuple[float, float]:
     """Boundary F1 and 95 % Hausdorff distance between two masks.
 
@@ -65,7 +53,7 @@ def boundary_scores(mask: BoolArray, truth: BoolArray, tolerance_px: float) -> t
     if not mask.any() or not truth.any():
         agree = bool(mask.any() == truth.any())
         return (1.0, 0.0) if agree else (0.0, math.hypot(*mask.shape))
-    edges = np.stack([boundary_pixels(mask), boundary_pixels(truth)])  # (2, height, width)
+    edges = np.stack([rim(mask, 1), rim(truth, 1)])  # (2, height, width)
     # Outside the box around both boundaries there is nothing to measure.
     box = ndimage.find_objects(edges.any(axis=0).astype(np.int8))[0]
     mask_edge, truth_edge = edges[0][box], edges[1][box]

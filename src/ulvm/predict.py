@@ -11,7 +11,7 @@ import re
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +191,7 @@ def predict_files(
     originals = {os.path.realpath(source.name) for source in sources if not source.error}
     room = limits.Room(limits.PIXELS)
 
-    def predict(source: Source, output: Path) -> Prediction:
+    def predict(source: Source, output: str) -> Prediction:
         if source.error:
             return Prediction(source.name, error=source.error)
         mask_path = folder / f"{output}{MASK_ENDING}"
@@ -253,7 +253,8 @@ def predict_files(
         pool = ThreadPoolExecutor(workers, thread_name_prefix="ulvm-predict")
         pending: deque[Future[Prediction]] = deque()
         try:
-            for source, output in zip(sources, _unique_outputs(sources), strict=True):
+            outputs = unique_outputs(str(source.output) for source in sources)
+            for source, output in zip(sources, outputs, strict=True):
                 pending.append(pool.submit(predict, source, output))
                 if len(pending) > 2 * workers:
                     model()
@@ -323,25 +324,23 @@ def is_picture_name(name: str) -> bool:
     )
 
 
-def _unique_outputs(sources: Sequence[Source]) -> Iterator[Path]:
-    """The output of each source, with ``-2``, ``-3`` … where another one has it already."""
-    taken: set[str] = set()
+def unique_outputs(outputs: Iterable[str], taken: Iterable[str] = ()) -> Iterator[str]:
+    """Each output, with ``-2``, ``-3`` … where another one has it already, or it is taken."""
+    used = {_as_file_systems_see(output) for output in taken}
     last_number: dict[str, int] = {}
-    for source in sources:
-        output = source.output
-        if source.error is None:
-            first = _as_file_systems_see(output)
-            while _as_file_systems_see(output) in taken:
-                last_number[first] = last_number.get(first, 1) + 1
-                output = source.output.with_name(f"{source.output.name}-{last_number[first]}")
-            taken.add(_as_file_systems_see(output))
-        yield output
+    for output in outputs:
+        first, unique = _as_file_systems_see(output), output
+        while _as_file_systems_see(unique) in used:
+            last_number[first] = last_number.get(first, 1) + 1
+            unique = f"{output}-{last_number[first]}"
+        used.add(_as_file_systems_see(unique))
+        yield unique
 
 
-def _as_file_systems_see(path: Path) -> str:
+def _as_file_systems_see(path: str) -> str:
     """Equal for what may be one file: Windows and macOS don't tell A.png from a.png, and macOS not
     an accented letter from a letter and its accent."""
-    return unicodedata.normalize("NFC", str(path).casefold())
+    return unicodedata.normalize("NFC", path.casefold())
 
 
 def _require_replaceable(path: Path, originals: set[str]) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ulvm.errors import InputError, unknown_name
 from ulvm.image import rim
 from ulvm.metrics import BoolArray, Confusion, FloatArray, dice, pooled
+from ulvm.quality import to_lab
 from ulvm.splits import name_some
 
 # The ring of skin, in shares of the frame's side: it begins a little outside the border, which is
@@ -106,32 +107,6 @@ class StrataTable:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def to_lab(rgb: npt.NDArray[np.uint8]) -> FloatArray:
-    """sRGB as CIELAB under D65, the white of sRGB itself.
-
-    Args:
-        rgb: uint8 (…, 3), 0..255.
-
-    Returns:
-        L 0..100, a and b (…, 3).
-
-    Source: IEC 61966-2-1 (sRGB to XYZ); CIE 15 (XYZ to CIELAB).
-    """
-    values = rgb / 255
-    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array(
-        [
-            [0.4124, 0.3576, 0.1805],
-            [0.2126, 0.7152, 0.0722],
-            [0.0193, 0.1192, 0.9505],
-        ]
-    )
-    xyz = linear @ to_xyz.T / to_xyz.sum(axis=1)  # white is (1, 1, 1)
-    root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    x, y, z = np.moveaxis(root, -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def find_ring(mask: BoolArray) -> BoolArray:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ulvm.nn.augment import Pool
+from ulvm.nn.augment import Part, Pool
 from ulvm.nn.epoch import draw_epoch, draw_rows, learning_rate
 from ulvm.spec import TrainSpec
 
@@ -33,9 +33,10 @@ def test_one_cycle_rises_once_and_falls_to_its_floor() -> None:
 
 
 def test_tables_hold_an_entry_for_each_picture_and_step() -> None:
+    part = Part(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.zeros(10, 8, 8).byte())
     recipe = TrainSpec(batch_size=4, augmentation="strong", schedule="one-cycle", average_decay=0.9)
     generator = torch.Generator().manual_seed(0)
-    first, second = (draw_epoch(recipe, epoch, 10, 3, generator) for epoch in (0, 1))
+    first, second = (draw_epoch(part, recipe, epoch, generator) for epoch in (0, 1))
     for epoch in (first, second):
         assert sorted(epoch.rows.tolist()) == list(range(10))
         assert epoch.draws.maps.shape == (10, 2, 3)
@@ -47,7 +48,7 @@ def test_tables_hold_an_entry_for_each_picture_and_step() -> None:
     assert rates == pytest.approx([learning_rate(recipe, 1 + step / 3) for step in range(3)])
     # Steps 4, 5 and 6 of the run: decay step / (step + 10), until 0.9 is less.
     assert pulls == pytest.approx([10 / 14, 10 / 15, 10 / 16])
-    late = draw_epoch(recipe, 1000, 10, 3, generator)
+    late = draw_epoch(part, recipe, 1000, generator)
     assert late.schedule[:, 1].tolist() == pytest.approx([0.1] * 3)
 
 

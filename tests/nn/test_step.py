@@ -47,7 +47,7 @@ def small_vm_unet(spec: ModelSpec) -> nn.Module:
 
 def epoch_of(recipe: TrainSpec, part: Part, number: int = 0) -> Epoch:
     generator = torch.Generator().manual_seed(number)
-    return draw_epoch(recipe, number, len(part), 3, generator)
+    return draw_epoch(part, recipe, number, generator)
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def test_an_epoch_is_a_plain_loop_over_torchs_adamw() -> None:
             for mean, new in zip(average.parameters(), network.parameters(), strict=True):
                 mean += pull * (new - mean)
 
-    steps = Steps(learner, part, RECIPE)
+    steps = Steps(learner, part)
     assert list(steps.run(epoch)) == [2, 2, 1]
     assert steps.mean_loss() == pytest.approx(sum(losses) / 5, rel=1e-5)
     assert steps.loss.item() == pytest.approx(losses[-1], rel=1e-5)
@@ -109,7 +109,7 @@ def test_batch_norms_move_and_the_average_takes_them_over() -> None:
     part = drawn_part(4)
     learner = make_learner(RECIPE, model=UNET)
     fresh = copy.deepcopy(learner.model)
-    for _ in Steps(learner, part, RECIPE).run(epoch_of(RECIPE, part)):
+    for _ in Steps(learner, part).run(epoch_of(RECIPE, part)):
         pass
     assert not torch.equal(*(each.down[0][1].running_mean for each in (learner.model, fresh)))
     buffers = [dict(each.named_buffers()) for each in (learner.model, learner.averaged)]
@@ -124,13 +124,13 @@ def test_a_stored_learner_goes_on_the_same(
     monkeypatch.setattr(step, "build_network", build)
     part = drawn_part(4)
     first, second = make_learner(RECIPE), make_learner(RECIPE)
-    for _ in Steps(first, part, RECIPE).run(epoch_of(RECIPE, part, 1)):
+    for _ in Steps(first, part).run(epoch_of(RECIPE, part, 1)):
         pass
     stored = copy.deepcopy(first.state_dict())
     for learner in (first, second):
         if learner is second:
             learner.load_state_dict(stored)
-        for _ in Steps(learner, part, RECIPE).run(epoch_of(RECIPE, part, 2)):
+        for _ in Steps(learner, part).run(epoch_of(RECIPE, part, 2)):
             pass
     torch.testing.assert_close(weights_of(first.model), weights_of(second.model), rtol=0, atol=0)
 
@@ -145,7 +145,7 @@ def test_lower_precision_stays_finite_for_200_steps(precision: str) -> None:
         precision=precision,  # type: ignore[arg-type]
     )
     learner = make_learner(recipe)
-    steps = Steps(learner, part, recipe)
+    steps = Steps(learner, part)
     losses = []
     for number in range(50):  # of four steps
         for _ in steps.run(epoch_of(recipe, part, number)):
@@ -210,7 +210,7 @@ def test_recording_would_undo_its_trial_runs(
     learners[1].recordable = True
     for learner in learners:
         torch.manual_seed(1)
-        steps = Steps(learner, part, RECIPE)
+        steps = Steps(learner, part)
         for _ in steps.run(epoch_of(RECIPE, part)):
             pass
     plain, tried = (learner.state_dict() for learner in learners)
@@ -237,7 +237,7 @@ def test_graph_replays_equal_eager_steps(precision: str, monkeypatch: pytest.Mon
         learner = make_learner(recipe, cuda)
         assert learner.recordable
         learner.recordable = recorded
-        steps = Steps(learner, part, recipe)
+        steps = Steps(learner, part)
         losses = []
         for number in range(3):
             for _ in steps.run(epoch_of(recipe, part, number)):

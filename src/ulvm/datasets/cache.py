@@ -207,8 +207,8 @@ def _map_arrays(folder: Path, shape: tuple[int, int, int]) -> tuple[Uint8Array, 
 def _fingerprint(pairs: Sequence[Pair], rules: MaskRules) -> str:
     digest = hashlib.sha256(f"{CACHE_FORMAT} {rules}\n".encode())
     for pair in pairs:
-        lines = [f"{pair.id} {pair.part}"]
         files = (pair.image, pair.mask, *pair.more_masks)
+        lines = [f"{pair.id} {pair.part}"]
         lines += [f"{file.path.absolute()} {file.size} {file.changed}" for file in files]
         for line in lines:  # names of files may be no UTF-8
             digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))

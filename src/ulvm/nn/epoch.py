@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ulvm.nn.augment import Draws, Pool, draw, draw_donors
+from ulvm.nn.augment import Draws, Part, Pool, draw, draw_donors
 from ulvm.spec import TrainSpec
 
 
@@ -40,34 +40,24 @@ class Epoch:
         return [self.rows, *self.draws.tensors(), self.schedule]
 
 
-def draw_epoch(
-    recipe: TrainSpec,
-    epoch: int,
-    pictures: int,
-    channels: int,
-    generator: torch.Generator,
-    *,
-    pools: Sequence[Pool] = (),
-) -> Epoch:
+def draw_epoch(part: Part, recipe: TrainSpec, epoch: int, generator: torch.Generator) -> Epoch:
     """Order, augmentation and schedule of an epoch.
 
     Args:
+        part: The training pictures.
         recipe: The training recipe.
         epoch: How many came before it.
-        pictures: Number of pictures that the epoch takes.
-        channels: Channels of each.
         generator: Source of every random number, on the CPU.
-        pools: Where the pictures come from; else each comes once.
     """
-    steps = -(-pictures // recipe.batch_size)
-    rows = draw_rows(pools or [Pool(0, pictures, pictures)], generator)
+    steps = -(-part.drawn // recipe.batch_size)
+    rows = draw_rows(part.pools or [Pool(0, len(part), len(part))], generator)
     schedule = [
         [learning_rate(recipe, epoch + step / steps), _pull(recipe, epoch * steps + step + 1)]
         for step in range(steps)
     ]
-    draws = draw(recipe.augmentation, pictures, channels, generator)
-    if recipe.pasted and any(pool.bare for pool in pools):
-        donors, maps = draw_donors(rows, pools, recipe.pasted, generator)
+    draws = draw(recipe.augmentation, part.drawn, part.images.shape[1], generator)
+    if recipe.pasted and any(pool.bare for pool in part.pools):
+        donors, maps = draw_donors(rows, part.pools, recipe.pasted, generator)
         draws = dataclasses.replace(draws, donors=donors, donor_maps=maps)
     return Epoch(rows, draws, torch.tensor(schedule))
 

@@ -12,12 +12,11 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ulvm.errors import InputError
 from ulvm.nn.augment import Part, augment
 from ulvm.nn.distributed import Processes
 from ulvm.nn.epoch import Epoch, draw_epoch
@@ -27,8 +26,7 @@ from ulvm.nn.kernels.check import use_kernels_if_right
 from ulvm.nn.loss import segmentation_loss, targets_of
 from ulvm.nn.model import UltraLightVMUNet
 from ulvm.nn.networks import build_network
-from ulvm.nn.peers.lite_unet import LiteUNet
-from ulvm.spec import RunSpec, TrainSpec
+from ulvm.spec import RunSpec
 
 
 class Learner:
@@ -45,14 +43,13 @@ class Learner:
     def __init__(
         self, run: RunSpec, device: torch.device, processes: Processes | None = None
     ) -> None:
-        processes = processes or Processes()
-        self.device = device
+        self.processes = processes or Processes()
+        self.device, self.recipe = device, run.train
         self.classes = run.model.classes
         self.model = accelerate(build_network(run.model).to(device))
         if device.type == "cpu":  # the full-size convolutions run faster and stay the same
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.model) if run.train.average_decay else self.model
-        self._processes = processes
         self.precision = getattr(torch, run.train.precision)
         half = self.precision == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)  # else it passes all on
@@ -79,17 +76,6 @@ class Learner:
         for state in self.optimizer.state.values():
             state["step"].zero_()
 
-    def start_from(self, state: Mapping[str, Tensor]) -> None:
-        """Take over tensors of another task, where the network knows how."""
-        if not isinstance(self.model, LiteUNet):
-            raise InputError(
-                f"a {type(self.model).__name__} cannot start from other weights",
-                "only network='lite-unet' can",
-                "leave them out",
-            )
-        for network in (self.model, self.averaged):
-            cast(LiteUNet, network).start_from(state)
-
     def take_over(self, state: Mapping[str, Tensor]) -> None:
         """Start from a model's tensors; those that are not given stay as they were drawn."""
         for network in (self.model, self.averaged):
@@ -115,7 +101,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         weights: list[Tensor] = list(self.model.parameters())
-        self._processes.average([each.grad for each in weights if each.grad is not None])
+        self.processes.average([each.grad for each in weights if each.grad is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not self.model:
@@ -171,29 +157,20 @@ class Steps:
     Args:
         learner: Who learns; any stored state is already loaded.
         part: The training pictures.
-        recipe: The training recipe.
-        processes: Who shares each batch.
     """
 
-    def __init__(
-        self,
-        learner: Learner,
-        part: Part,
-        recipe: TrainSpec,
-        processes: Processes | None = None,
-    ) -> None:
+    def __init__(self, learner: Learner, part: Part) -> None:
         self.learner = learner
         self.part = part
-        self.processes = processes or Processes()
+        recipe = learner.recipe
         self.loss = torch.zeros((), device=learner.device)  # of the last step, here
         self._loss_sum = torch.zeros((), device=learner.device)
         self._counter = torch.zeros(1, dtype=torch.int64, device=learner.device)
         # Where a graph finds the numbers of each epoch; until the first, those of any.
-        any_epoch = draw_epoch_of(part, recipe, 0, torch.Generator())
+        any_epoch = draw_epoch(part, recipe, 0, torch.Generator())
         self._epoch = any_epoch.to(learner.device)
         full, last = divmod(part.drawn, recipe.batch_size)
         self._counts = [recipe.batch_size] * full + [last] * (last > 0)
-        self._batch_size = recipe.batch_size
         # Other papers' networks hold running averages, which this would move.
         if learner.device.type == "cuda" and isinstance(learner.model, UltraLightVMUNet):
             first = torch.arange(min(recipe.batch_size, len(part)), device=learner.device)
@@ -212,7 +189,7 @@ class Steps:
 
     def mean_loss(self) -> float:
         """The mean over the epoch's pictures of all processes; waits for the GPU."""
-        return float(self.processes.sum(self._loss_sum)) / self.part.drawn
+        return float(self.learner.processes.sum(self._loss_sum)) / self.part.drawn
 
     def _make_step(self, count: int) -> Callable[[], None]:
         step: Callable[[], None] = functools.partial(self._work, count)
@@ -223,13 +200,14 @@ class Steps:
 
     def _work(self, count: int) -> None:
         """One step on this process's share of the next ``count`` pictures."""
-        share = self.processes.share(count)
+        processes = self.learner.processes
+        share = processes.share(count)
         # Means over each share, weighted so that the processes' mean is that over the batch. One
         # without a share must still take part in the averaging: a picture that weighs nothing.
-        weight = len(share) * self.processes.count / count
+        weight = len(share) * processes.count / count
         taken = share if share else range(1)
         places = torch.arange(taken.start, taken.stop, device=self._counter.device)
-        places = places + self._counter * self._batch_size
+        places = places + self._counter * self.learner.recipe.batch_size
         images, masks = augment(self.part, self._epoch.rows[places], self._epoch.draws[places])
         loss = self.learner.loss(images, masks)
         rate, pull = self._epoch.schedule.index_select(0, self._counter)[0]
@@ -237,12 +215,6 @@ class Steps:
         self.loss.copy_(loss.detach())
         self._loss_sum += loss.detach() * len(share)
         self._counter += 1
-
-
-def draw_epoch_of(part: Part, recipe: TrainSpec, epoch: int, generator: torch.Generator) -> Epoch:
-    """``draw_epoch`` for the pictures of a part."""
-    channels = part.images.shape[1]
-    return draw_epoch(recipe, epoch, part.drawn, channels, generator, pools=part.pools)
 
 
 def _random_of(device: torch.device) -> Any:

@@ -20,7 +20,7 @@ from ulvm.metrics import dice, pooled
 from ulvm.nn.augment import Part
 from ulvm.nn.checkpoint import WEIGHTS, save_weights
 from ulvm.nn.distributed import Processes, choose_device, join
-from ulvm.nn.epoch import Epoch, learning_rate
+from ulvm.nn.epoch import Epoch, draw_epoch, learning_rate
 from ulvm.nn.parent import Parent
 from ulvm.nn.parts import Folders, load_parts
 from ulvm.nn.run_folder import (
@@ -35,7 +35,7 @@ from ulvm.nn.run_folder import (
     write_metrics,
     write_run,
 )
-from ulvm.nn.step import Learner, Steps, draw_epoch_of
+from ulvm.nn.step import Learner, Steps
 from ulvm.nn.validate import Validation
 from ulvm.provenance import Seen, versions
 from ulvm.spec import RunSpec, TrainSpec
@@ -53,7 +53,6 @@ def train(
     out_dir: str | Path,
     *,
     teacher_dir: Path | None = None,
-    start_from: Path | None = None,
     parent: Parent | None = None,
     threshold_masks: bool = False,
     allow_mask_resize: bool = False,
@@ -78,7 +77,6 @@ def train(
         run: What to train; ``presets.find_preset("paper").run`` is the authors' recipe.
         data_dir: Folder of the data set as downloaded; of several, each one's by its name.
         out_dir: The run's folder; made if missing.
-        start_from: Tensors as ``torch.save`` writes them, for a network that can start from some.
         parent: A model to start from, whose pictures count as seen by the new one too.
         threshold_masks, allow_mask_resize: See ``datasets.decode``.
         teacher_dir: A teacher's masks, for a recipe that has one; see ``parts.write_teacher``.
@@ -120,9 +118,6 @@ def train(
             )
         state = _State(run, torch_device, processes, seen, parent)
         state.classes = training.classes
-        if start_from:
-            stored = torch.load(start_from, map_location=torch_device, weights_only=True)
-            state.learner.start_from(stored)
         if resume:
             state.load(out_dir)
         if processes.rank > 0:
@@ -173,7 +168,7 @@ def _lead(
 ) -> None:
     """Train, validate and write."""
     run = state.run
-    steps = Steps(state.learner, training, run.train, state.processes)
+    steps = Steps(state.learner, training)
     validate = Validation(state.learner.averaged, validation, run.threshold)
     write_run(out_dir, state.device, state.describe(data_dir))
     writer = tensorboard_writer(out_dir) if tensorboard else None
@@ -220,7 +215,7 @@ def _lead(
 
 def _follow(state: _State, training: Part) -> None:
     """Train beside rank 0, which validates and writes; the next sum of gradients waits for it."""
-    steps = Steps(state.learner, training, state.run.train, state.processes)
+    steps = Steps(state.learner, training)
     while state.goes_on():
         for _ in steps.run(state.draw_epoch(training)):
             pass
@@ -257,7 +252,7 @@ class _State:
 
     def draw_epoch(self, training: Part) -> Epoch:
         """The tables of the epoch that comes next."""
-        return draw_epoch_of(training, self.run.train, self.epoch, self.generator)
+        return draw_epoch(training, self.run.train, self.epoch, self.generator)
 
     @property
     def best_row(self) -> dict[str, Any] | None:

@@ -187,20 +187,15 @@ def _segmentations(
 
 def _refer_to_frame(segmentation: Any, source: pydicom.Dataset, number: int) -> None:
     """Name a frame of the source wherever the segmentation refers to the source."""
-    for dataset in _items(segmentation):
-        if dataset.get("ReferencedSOPInstanceUID") == source.SOPInstanceUID:
+
+    def name_class(dataset: Any, element: Any) -> None:
+        name = "ReferencedSOPInstanceUID"
+        if element.keyword == name and element.value == source.SOPInstanceUID:
             dataset.ReferencedSOPClassUID = source.SOPClassUID
+
+    segmentation.walk(name_class)
     for group in segmentation.PerFrameFunctionalGroupsSequence:
         group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = number
-
-
-def _items(dataset: Any) -> Iterator[Any]:
-    """Everything in its sequences, to any depth."""
-    for element in dataset:
-        if element.VR == "SQ":
-            for item in element.value:
-                yield item
-                yield from _items(item)
 
 
 def _measures(source: pydicom.Dataset) -> Any:

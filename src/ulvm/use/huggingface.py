@@ -1,7 +1,6 @@
 """The network as folder or repository of the Hugging Face Hub."""
 
 # Without `from __future__ import annotations`: the mixin reads the annotation of `run`.
-import json
 import math
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +8,8 @@ from typing import Any, Self
 from ulvm.errors import InputError, install_extra
 from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.reuse import SelfNormalising, load_pretrained
-from ulvm.spec import METADATA_KEY, RunSpec
+from ulvm.segmenter import read_header
+from ulvm.spec import RunSpec
 from ulvm.use import NOTICE
 
 try:
@@ -72,9 +72,7 @@ class HubNetwork(
     ) -> Any:
         """All tensors or an error, whatever ``strict`` says; and what else the file says."""
         network = super()._load_as_safetensor(model, model_file, map_location, strict=True)
-        with Path(model_file).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        stored = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
+        stored = read_header(Path(model_file).read_bytes()) or {}
         network.provenance = {key: value for key, value in stored.items() if key != "run"}
         return network
 

@@ -19,7 +19,13 @@ from ulvm.errors import InputError, install_extra
 from ulvm.files import write_atomically
 from ulvm.image import encode_png
 from ulvm.picture import is_written_by_ulvm, read_picture
-from ulvm.predict import MASK_ENDING, Prediction, find_images, is_picture_name
+from ulvm.predict import (
+    MASK_ENDING,
+    Prediction,
+    find_images,
+    is_picture_name,
+    unique_outputs,
+)
 from ulvm.segmenter import load
 from ulvm.spec import EngineName
 
@@ -257,18 +263,9 @@ class _Rows:
 
 def _choose_outputs(addresses: Sequence[Address], done: dict[str, str]) -> list[Address]:
     """Those that are not done, with ``-2``, ``-3`` … where a mask's name is another's already."""
-    taken = {output.casefold() for output in done.values()}
-    waiting = []
-    for address in addresses:
-        if address.source in done:
-            continue
-        output, number = address.output, 1
-        while output.casefold() in taken:
-            number += 1
-            output = f"{address.output}-{number}"
-        taken.add(output.casefold())
-        waiting.append(Address(address.source, output))
-    return waiting
+    waiting = [address for address in addresses if address.source not in done]
+    outputs = unique_outputs((address.output for address in waiting), done.values())
+    return [Address(each.source, output) for each, output in zip(waiting, outputs, strict=True)]
 
 
 def _in_parts(batches: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,12 +67,6 @@ class LiteUNet(nn.Module):
             features = convolve(torch.cat([skips.pop(), larger], dim=1))
         logits: Tensor = F.interpolate(self.head(features), scale_factor=2.0, mode="bilinear")
         return logits
-
-    def start_from(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the encoder's tensors; those of the classifier are left out."""
-        ours = self.state_dict()
-        ours.update({name: value for name, value in state.items() if name in ours})
-        self.load_state_dict(ours)
 
 
 class _Block(nn.Module):
