@@ -9,6 +9,7 @@ most 6, at quality 30 at most 7.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ WAVES = 11  # on each side
 BITS = WAVES**2 - 1  # all but the mean
 DIGITS = BITS // 4
 NEAR = 7  # bits that a copy may differ in
+BLOCK = 1024  # pictures at once: the whole table may not fit into memory
 
 _COSINES = np.cos(np.pi / SIDE * np.outer(np.arange(WAVES), np.arange(SIDE) + 0.5))
 
@@ -47,13 +49,28 @@ def are_copies(looks: Sequence[str], known: Sequence[str]) -> BoolArray:
     """
     if not looks or not known:
         return np.zeros(len(looks), np.bool_)
-    theirs = _signs(known).reshape(len(known), -1)
-    # Of two signs the product is 1 where they agree and -1 where not.
-    nearest = [
-        (turned.reshape(len(looks), -1) @ theirs.T).max(axis=1) for turned in _turn(_signs(looks))
-    ]
-    found: BoolArray = np.max(nearest, axis=0) >= BITS - 2 * NEAR
+    return np.concatenate([block.min(axis=1) <= NEAR for block in _bits_apart(looks, known)])
+
+
+def find_alike(looks: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Pictures that look alike, two by two: their places, and in how many bits they differ."""
+    found = []
+    blocks = _bits_apart(looks, looks) if looks else ()
+    for number, block in enumerate(blocks):
+        for row, column in np.argwhere(block <= NEAR):
+            if (first := number * BLOCK + int(row)) < column:
+                found.append((first, int(column), int(block[row, column])))
     return found
+
+
+def _bits_apart(looks: Sequence[str], known: Sequence[str]) -> Iterator[npt.NDArray[np.floating]]:
+    """Of some pictures after the other (some, known): bits that they differ in, turned as fits."""
+    theirs = _signs(known).reshape(len(known), -1).T
+    for start in range(0, len(looks), BLOCK):
+        signs = _signs(looks[start : start + BLOCK])
+        # Of two signs the product is 1 where they agree and -1 where not.
+        sums = (turned.reshape(len(signs), -1) @ theirs for turned in _turn(signs))
+        yield (BITS - functools.reduce(np.maximum, sums)) / 2
 
 
 def _signs(looks: Sequence[str]) -> Signs:

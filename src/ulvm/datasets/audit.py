@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ulvm.datasets.find import Found, Pair, find_parts, ids_in_two_parts, join_parts
 from ulvm.datasets.read import (
@@ -22,13 +21,8 @@ from ulvm.datasets.read import (
 )
 from ulvm.errors import InputError, printable
 from ulvm.groups import TABLE, find_table
-from ulvm.image import resize
+from ulvm.looks import BITS, find_alike, look_of
 from ulvm.splits import available_splits, load_split, name_some, normal_id
-
-# Near duplicates: grey versions of this side whose root-mean-square difference is below this
-# many grey levels. In ISIC 2018, known copies lie below 2.5 and the next pair at 3.4.
-DUPLICATE_SIDE = 32
-DUPLICATE_RMS = 3.0
 
 
 class Duplicate(NamedTuple):
@@ -37,13 +31,13 @@ class Duplicate(NamedTuple):
     Args:
         first: Id of one.
         second: Id of the other.
-        rms: Root-mean-square difference of their small grey versions, in grey levels.
+        bits: In how many of the bits of `looks.look_of` they differ.
         same_file: Whether the files' bytes are the same.
     """
 
     first: str
     second: str
-    rms: float
+    bits: int
     same_file: bool
 
 
@@ -123,7 +117,7 @@ class _Seen:
     pair: Pair
     problems: list[InputError]
     digest: bytes | None = None
-    thumbnail: npt.NDArray[np.float32] | None = None
+    look: str = ""
     image_hw: tuple[int, int] | None = None
     mask_hw: tuple[int, int] | None = None
     area: float | None = None
@@ -140,9 +134,8 @@ def check(
 ) -> CheckReport:
     """A report on every file of a data set, from decoding all of them.
 
-    Two pictures count as duplicates if their files have the same bytes, or if their 32×32 grey
-    versions differ by less than 3 grey levels (root mean square); turned or cropped copies are
-    not found.
+    Two pictures count as duplicates if they look alike, as they are, turned or flipped (see
+    `looks`); cropped copies are not found.
 
     Args:
         dataset: See `find_pairs`.
@@ -201,36 +194,24 @@ def _look_at(pair: Pair, rules: MaskRules) -> _Seen:
     """Decode a pair, keeping its problems instead of raising them."""
     with read_pair(pair, rules) as read:
         image_rgb, mask = read.image_rgb, read.mask
-        digest = thumbnail = None
+        digest, look = None, ""
         if image_rgb is not None:
             digest = hashlib.sha256(pair.image.read_bytes()).digest()
-            side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
-            thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
+            look = look_of(image_rgb)
         image_hw, mask_hw = (None if each is None else each.shape[:2] for each in (image_rgb, mask))
         area = None if mask is None else float((mask > 0).mean())
-        return _Seen(pair, read.problems, digest, thumbnail, image_hw, mask_hw, area)
+        return _Seen(pair, read.problems, digest, look, image_hw, mask_hw, area)
 
 
 def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:
     """Pictures that look the same, most alike first."""
-    ids = [one.pair.id for one in seen if one.thumbnail is not None]
-    digests = [one.digest for one in seen if one.thumbnail is not None]
-    thumbnails = [one.thumbnail for one in seen if one.thumbnail is not None]
-    if not thumbnails:
-        return []
-    grey = np.stack(thumbnails)  # (pictures, side²)
-    grey -= grey.mean(axis=0)  # small numbers, so that |a|² + |b|² − 2ab loses no digits
-    squares = (grey**2).sum(axis=1)
+    whole = [one for one in seen if one.look]
     duplicates = []
-    for start in range(0, len(grey), 1024):  # in blocks: the whole table may not fit into memory
-        block = slice(start, start + 1024)
-        distances = squares[block, None] + squares - 2 * grey[block] @ grey.T
-        for row, column in np.argwhere(distances < DUPLICATE_RMS**2 * grey.shape[1]):
-            i, j = start + int(row), int(column)
-            if i < j:
-                rms = round(float(np.sqrt(np.mean((grey[i] - grey[j]) ** 2))), 2)
-                duplicates.append(Duplicate(ids[i], ids[j], rms, digests[i] == digests[j]))
-    return sorted(duplicates, key=lambda found: found.rms)
+    for i, j, bits in find_alike([one.look for one in whole]):
+        first, second = whole[i], whole[j]
+        same_file = first.digest == second.digest
+        duplicates.append(Duplicate(first.pair.id, second.pair.id, bits, same_file))
+    return sorted(duplicates, key=lambda found: found.bits)
 
 
 def _write_notes(
@@ -260,7 +241,7 @@ def _write_notes(
     if duplicates:
         listed = [
             f"{found.first} = {found.second} "
-            f"({'same file' if found.same_file else f'differ by {found.rms:.1f} grey levels'})"
+            f"({'same file' if found.same_file else f'differ in {found.bits} of {BITS} bits'})"
             for found in duplicates
         ]
         yield (
