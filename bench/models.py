@@ -39,7 +39,7 @@ import torch
 
 from quality import draw_lesions, pairs
 from ulvm import datasets, lesion_free
-from ulvm.groups import TABLE, read_groups
+from ulvm.groups import find_table_file, read_groups
 from ulvm.metrics import Confusion, confusion, dice, pooled
 from ulvm.nn.checkpoint import load_probability, save_weights
 from ulvm.nn.distributed import choose_device, share_devices
@@ -88,8 +88,8 @@ def find_source(name: str, where: str, size: int) -> Source:
     """A data set, which is decoded once for all processes."""
     split = load_split(name, {"ham10000": "research"}.get(name, "skin"))
     ids = sorted([*split.ids("train"), *split.ids("validation")])
-    table = Path(where) / TABLE
-    groups = read_groups(table, ids) if table.is_file() else ids
+    table = find_table_file(Path(where), name)
+    groups = read_groups(table, ids) if table else ids
     return Source(datasets.decode(name, where, size=size), dict(zip(ids, groups, strict=True)))
 
 
