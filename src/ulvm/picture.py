@@ -296,20 +296,26 @@ def _refuse_large(image: ImageFile, file: IO[bytes], name: str) -> None:
 
 def _count_scans(image: ImageFile, file: IO[bytes]) -> int:
     """How often a JPEG goes over its picture; 1 where its first pass has all colours."""
-    place = file.tell()  # Pillow has just read the header of the first pass
-    file.seek(max(0, place - 8))
-    has_one_colour = file.read(3) == b"\0\x08\x01" and len(image.getbands()) > 1
+    place = file.tell()
+    colours = len(image.getbands())
+    header = bytes((0, 6 + 2 * colours, colours))  # of a pass with all of them, after its marker
+    is_progressive = bool(image.info.get("progressive"))
     scans = 1
-    if has_one_colour or image.info.get("progressive"):
+    file.seek(max(0, place - header[1]))  # Pillow has just read the first pass's, but of an MPO
+    if is_progressive or file.read(3) != header:
         file.seek(0)
         content = limits.read_at_most(file, limits.STREAM_BYTES, "the picture")
-        scans = sum(marker == _JPEG_PASS for marker, _ in walk_jpeg(content))
+        passes = (segment for marker, segment in walk_jpeg(content) if marker == _JPEG_PASS)
+        if is_progressive:
+            scans = sum(1 for _ in passes)
+        elif next(passes, b"")[2:5] != header:
+            scans += sum(1 for _ in passes)
     file.seek(place)
     return scans
 
 
 def walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each marker of a JPEG and its segment, a pass with its samples, up to the end of the picture.
+    """Each marker of a JPEG and its segment, and 0 for the samples after one, to the picture's end.
 
     What phones put behind it, such as a film, isn't looked at.
     """
@@ -320,10 +326,12 @@ def walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
             yield _JPEG_END, content[start : start + 2]
             return
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+        yield found[1][0], content[start:end]
         if found[1][0] == _JPEG_PASS:
             following = _JPEG_MARKER.search(content, end)
-            end = following.start() if following else len(content)
-        yield found[1][0], content[start:end]
+            samples = content[end : following.start() if following else len(content)]
+            end += len(samples)
+            yield 0, samples
 
 
 def _without_notes(file: IO[bytes], name: str) -> IO[bytes] | None:
