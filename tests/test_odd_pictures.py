@@ -1,5 +1,6 @@
 """Pictures as phones, converters, microscopes and screens write them: read as viewers show them."""
 
+import io
 import struct
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 from made_up_pictures import chunk, encode, refused, segment, tiff
+from ulvm.errors import InputError
 from ulvm.image import read_image
-from ulvm.picture import TURNED, read_picture
+from ulvm.picture import TURNED, read_picture, turn_upright
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -96,6 +98,8 @@ def test_tiff_files_that_pillow_misreads_are_refused() -> None:
         turned = tiff(grey, bits=bits, photometric=1, order=">", deflate=True, more_tags=tags)
         refused(turned, "largest byte first", "without compression")
         read_image(tiff(grey, bits=bits, photometric=1, order="<", deflate=True, more_tags=tags))
+    with pytest.raises(InputError, match="largest byte first"):
+        turn_upright(Image.open(io.BytesIO(turned)))
     signed = tiff(grey, bits=8, photometric=1, more_tags=[(339, short, is_signed)])
     refused(signed, "signed 8-bit samples")
 

@@ -97,6 +97,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
     """
     name = str(getattr(image, "filename", "") or "the picture")
     with _damage_reported(name):
+        _check_tiff(image, name)
         image.load()
     return _as_rgb(image if TURNED in image.info else _turn(image, _orientation(image)), name)
 
@@ -170,6 +171,9 @@ def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) ->
     image = _read_header(file, name)
     _refuse_large(image, file, name)
     _check_tiff(image, name)
+    if _has_pages(image):
+        said = f"{name} has several pages; the first is taken"
+        warnings.warn(said, PictureWarning, stacklevel=2)
     # In one piece: between pieces other threads' Python would hold it up.
     image.decodermaxblock = LARGEST_PIECE
     is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
@@ -420,26 +424,21 @@ def _tiff_tags(image: Image.Image) -> Any:
     return {} if tags is None or image.format != "TIFF" else tags
 
 
-def _check_tiff(image: ImageFile, name: str) -> None:
-    """Refuse TIFF files that Pillow decodes to wrong values without an error; note further pages.
+def _check_tiff(image: Image.Image, name: str) -> None:
+    """Refuse TIFF files that Pillow decodes to wrong values without an error.
 
     Raises:
         InputError: It is one of those; or its first picture is a small copy.
     """
     tags = _tiff_tags(image)
-    if not tags:
+    if not tags or not isinstance(image, ImageFile):
         return
-    has_pages = getattr(image, "is_animated", False)
-    has_more = has_pages or _TIFF_MORE_PICTURES in tags
-    if has_more and tags.get(_TIFF_KIND, 0) & 1:
+    if tags.get(_TIFF_KIND, 0) & 1 and (_has_pages(image) or _TIFF_MORE_PICTURES in tags):
         raise InputError(
             f"{name} begins with a small copy of its picture, as a camera's raw file does",
             "the first picture of a file is read",
             "export it as PNG or JPEG",
         )
-    if has_pages:
-        said = f"{name} has several pages; the first is taken"
-        warnings.warn(said, PictureWarning, stacklevel=2)
     codes = {tile[0] for tile in image.tile}
     raw_modes = {str(tile[3] and tile[3][0]) for tile in image.tile}
     bits = set(tags.get(TIFF_BITS, (1,)))
@@ -455,6 +454,10 @@ def _check_tiff(image: ImageFile, name: str) -> None:
         )
     if bits == {8} and 2 in tags.get(TIFF_SAMPLE_FORMAT, ()):
         raise InputError(f"{name} is a TIFF of signed 8-bit samples", "", "save it as PNG")
+
+
+def _has_pages(image: Image.Image) -> bool:
+    return image.format == "TIFF" and bool(getattr(image, "is_animated", False))
 
 
 def _separate_planes(name: str, given: str) -> InputError:

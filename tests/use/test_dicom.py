@@ -529,7 +529,6 @@ def test_notes_of_other_pictures_are_said_while_results_are_made() -> None:
 
     with pytest.warns(PictureWarning, match="of another"), _silence():
         warnings.warn("of another picture", PictureWarning, stacklevel=1)
-        warnings.warn("a patient's name", UserWarning, stacklevel=1)
 
 
 def test_names_in_other_letters(tmp_path: Path) -> None:
