@@ -222,6 +222,12 @@ def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
     if isinstance(source, bytes):
         content, name = source, "the picture given as bytes"
     else:  # A pipe cannot seek, which decoders need.
+        if not hasattr(source, "read"):
+            raise InputError(
+                f"the picture is a {type(source).__name__}",
+                "a path, the bytes of a file or a binary file object is read",
+                "give an array or a Pillow image to the model itself",
+            )
         name = _name_of(source)
         content = limits.read_at_most(source, limits.STREAM_BYTES, name)
     yield _Watched(io.BytesIO(content), name), name
