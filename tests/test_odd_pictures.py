@@ -104,6 +104,15 @@ def test_tiff_files_that_pillow_misreads_are_refused() -> None:
     refused(signed, "signed 8-bit samples")
 
 
+def test_a_palette_of_eight_bits_in_sixteen_is_not_black() -> None:
+    """Some writers forget to multiply by 257; libtiff's own tools look for that too."""
+    palette = RANDOM.integers(0, 256, (3, 256))
+    for factor in (1, 257):
+        colours = (320, 3, (palette * factor).ravel().tolist())
+        content = tiff(GREY[..., None], bits=8, photometric=3, more_tags=[colours])
+        np.testing.assert_array_equal(read_image(content), palette.T[GREY])
+
+
 def test_the_small_copy_in_a_cameras_raw_file_is_not_taken_for_the_photo() -> None:
     long, copy, other = 4, (254, 4, [1]), (330, 4, [8])
     refused(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from PIL import Image
+from PIL import Image, ImagePalette
 from PIL.ImageFile import ImageFile
 
 from ulvm import limits
@@ -64,7 +64,7 @@ SPACING_MM = "spacing_mm"
 """Key of a picture's ``info``: distance of its rows and of its columns, where a file says it."""
 
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
-_TIFF_KIND, _TIFF_PLANAR, _TIFF_MORE_PICTURES = 254, 284, 330
+_TIFF_KIND, _TIFF_PLANAR, _TIFF_COLOURS, _TIFF_MORE_PICTURES = 254, 284, 320, 330
 SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
 
@@ -431,7 +431,7 @@ def _tiff_tags(image: Image.Image) -> Any:
 
 
 def _check_tiff(image: Image.Image, name: str) -> None:
-    """Refuse TIFF files that Pillow decodes to wrong values without an error.
+    """Refuse TIFF files that Pillow decodes to wrong values without an error, or mend how it does.
 
     Raises:
         InputError: It is one of those; or its first picture is a small copy.
@@ -458,6 +458,9 @@ def _check_tiff(image: Image.Image, name: str) -> None:
             "",
             "save it as PNG, or as TIFF without compression",
         )
+    colours = tags.get(_TIFF_COLOURS, ())
+    if image.mode == "P" and colours and max(colours) < 256:  # of sixteen bits: all but black
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     if bits == {8} and 2 in tags.get(TIFF_SAMPLE_FORMAT, ()):
         raise InputError(f"{name} is a TIFF of signed 8-bit samples", "", "save it as PNG")
 
