@@ -49,6 +49,28 @@ def test_only_exif_turns_a_picture_as_in_browsers() -> None:
         np.testing.assert_array_equal(read_image(content), SMOOTH)
 
 
+BROKEN_VALUE = (0x010F, 2, 99, 10**6)  # a camera's name that lies behind the end
+NO_RESOLUTION = (0x011A, 5, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("tag", [BROKEN_VALUE, NO_RESOLUTION])
+def test_damage_in_exif_beside_the_turn_leaves_it(tag: tuple[int, ...], order: str) -> None:
+    """Browsers turn such a picture; here it lay on its side."""
+    tags = sorted([tag, (0x0112, 3, 1, 6 if order == "<" else 6 << 16)])
+    exif = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
+    exif += b"".join(struct.pack(order + "HHII", *each) for each in tags) + bytes(4)
+    jpeg, whole = encode(SMOOTH, "JPEG"), encode(SMOOTH, "PNG")
+    noted = jpeg[:2] + segment(0xE1, b"Exif\0\0" + exif) + jpeg[20:]  # without its density
+    np.testing.assert_array_equal(read_image(noted), np.rot90(read_image(jpeg), -1))
+    noted = whole[:33] + chunk(b"eXIf", exif) + whole[33:]
+    np.testing.assert_array_equal(read_image(noted), np.rot90(SMOOTH, -1))
+    for prefix in (b"", b"Exif\0\0"):
+        webp = encode(SMOOTH, "WEBP", lossless=True, exif=prefix + exif)
+        np.testing.assert_array_equal(read_image(webp), np.rot90(SMOOTH, -1))
+
+
 @pytest.mark.parametrize("kind", [b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"fcTL", b"tEXt"])
 def test_damage_beside_the_pixels_of_a_png_is_passed_over(kind: bytes) -> None:
     whole = encode(SMOOTH, "PNG", transparency=(1, 2, 3))

@@ -57,6 +57,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+_EXIF = b"Exif\0\0"
+_TURN = b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0"  # EXIF of an orientation alone, up to it
 TURNED = "turned by ulvm"
 """Key of a picture's ``info``: the EXIF orientation, 2..8, that it was turned upright from."""
 
@@ -185,7 +187,8 @@ def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) ->
     _forget_xmp(image)
     if turned in UPRIGHT:
         image.info[TURNED] = turned
-    orientation = _orientation(image)
+    exif = image.info.get("exif")
+    orientation = _read_orientation(exif) if isinstance(exif, bytes) else _orientation(image)
     return _turn(_keep_low_bytes(image, file, name) if is_deep else image, orientation)
 
 
@@ -352,14 +355,14 @@ def _without_notes(file: IO[bytes], name: str) -> IO[bytes] | None:
         kept, passed_over = _showing_chunks(file)
     elif head.startswith(b"\xff\xd8\xff"):
         content = head + limits.read_at_most(file, limits.STREAM_BYTES, name)
-        kept = b"".join(
-            segment
-            for marker, segment in walk_jpeg(content)
-            if not (0xE0 <= marker <= 0xEF or marker == 0xFE)
-            or segment[4:10] == b"Exif\0\0"
-            or (segment[4:9] == b"Adobe" and len(segment) >= 16)
-        )
-        kept = content[:2] + kept
+        kept = content[:2]
+        for marker, segment in walk_jpeg(content):
+            is_note = 0xE0 <= marker <= 0xEF or marker == 0xFE
+            if segment[4:10] == _EXIF:
+                kept += b"\xff\xe1\0\x22" + _EXIF + _TURN + bytes((_read_orientation(segment[4:]),))
+                kept += bytes(6)
+            elif not is_note or (segment[4:9] == b"Adobe" and len(segment) >= 16):
+                kept += segment
         passed_over = len(content) - len(kept)
     else:
         return None
@@ -475,6 +478,25 @@ def _separate_planes(name: str, given: str) -> InputError:
         "a TIFF must have interleaved samples",
         "save it as PNG, or as TIFF with planar configuration 1",
     )
+
+
+def _read_orientation(exif: bytes) -> int:
+    """The orientation in EXIF, as browsers read it; 1 where it says none.
+
+    Pillow's reader stops at the first value that is damaged, be it the camera's name.
+    """
+    tiff = exif.removeprefix(_EXIF)
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        mark, start = struct.unpack_from(order + "2xHI", tiff)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, values, orientation = struct.unpack_from(order + "HHIH2x", tiff, place)
+            if (mark, tag, kind, values) == (42, _EXIF_ORIENTATION, 3, 1):
+                return orientation if orientation in UPRIGHT else 1
+    except struct.error:  # it ends before
+        pass
+    return 1
 
 
 def _forget_xmp(image: Image.Image) -> None:
