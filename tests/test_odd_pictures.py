@@ -58,7 +58,8 @@ NO_RESOLUTION = (0x011A, 5, 0, 0)
 @pytest.mark.parametrize("tag", [BROKEN_VALUE, NO_RESOLUTION])
 def test_damage_in_exif_beside_the_turn_leaves_it(tag: tuple[int, ...], order: str) -> None:
     """Browsers turn such a picture; here it lay on its side."""
-    tags = sorted([tag, (0x0112, 3, 1, 6 if order == "<" else 6 << 16)])
+    shift = 0 if order == "<" else 16
+    tags = sorted([tag, (0x0112, 3, 1, 6 << shift), (0x0128, 3, 1, 2 << shift)])
     exif = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
     exif += b"".join(struct.pack(order + "HHII", *each) for each in tags) + bytes(4)
     jpeg, whole = encode(SMOOTH, "JPEG"), encode(SMOOTH, "PNG")
