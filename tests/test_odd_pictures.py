@@ -50,7 +50,7 @@ def test_only_exif_turns_a_picture_as_in_browsers() -> None:
 
 
 BROKEN_VALUE = (0x010F, 2, 99, 10**6)  # a camera's name that lies behind the end
-NO_RESOLUTION = (0x011A, 5, 0, 0)
+NO_RESOLUTION = (0x011A, 2, 2, 0x37003700)  # a text of one letter, or of none
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
