@@ -105,6 +105,19 @@ def test_jpeg_of_many_passes() -> None:
     refused(content[:last] + pass_ * 200 + end, "passes", "Up to 100")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+@pytest.mark.parametrize("colours", [1, 2])
+def test_baseline_jpeg_of_many_passes(kind: str, colours: int) -> None:
+    """Passes of some of the colours, in files that don't say that they are progressive."""
+    options = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
+    content = encode(kind, **(options if kind == "MPO" else {}))
+    assert read_image(content).shape == PICTURE.shape
+    start = content.index(b"\xff\xda")
+    some = b"\xff\xda" + struct.pack(">HB", 6 + 2 * colours, colours)
+    some += b"\x01\0\x02\x11"[: 2 * colours] + b"\0\x3f\0" + b"\0" * 40
+    refused(content[:start] + some * 200 + content[start:], "passes", "Up to 100")
+
+
 def test_a_slow_decoder_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     content = run_length_bmp(2000, 2000, b"\1\0" * 2_000_000)
     monkeypatch.setattr(limits, "PICTURE_SECONDS", 0.02)

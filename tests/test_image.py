@@ -1,5 +1,8 @@
 """Resizing, drawing and writing, against loops, scipy and Pillow."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,8 +13,11 @@ from ulvm.errors import InputError
 from ulvm.image import (
     bounding_box_xyxy,
     draw_overlay,
+    read_image,
+    read_mask,
     resize,
     rim,
+    write_png,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -107,6 +113,40 @@ def test_bounding_box() -> None:
     mask = np.zeros((10, 20), bool)
     mask[2, 5] = mask[7, 3] = True
     assert bounding_box_xyxy(mask) == (3, 2, 6, 8)
+
+
+def test_overlays_of_other_arrays_are_refused() -> None:
+    """A mask of 0 and 255, as a file has it, painted whole rows instead of the outline."""
+    image, mask = np.zeros((6, 8, 3), np.uint8), np.ones((6, 8), bool)
+    for picture, region, opacity, said in (
+        (image, mask.astype(np.uint8) * 255, 0.5, "give mask > 0"),
+        (image[..., 0], mask, 0.5, r"uint8 \(height, width, 3\)"),
+        (image / 255, mask, 0.5, "float64"),
+        (image, mask, 2, "from 0 to 1"),
+        (image, mask, float("nan"), "from 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=f"(?i){said}"):
+            draw_overlay(picture, region, opacity=opacity)
+
+
+def test_what_is_no_picture_is_not_written(tmp_path: Path) -> None:
+    for array in (
+        np.ones((4, 5), np.int64),
+        np.ones((4, 5, 2), np.uint8),
+        np.ones((4, 5, 3), np.float32),
+        np.ones((0, 5), bool),
+        np.ones((4, 5, 3), bool),
+    ):
+        with pytest.raises(InputError, match="or uint8 or bool"):
+            write_png(tmp_path / "a.png", array)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [None, 3, np.zeros((4, 5, 3), np.uint8)])
+def test_what_is_no_file_is_not_read(given: Any) -> None:
+    for read in (read_image, read_mask):
+        with pytest.raises(InputError, match="a binary file object is read"):
+            read(given)
 
 
 def test_overlay_against_the_blend() -> None:

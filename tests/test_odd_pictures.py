@@ -1,5 +1,6 @@
 """Pictures as phones, converters, microscopes and screens write them: read as viewers show them."""
 
+import io
 import struct
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 from made_up_pictures import chunk, encode, refused, segment, tiff
+from ulvm.errors import InputError
 from ulvm.image import read_image
-from ulvm.picture import TURNED, read_picture
+from ulvm.picture import TURNED, read_picture, turn_upright
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -45,6 +47,29 @@ def test_only_exif_turns_a_picture_as_in_browsers() -> None:
         encode(SMOOTH, "TIFF", tiffinfo={700: XMP}),
     ):
         np.testing.assert_array_equal(read_image(content), SMOOTH)
+
+
+BROKEN_VALUE = (0x010F, 2, 99, 10**6)  # a camera's name that lies behind the end
+NO_RESOLUTION = (0x011A, 2, 2, 0x37003700)  # a text of one letter, or of none
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("tag", [BROKEN_VALUE, NO_RESOLUTION])
+def test_damage_in_exif_beside_the_turn_leaves_it(tag: tuple[int, ...], order: str) -> None:
+    """Browsers turn such a picture; here it lay on its side."""
+    shift = 0 if order == "<" else 16
+    tags = sorted([tag, (0x0112, 3, 1, 6 << shift), (0x0128, 3, 1, 2 << shift)])
+    exif = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(tags))
+    exif += b"".join(struct.pack(order + "HHII", *each) for each in tags) + bytes(4)
+    jpeg, whole = encode(SMOOTH, "JPEG"), encode(SMOOTH, "PNG")
+    noted = jpeg[:2] + segment(0xE1, b"Exif\0\0" + exif) + jpeg[20:]  # without its density
+    np.testing.assert_array_equal(read_image(noted), np.rot90(read_image(jpeg), -1))
+    noted = whole[:33] + chunk(b"eXIf", exif) + whole[33:]
+    np.testing.assert_array_equal(read_image(noted), np.rot90(SMOOTH, -1))
+    for prefix in (b"", b"Exif\0\0"):
+        webp = encode(SMOOTH, "WEBP", lossless=True, exif=prefix + exif)
+        np.testing.assert_array_equal(read_image(webp), np.rot90(SMOOTH, -1))
 
 
 @pytest.mark.parametrize("kind", [b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"fcTL", b"tEXt"])
@@ -96,8 +121,19 @@ def test_tiff_files_that_pillow_misreads_are_refused() -> None:
         turned = tiff(grey, bits=bits, photometric=1, order=">", deflate=True, more_tags=tags)
         refused(turned, "largest byte first", "without compression")
         read_image(tiff(grey, bits=bits, photometric=1, order="<", deflate=True, more_tags=tags))
+    with pytest.raises(InputError, match="largest byte first"):
+        turn_upright(Image.open(io.BytesIO(turned)))
     signed = tiff(grey, bits=8, photometric=1, more_tags=[(339, short, is_signed)])
     refused(signed, "signed 8-bit samples")
+
+
+def test_a_palette_of_eight_bits_in_sixteen_is_not_black() -> None:
+    """Some writers forget to multiply by 257; libtiff's own tools look for that too."""
+    palette = RANDOM.integers(0, 256, (3, 256))
+    for factor in (1, 257):
+        colours = (320, 3, (palette * factor).ravel().tolist())
+        content = tiff(GREY[..., None], bits=8, photometric=3, more_tags=[colours])
+        np.testing.assert_array_equal(read_image(content), palette.T[GREY])
 
 
 def test_the_small_copy_in_a_cameras_raw_file_is_not_taken_for_the_photo() -> None:

@@ -48,11 +48,11 @@ def walk(
     folder: str | os.PathLike[str], onerror: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[str, list[str], list[str]]]:
     """As ``os.walk``, sorted, behind links too, but each folder once and none above the first."""
-    top = os.path.realpath(folder)
+    top = Path(os.path.realpath(folder))
     visited = set()
     for parent, subfolders, names in os.walk(folder, onerror=onerror, followlinks=True):
-        here = os.path.realpath(parent)
-        if here in visited or (here != top and os.path.commonpath((here, top)) == here):
+        here = Path(os.path.realpath(parent))
+        if here in visited or here in top.parents:
             subfolders.clear()
             continue
         visited.add(here)

@@ -207,8 +207,13 @@ def draw_overlay(
         uint8 (height, width, 3), a new array.
 
     Raises:
-        InputError: Mask and picture differ in size.
+        InputError: Mask and picture differ in size or are of other types; the opacity is none.
     """
+    _require_picture(image_rgb)
+    if mask.dtype != np.bool_:
+        raise InputError(f"the mask is {mask.dtype}", "it must be bool", "give mask > 0")
+    if not 0 <= opacity <= 1:
+        raise InputError(f"opacity={opacity} is out of range", "", "choose one from 0 to 1")
     if mask.shape != image_rgb.shape[:2]:
         raise InputError(
             f"the mask is {size_text(*mask.shape)} and the picture "
@@ -266,6 +271,18 @@ def paint_caption(image: Image.Image, text: str) -> None:
         draw.text(place, line, fill=(255, 255, 255), font=font)
 
 
+def _require_picture(array: Any, *, or_mask: bool = False) -> None:
+    is_colour = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+    is_mask = or_mask and array.dtype in (np.uint8, np.bool_) and array.ndim == 2
+    if not (is_colour or is_mask) or not array.size:
+        raise InputError(
+            f"the picture is {array.dtype} {array.shape}",
+            "it must be uint8 (height, width, 3), range 0..255"
+            + ", or uint8 or bool (height, width)" * or_mask,
+            "convert it with .astype(np.uint8)",
+        )
+
+
 def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Image.Image) -> None:
     """Write a PNG file, whole or not at all, and make its folder.
 
@@ -275,7 +292,7 @@ def write_png(path: str | os.PathLike[str], array: Uint8Array | BoolArray | Imag
             (height, width, 3) as it is; a Pillow image without what else its file held.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: The folder cannot be written, or the array is another one.
     """
     write_atomically(path, encode_png(array))
 
@@ -284,9 +301,10 @@ def encode_png(array: Uint8Array | BoolArray | Image.Image) -> bytes | memoryvie
     """The content of a PNG file; the picture as for ``write_png``."""
     if isinstance(array, Image.Image):
         image = array
-    elif array.ndim == 2:
-        return _encode_grey(array)
     else:
+        _require_picture(array, or_mask=True)
+        if array.ndim == 2:
+            return _encode_grey(array)
         image = Image.fromarray(array)
     from PIL.PngImagePlugin import PngInfo
 

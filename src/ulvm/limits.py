@@ -28,7 +28,7 @@ JPEG_SCANS = 100
 """Passes over one JPEG, each of which may take a second and hold next to nothing."""
 
 PNG_TEXT_BYTES = 2**26
-"""Of all text in one PNG as stored; it is passed over, not read."""
+"""Of all text and notes in a PNG or JPEG, as stored; they are passed over, not read."""
 
 PICTURE_SECONDS = 60
 """Processor time of one picture's decoder, asked for whenever it reads on."""

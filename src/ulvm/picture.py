@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from PIL import Image
+from PIL import Image, ImagePalette
 from PIL.ImageFile import ImageFile
 
 from ulvm import limits
@@ -57,6 +57,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+_EXIF = b"Exif\0\0"
+_TURN = b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0"  # EXIF of an orientation alone, up to it
 TURNED = "turned by ulvm"
 """Key of a picture's ``info``: the EXIF orientation, 2..8, that it was turned upright from."""
 
@@ -64,7 +66,7 @@ SPACING_MM = "spacing_mm"
 """Key of a picture's ``info``: distance of its rows and of its columns, where a file says it."""
 
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
-_TIFF_KIND, _TIFF_PLANAR, _TIFF_MORE_PICTURES = 254, 284, 330
+_TIFF_KIND, _TIFF_PLANAR, _TIFF_COLOURS, _TIFF_MORE_PICTURES = 254, 284, 320, 330
 SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
 
@@ -97,6 +99,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
     """
     name = str(getattr(image, "filename", "") or "the picture")
     with _damage_reported(name):
+        _check_tiff(image, name)
         image.load()
     return _as_rgb(image if TURNED in image.info else _turn(image, _orientation(image)), name)
 
@@ -170,6 +173,9 @@ def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) ->
     image = _read_header(file, name)
     _refuse_large(image, file, name)
     _check_tiff(image, name)
+    if _has_pages(image):
+        said = f"{name} has several pages; the first is taken"
+        warnings.warn(said, PictureWarning, stacklevel=2)
     # In one piece: between pieces other threads' Python would hold it up.
     image.decodermaxblock = LARGEST_PIECE
     is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
@@ -181,7 +187,8 @@ def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) ->
     _forget_xmp(image)
     if turned in UPRIGHT:
         image.info[TURNED] = turned
-    orientation = _orientation(image)
+    exif = image.info.get("exif")
+    orientation = _read_orientation(exif) if isinstance(exif, bytes) else _orientation(image)
     return _turn(_keep_low_bytes(image, file, name) if is_deep else image, orientation)
 
 
@@ -218,6 +225,12 @@ def _open(source: ImageSource) -> Iterator[tuple[IO[bytes], str]]:
     if isinstance(source, bytes):
         content, name = source, "the picture given as bytes"
     else:  # A pipe cannot seek, which decoders need.
+        if not hasattr(source, "read"):
+            raise InputError(
+                f"the picture is a {type(source).__name__}",
+                "a path, the bytes of a file or a binary file object is read",
+                "give an array or a Pillow image to the model itself",
+            )
         name = _name_of(source)
         content = limits.read_at_most(source, limits.STREAM_BYTES, name)
     yield _Watched(io.BytesIO(content), name), name
@@ -296,20 +309,26 @@ def _refuse_large(image: ImageFile, file: IO[bytes], name: str) -> None:
 
 def _count_scans(image: ImageFile, file: IO[bytes]) -> int:
     """How often a JPEG goes over its picture; 1 where its first pass has all colours."""
-    place = file.tell()  # Pillow has just read the header of the first pass
-    file.seek(max(0, place - 8))
-    has_one_colour = file.read(3) == b"\0\x08\x01" and len(image.getbands()) > 1
+    place = file.tell()
+    colours = len(image.getbands())
+    header = bytes((0, 6 + 2 * colours, colours))  # of a pass with all of them, after its marker
+    is_progressive = bool(image.info.get("progressive"))
     scans = 1
-    if has_one_colour or image.info.get("progressive"):
+    file.seek(max(0, place - header[1]))  # Pillow has just read the first pass's, but of an MPO
+    if is_progressive or file.read(3) != header:
         file.seek(0)
         content = limits.read_at_most(file, limits.STREAM_BYTES, "the picture")
-        scans = sum(marker == _JPEG_PASS for marker, _ in walk_jpeg(content))
+        passes = (segment for marker, segment in walk_jpeg(content) if marker == _JPEG_PASS)
+        if is_progressive:
+            scans = sum(1 for _ in passes)
+        elif next(passes, b"")[2:5] != header:
+            scans += sum(1 for _ in passes)
     file.seek(place)
     return scans
 
 
 def walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each marker of a JPEG and its segment, a pass with its samples, up to the end of the picture.
+    """Each marker of a JPEG and its segment, and 0 for the samples after one, to the picture's end.
 
     What phones put behind it, such as a film, isn't looked at.
     """
@@ -320,10 +339,12 @@ def walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
             yield _JPEG_END, content[start : start + 2]
             return
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+        yield found[1][0], content[start:end]
         if found[1][0] == _JPEG_PASS:
             following = _JPEG_MARKER.search(content, end)
-            end = following.start() if following else len(content)
-        yield found[1][0], content[start:end]
+            samples = content[end : following.start() if following else len(content)]
+            end += len(samples)
+            yield 0, samples
 
 
 def _without_notes(file: IO[bytes], name: str) -> IO[bytes] | None:
@@ -334,14 +355,14 @@ def _without_notes(file: IO[bytes], name: str) -> IO[bytes] | None:
         kept, passed_over = _showing_chunks(file)
     elif head.startswith(b"\xff\xd8\xff"):
         content = head + limits.read_at_most(file, limits.STREAM_BYTES, name)
-        kept = b"".join(
-            segment
-            for marker, segment in walk_jpeg(content)
-            if not (0xE0 <= marker <= 0xEF or marker == 0xFE)
-            or segment[4:10] == b"Exif\0\0"
-            or (segment[4:9] == b"Adobe" and len(segment) >= 16)
-        )
-        kept = content[:2] + kept
+        kept = content[:2]
+        for marker, segment in walk_jpeg(content):
+            is_note = 0xE0 <= marker <= 0xEF or marker == 0xFE
+            if segment[4:10] == _EXIF:
+                kept += b"\xff\xe1\0\x22" + _EXIF + _TURN + bytes((_read_orientation(segment[4:]),))
+                kept += bytes(6)
+            elif not is_note or (segment[4:9] == b"Adobe" and len(segment) >= 16):
+                kept += segment
         passed_over = len(content) - len(kept)
     else:
         return None
@@ -412,26 +433,21 @@ def _tiff_tags(image: Image.Image) -> Any:
     return {} if tags is None or image.format != "TIFF" else tags
 
 
-def _check_tiff(image: ImageFile, name: str) -> None:
-    """Refuse TIFF files that Pillow decodes to wrong values without an error; note further pages.
+def _check_tiff(image: Image.Image, name: str) -> None:
+    """Refuse TIFF files that Pillow decodes to wrong values without an error, or mend how it does.
 
     Raises:
         InputError: It is one of those; or its first picture is a small copy.
     """
     tags = _tiff_tags(image)
-    if not tags:
+    if not tags or not isinstance(image, ImageFile):
         return
-    has_pages = getattr(image, "is_animated", False)
-    has_more = has_pages or _TIFF_MORE_PICTURES in tags
-    if has_more and tags.get(_TIFF_KIND, 0) & 1:
+    if tags.get(_TIFF_KIND, 0) & 1 and (_has_pages(image) or _TIFF_MORE_PICTURES in tags):
         raise InputError(
             f"{name} begins with a small copy of its picture, as a camera's raw file does",
             "the first picture of a file is read",
             "export it as PNG or JPEG",
         )
-    if has_pages:
-        said = f"{name} has several pages; the first is taken"
-        warnings.warn(said, PictureWarning, stacklevel=2)
     codes = {tile[0] for tile in image.tile}
     raw_modes = {str(tile[3] and tile[3][0]) for tile in image.tile}
     bits = set(tags.get(TIFF_BITS, (1,)))
@@ -445,8 +461,15 @@ def _check_tiff(image: ImageFile, name: str) -> None:
             "",
             "save it as PNG, or as TIFF without compression",
         )
+    colours = tags.get(_TIFF_COLOURS, ())
+    if image.mode == "P" and colours and max(colours) < 256:  # of sixteen bits: all but black
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     if bits == {8} and 2 in tags.get(TIFF_SAMPLE_FORMAT, ()):
         raise InputError(f"{name} is a TIFF of signed 8-bit samples", "", "save it as PNG")
+
+
+def _has_pages(image: Image.Image) -> bool:
+    return image.format == "TIFF" and bool(getattr(image, "is_animated", False))
 
 
 def _separate_planes(name: str, given: str) -> InputError:
@@ -455,6 +478,25 @@ def _separate_planes(name: str, given: str) -> InputError:
         "a TIFF must have interleaved samples",
         "save it as PNG, or as TIFF with planar configuration 1",
     )
+
+
+def _read_orientation(exif: bytes) -> int:
+    """The orientation in EXIF, as browsers read it; 1 where it says none.
+
+    Pillow's reader stops at the first value that is damaged, be it the camera's name.
+    """
+    tiff = exif.removeprefix(_EXIF)
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        mark, start = struct.unpack_from(order + "2xHI", tiff)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, values, orientation = struct.unpack_from(order + "HHIH2x", tiff, place)
+            if (mark, tag, kind, values) == (42, _EXIF_ORIENTATION, 3, 1):
+                return orientation if orientation in UPRIGHT else 1
+    except struct.error:  # it ends before
+        pass
+    return 1
 
 
 def _forget_xmp(image: Image.Image) -> None:

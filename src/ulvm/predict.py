@@ -31,7 +31,7 @@ STANDARD_INPUT = "-"
 MASK_ENDING = "_mask.png"
 OVERLAY_ENDING = "_overlay.png"
 _RESULT = re.compile(  # the last two as `use/dicom_results.py` writes them
-    rf"({MASK_ENDING}|{OVERLAY_ENDING}|_(seg|outline)(-\d+)?\.dcm)$"
+    rf"({re.escape(MASK_ENDING)}|{re.escape(OVERLAY_ENDING)}|_(seg|outline)(-\d+)?\.dcm)$"
 )
 MAX_WORKERS = 4
 

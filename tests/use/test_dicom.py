@@ -523,6 +523,14 @@ def test_no_word_about_the_patient(
     assert pydicom.dcmread(tmp_path / "a_seg.dcm").PatientName == "Nemo Nobody"
 
 
+def test_notes_of_other_pictures_are_said_while_results_are_made() -> None:
+    """Warnings belong to the whole process: another thread's note was lost."""
+    from ulvm.use.dicom_results import _silence
+
+    with pytest.warns(PictureWarning, match="of another"), _silence():
+        warnings.warn("of another picture", PictureWarning, stacklevel=1)
+
+
 def test_names_in_other_letters(tmp_path: Path) -> None:
     made = photograph()
     made.PatientName = "Müller^Jürgen"

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ulvm.errors import InputError, install_extra
+from ulvm.errors import InputError, PictureWarning, install_extra
 from ulvm.files import write_atomically
 from ulvm.image import draw_overlay
 from ulvm.limits import PIXELS
@@ -315,6 +315,7 @@ def _silence() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("highdicom", "pydicom")]
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=PictureWarning)  # of other threads
         before = [each.disabled for each in loggers]
         levels = [each.level for each in loggers]
         try:
