@@ -31,7 +31,7 @@ class SelfNormalising(UltraLightVMUNet):
 
 
 def _normalise_for(network: nn.Module, images: Tensor) -> Tensor:
-    """``normalise`` in the type of a network's weights, which may be ``.half()`` or ``.double()``."""
+    """``normalise`` in the type of a network's weights, such as float16."""
     return normalise(images).to(next(network.parameters()).dtype)
 
 
