@@ -151,8 +151,7 @@ class Encoder(UltraLightVMUNet):
             )
         before = first.weight.detach()
         self.spec = dataclasses.replace(self.spec, in_channels=in_channels)
-        like = {"device": before.device, "dtype": before.dtype}
-        changed = nn.Conv2d(in_channels, first.out_channels, 3, padding=1, **like)
+        changed = nn.Conv2d(in_channels, first.out_channels, 3, padding=1).to(before)
         init_weights(changed, self.spec.init)
         if pretrained or self.is_pretrained:
             given = before.shape[1]
