@@ -17,6 +17,7 @@ from made_up_folders import (
 )
 from ulvm.datasets import audit, check, shared_ids
 from ulvm.splits import load_split
+from ulvm.synthetic import draw_lesion
 
 
 def test_check_reports_everything_at_once(tmp_path: Path):
@@ -38,14 +39,19 @@ def test_check_reports_everything_at_once(tmp_path: Path):
 
 
 def test_check_finds_duplicates(tmp_path: Path):
-    write_folder(tmp_path, ["a", "b", "c", "d", "e"])
+    write_folder(tmp_path, ["a", "b", "c", "d", "e", "f"])
     images = tmp_path / "images"
+    drawn = Image.fromarray(draw_lesion(0, (64, 80)).image_rgb)
+    drawn.save(images / "c.png")
+    drawn.transpose(Image.Transpose.ROTATE_90).save(images / "f.png")
     shutil.copy(images / "a.png", images / "e.png")
     copy = Image.open(images / "b.png")
     copy.resize((60, 45), Image.Resampling.BICUBIC).save(images / "d.jpg", quality=80)
     (images / "d.png").unlink()
     report = check("folder", tmp_path, allow_mask_resize=True)
-    same, near = report.duplicates
+    same, near, turned = report.duplicates
+    assert (turned.first, turned.second) == ("c", "f")
+    assert any("c = f (turned, flipped" in note for note in report.notes)
     assert same == ("a", "e", 0.0, True)
     assert (near.first, near.second, near.same_file) == ("b", "d", False)
     assert 0 < near.rms < audit.DUPLICATE_RMS

@@ -23,6 +23,7 @@ from ulvm.datasets.read import (
 from ulvm.errors import InputError, printable
 from ulvm.groups import TABLE, find_table
 from ulvm.image import resize
+from ulvm.looks import find_copies, look_of
 from ulvm.splits import available_splits, load_split, name_some, normal_id
 
 # Near duplicates: grey versions of this side whose root-mean-square difference is below this
@@ -124,6 +125,7 @@ class _Seen:
     problems: list[InputError]
     digest: bytes | None = None
     thumbnail: npt.NDArray[np.float32] | None = None
+    look: str = ""
     image_hw: tuple[int, int] | None = None
     mask_hw: tuple[int, int] | None = None
     area: float | None = None
@@ -140,9 +142,9 @@ def check(
 ) -> CheckReport:
     """A report on every file of a data set, from decoding all of them.
 
-    Two pictures count as duplicates if their files have the same bytes, or if their 32×32 grey
-    versions differ by less than 3 grey levels (root mean square); turned or cropped copies are
-    not found.
+    Two pictures count as duplicates if their files have the same bytes, if their 32×32 grey
+    versions differ by less than 3 grey levels (root mean square), or if they look alike however
+    they are turned or flipped (see `looks`); cropped copies are not found.
 
     Args:
         dataset: See `find_pairs`.
@@ -202,18 +204,21 @@ def _look_at(pair: Pair, rules: MaskRules) -> _Seen:
     with read_pair(pair, rules) as read:
         image_rgb, mask = read.image_rgb, read.mask
         digest = thumbnail = None
+        look = ""
         if image_rgb is not None:
             digest = hashlib.sha256(pair.image.read_bytes()).digest()
+            look = look_of(image_rgb)
             side = (DUPLICATE_SIDE, DUPLICATE_SIDE)
             thumbnail = resize(image_rgb, side).mean(axis=2, dtype=np.float32).ravel()  # (side²,)
         image_hw, mask_hw = (None if each is None else each.shape[:2] for each in (image_rgb, mask))
         area = None if mask is None else float((mask > 0).mean())
-        return _Seen(pair, read.problems, digest, thumbnail, image_hw, mask_hw, area)
+        return _Seen(pair, read.problems, digest, thumbnail, look, image_hw, mask_hw, area)
 
 
 def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:
     """Pictures that look the same, most alike first."""
     ids = [one.pair.id for one in seen if one.thumbnail is not None]
+    looks = [one.look for one in seen if one.thumbnail is not None]
     digests = [one.digest for one in seen if one.thumbnail is not None]
     thumbnails = [one.thumbnail for one in seen if one.thumbnail is not None]
     if not thumbnails:
@@ -221,15 +226,17 @@ def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:
     grey = np.stack(thumbnails)  # (pictures, side²)
     grey -= grey.mean(axis=0)  # small numbers, so that |a|² + |b|² − 2ab loses no digits
     squares = (grey**2).sum(axis=1)
-    duplicates = []
+    pairs = set(find_copies(looks))
     for start in range(0, len(grey), 1024):  # in blocks: the whole table may not fit into memory
         block = slice(start, start + 1024)
         distances = squares[block, None] + squares - 2 * grey[block] @ grey.T
         for row, column in np.argwhere(distances < DUPLICATE_RMS**2 * grey.shape[1]):
-            i, j = start + int(row), int(column)
-            if i < j:
-                rms = round(float(np.sqrt(np.mean((grey[i] - grey[j]) ** 2))), 2)
-                duplicates.append(Duplicate(ids[i], ids[j], rms, digests[i] == digests[j]))
+            if start + row < column:
+                pairs.add((start + int(row), int(column)))
+    duplicates = []
+    for i, j in sorted(pairs):
+        rms = round(float(np.sqrt(np.mean((grey[i] - grey[j]) ** 2))), 2)
+        duplicates.append(Duplicate(ids[i], ids[j], rms, digests[i] == digests[j]))
     return sorted(duplicates, key=lambda found: found.rms)
 
 
@@ -258,11 +265,7 @@ def _write_notes(
                 "other without removing them."
             )
     if duplicates:
-        listed = [
-            f"{found.first} = {found.second} "
-            f"({'same file' if found.same_file else f'differ by {found.rms:.1f} grey levels'})"
-            for found in duplicates
-        ]
+        listed = [f"{found.first} = {found.second} ({_how_alike(found)})" for found in duplicates]
         yield (
             f"{len(duplicates)} pairs of pictures look the same: {name_some(listed, 20)}; "
             "keep both ids of a pair in one part."
@@ -273,6 +276,14 @@ def _write_notes(
     ignored = [path.name for found in found_parts for path in found.ignored]
     if ignored:
         yield f"{len(ignored)} other files were ignored: {name_some(ignored, 3)}."
+
+
+def _how_alike(found: Duplicate) -> str:
+    if found.same_file:
+        return "same file"
+    if found.rms < DUPLICATE_RMS:
+        return f"differ by {found.rms:.1f} grey levels"
+    return "turned, flipped or of other colours"
 
 
 def _groups_in_two_parts(pairs: Sequence[Pair], data_dir: Path, dataset: str) -> Iterator[str]:
