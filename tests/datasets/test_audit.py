@@ -40,7 +40,7 @@ def test_check_reports_everything_at_once(tmp_path: Path):
 
 
 def test_check_finds_duplicates(tmp_path: Path):
-    write_folder(tmp_path, ["a", "b", "c", "d", "e"])
+    write_folder(tmp_path, ["a", "b", "c", "d", "e", "f"])
     images = tmp_path / "images"
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         Image.fromarray(draw_lesion(seed, (96, 128)).image_rgb).save(images / f"{name}.png")

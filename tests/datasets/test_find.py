@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,16 @@ def test_hidden_members_of_a_zip_are_no_pairs(tmp_path: Path):
     for side in ("images", "masks"):
         zip_folder(tmp_path / side, inner=True)
     assert ids_of(tmp_path) == ["a"]
+
+
+def test_zips_with_backslashes(tmp_path: Path):
+    write_folder(tmp_path, ["a"])
+    for side in ("images", "masks"):
+        with zipfile.ZipFile(tmp_path / f"{side}.zip", "w") as archive:
+            archive.write(tmp_path / side / "a.png", f"{side}\\part 1\\a.png")
+        shutil.rmtree(tmp_path / side)
+    assert ids_of(tmp_path) == ["a"]
+    assert decode("folder", tmp_path, size=8, cache_dir=tmp_path / "cache").masks.any()
 
 
 def test_names_in_both_unicode_forms_pair(tmp_path: Path):

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ulvm import datasets, splits, synthetic
-from ulvm.errors import InputError
+from ulvm.errors import InputError, RunWarning
 from ulvm.nn.parts import load_parts, share_out, write_teacher
 from ulvm.nn.train import train
 from ulvm.presets import find_preset
@@ -50,6 +51,14 @@ def test_data_sets_are_drawn_by_their_weights(folders: dict[str, Path]) -> None:
     assert [seen.split.dataset for seen in used] == ["folder", "pad-ufes"]
     assert [tuple(pool) for pool in training.pools] == [(0, 5, 2, False), (5, 5, 8, False)]
     assert (len(training), training.drawn, len(validation)) == (10, 10, 4)
+
+
+def test_a_validation_picture_that_is_trained_with_is_named(folders: dict[str, Path]) -> None:
+    trained, *_ = sorted((folders["folder"] / "images").iterdir())
+    held = sorted((folders["pad-ufes"] / "images").iterdir())[5]
+    Image.open(trained).transpose(Image.Transpose.ROTATE_90).save(held)
+    with pytest.warns(RunWarning, match=rf"1 pictures .* trained with, {held.stem} of pad-ufes"):
+        load_parts(run_of(folders), folders, CPU)
 
 
 def test_pictures_without_a_lesion_take_their_share(folders: dict[str, Path]) -> None:

@@ -94,8 +94,7 @@ def test_other_channels() -> None:
         encoder.set_in_channels(1)
         assert encoder.out_channels[0] == 1
         found = encoder(grey)
-    # One weight for all three channels, thrice as large, is not their sum; but six are the three.
-    assert [each.shape for each in found[1:]] == [each.shape for each in expected[1:]]
+    torch.testing.assert_close(found[1:], expected[1:], atol=1e-3, rtol=1e-3)
     doubled = Encoder(pretrained="isic2017").eval()
     doubled.set_in_channels(6)
     with torch.no_grad():
@@ -106,6 +105,18 @@ def test_other_channels() -> None:
     before = fresh.encoder[0].weight
     fresh.set_in_channels(3, pretrained=False)
     assert fresh.encoder[0].weight is before
+
+
+def test_networks_of_another_type_of_numbers() -> None:
+    encoder = Encoder(pretrained="isic2017").double().eval()
+    encoder.set_in_channels(2, pretrained=False)
+    assert {each.dtype for each in encoder(PLANES[:, :2])[1:]} == {torch.float64}
+    network = load_pretrained("isic2017")[0]
+    expected = network(PLANES).sigmoid()
+    for dtype, apart in ((torch.float64, 1e-4), (torch.float16, 0.05)):
+        found = network.to(dtype)(PLANES.to(dtype)).sigmoid()
+        assert found.dtype == dtype
+        assert (found - expected).abs().max() < apart
 
 
 def test_what_an_encoder_cannot_be() -> None:

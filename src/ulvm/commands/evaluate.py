@@ -29,7 +29,9 @@ from ulvm.spec import EngineName, require_rgb
 )
 @click.option("--part", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--threshold", type=float, help="Probability from which a pixel is lesion, 0..1.")
-@click.option("--exclude-seen", is_flag=True, help="Leave out pictures the model was made with.")
+@click.option(
+    "--exclude-seen", is_flag=True, help="Leave out pictures the model was made with, and copies."
+)
 @click.option(
     "--device", default="cpu", show_default=True, help="Other than cpu runs weights in torch."
 )

@@ -340,8 +340,7 @@ def _list_zip(place: Path) -> Iterator[SourceFile]:
             f"{place} cannot be opened ({error})", "a whole zip file is needed", "download it again"
         ) from error
     for info in archive.infolist():
-        # A name may be empty, which is_dir doesn't expect.
-        if info.filename and not info.is_dir() and not JUNK.search(info.filename):
-            yield SourceFile(
-                place / info.filename, info.file_size, info.CRC, archive, info.filename
-            )
+        name = info.filename.replace("\\", "/")  # as some programs of Windows write it
+        # It may be empty, which is_dir doesn't expect.
+        if name and not name.endswith("/") and not JUNK.search(name):
+            yield SourceFile(place / name, info.file_size, info.CRC, archive, info.filename)

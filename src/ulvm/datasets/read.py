@@ -63,7 +63,7 @@ class MaskRules:
     classes: Classes | None = None
 
     def __str__(self) -> str:
-        kind = f"{self.sizes} thresholded" if self.threshold else self.sizes
+        kind = f"{self.sizes} halved" if self.threshold else self.sizes
         return kind if self.classes is None else f"{self.sizes} {self.classes}"
 
     def read(self, source: ImageSource) -> Uint8Array:

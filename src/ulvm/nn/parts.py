@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 
 from ulvm import datasets, lesion_free, splits
-from ulvm.errors import InputError
+from ulvm.errors import InputError, RunWarning
 from ulvm.image import Uint8Array
+from ulvm.looks import are_copies
 from ulvm.nn.augment import Part, Pool
 from ulvm.provenance import Seen
 from ulvm.spec import RunSpec, SourceSpec, require_rgb
@@ -82,6 +84,7 @@ def load_parts(
         fingerprints, looks = decoded.fingerprints(seen), decoded.looks(seen)
         both = hashlib.blake2b(truth.tobytes() + held_masks[-1].tobytes(), digest_size=8)
         used.append(Seen(split, tuple(fingerprints), both.hexdigest(), size, tuple(looks)))
+    _warn_of_copies(used)
     counts = [count for count, _ in pools]
     drawn = share_out(pools, sum(counts))
     bare = [False] * len(pools)
@@ -100,6 +103,30 @@ def load_parts(
     mixed = tuple(Pool(*each) for each in zip(firsts, counts, drawn, bare, strict=True))
     training = _part(images, masks, device, mixed if len(mixed) > 1 else (), names)
     return tuple(used), training, _part(held_images, held_masks, device, (), names)
+
+
+def _warn_of_copies(used: Sequence[Seen]) -> None:
+    """Say which pictures of the validation parts look like one that is trained with.
+
+    Data sets may share pictures, under one id or two, and folders hold copies.
+    """
+    trained: list[str] = []
+    held: dict[str, str] = {}
+    for seen in used:
+        count = len(seen.split.ids("train"))
+        trained += seen.looks[:count]
+        held |= {
+            f"{id_} of {seen.split.dataset}": look
+            for id_, look in zip(seen.ids[count:], seen.looks[count:], strict=True)
+        }
+    copied = are_copies([*held.values()], trained)
+    if copies := [name for name, is_copy in zip(held, copied, strict=True) if is_copy]:
+        warnings.warn(
+            f"{len(copies)} pictures of the validation part look like ones that are trained with, "
+            f"{splits.name_some(copies)}: its scores are too high",
+            RunWarning,
+            stacklevel=2,
+        )
 
 
 def _require_classes(run: RunSpec, dataset: str, names: Sequence[str]) -> None:

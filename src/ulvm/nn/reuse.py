@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ulvm.errors import InputError
 from ulvm.nn.checkpoint import load_weights
-from ulvm.nn.model import UltraLightVMUNet, normalise
+from ulvm.nn.model import UltraLightVMUNet, init_weights, normalise
 from ulvm.spec import ModelSpec, RunSpec
 
 DEPTH = 5  # halvings
@@ -27,7 +27,12 @@ class SelfNormalising(UltraLightVMUNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, in_channels, height, width), any range → logits (batch, classes, …)."""
-        return super().forward(normalise(images))
+        return super().forward(_normalise_for(self, images))
+
+
+def _normalise_for(network: nn.Module, images: Tensor) -> Tensor:
+    """``normalise`` in the type of a network's weights, such as float16."""
+    return normalise(images).to(next(network.parameters()).dtype)
 
 
 def load_pretrained(
@@ -122,7 +127,7 @@ class Encoder(UltraLightVMUNet):
         Returns:
             (batch, out_channels[i], height/2^i, width/2^i) for i = 0 … depth.
         """
-        features = normalise(images)
+        features = _normalise_for(self, images)
         found = [images]
         for block, norm in zip(self.encoder, self.encoder_norms, strict=False):
             features = self.halve(block, norm, features)
@@ -134,8 +139,8 @@ class Encoder(UltraLightVMUNet):
     def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
         """Take pictures of other channels.
 
-        Pretrained weights are repeated over the new channels and scaled, so that the sum keeps its
-        size; fresh ones are drawn anew.
+        Pretrained weights are added up for one channel, which is a grey picture's, else repeated
+        over the new channels and scaled, so that the sum keeps its size; fresh ones are drawn anew.
         """
         first = self.encoder[0]
         if in_channels == self.spec.in_channels:
@@ -148,11 +153,13 @@ class Encoder(UltraLightVMUNet):
             )
         before = first.weight.detach()
         self.spec = dataclasses.replace(self.spec, in_channels=in_channels)
-        changed = nn.Conv2d(in_channels, first.out_channels, 3, padding=1)
+        changed = nn.Conv2d(in_channels, first.out_channels, 3, padding=1).to(before)
+        init_weights(changed, self.spec.init)
         if pretrained or self.is_pretrained:
-            order = torch.arange(in_channels) % before.shape[1]
+            given = before.shape[1]
+            taken = before[:, torch.arange(in_channels) % given] * (given / in_channels)
             with torch.no_grad():
-                changed.weight.copy_(before[:, order] * (before.shape[1] / in_channels))
+                changed.weight.copy_(before.sum(1, keepdim=True) if in_channels == 1 else taken)
                 if first.bias is not None and changed.bias is not None:
                     changed.bias.copy_(first.bias)
         self.encoder[0] = changed
