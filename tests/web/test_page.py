@@ -328,7 +328,7 @@ OUTLINE_EACH_WAY = """async (base64) => {
   const { traceOutline } = await import("./outline.js");
   const file = new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
   const result = await model.outline(file, ({ bitmap }) => bitmap.close());
-  await model.review(result, 0.5);
+  Object.assign(result, await model.review(result, 0.5));
   const curves = [traceOutline(result.probability, 256, 0.5)];
   const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   for (const frame of [new VideoFrame(bitmap, { timestamp: 0 }), bitmap]) {
