@@ -67,6 +67,20 @@ def test_mask_is_that_of_python_for_extreme_shapes(
     assert dice(read_mask(download(page, "#save-mask")) > 0, expected) >= 0.995
 
 
+def test_a_picture_that_fits_no_canvas_is_refused_not_read_as_blank(
+    page: Any, tmp_path: Path
+) -> None:
+    """Chromium draws into canvases of up to 65,535 pixels a side, and into others nothing."""
+    for size_hw, button in [((4, 70_000), None), ((70_000, 40), "#save-mask")]:
+        path = tmp_path / f"{size_hw[0]}.png"
+        Image.new("RGB", size_hw[::-1], (200, 150, 140)).save(path)
+        page.set_input_files("#files", path)
+        if button:
+            page.click(button)
+        expect(page.get_by_role("alert")).to_contain_text("too large for this browser. Scale it")
+    choose(page, EXAMPLES[0])
+
+
 GIVE = """async (kind) => {
   const blob = await (await fetch("/example.jpg")).blob();
   const given = new DataTransfer();

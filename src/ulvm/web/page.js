@@ -466,7 +466,7 @@ async function download(make) {
   try {
     await make();
   } catch (error) {
-    showErrors(`The file could not be made: ${error.message}.`);
+    showErrors(`The file could not be made: ${error.message.replace(/\.*$/, ".")}`);
   }
 }
 

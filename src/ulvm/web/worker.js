@@ -176,6 +176,11 @@ function rowReader(source) {
 
 function contextOf(height, width, options) {
   const context = new OffscreenCanvas(width, height).getContext("2d", options);
-  if (!context) throw new Error(`a picture of ${width} × ${height} pixels is too large for this browser`);
+  // Of a canvas that is too large for them some browsers give a context that draws nothing.
+  context?.fillRect(0, 0, 1, 1);
+  if (!context?.getImageData(0, 0, 1, 1).data[3]) {
+    throw new Error(`needs a canvas of ${width} × ${height} pixels, too large for this browser. Scale it down`);
+  }
+  context.clearRect(0, 0, 1, 1);
   return context;
 }
