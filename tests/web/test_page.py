@@ -67,6 +67,21 @@ def test_mask_is_that_of_python_for_extreme_shapes(
     assert dice(read_mask(download(page, "#save-mask")) > 0, expected) >= 0.995
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_webp_is_turned_as_its_exif_says(page: Any, tmp_path: Path, orientation: int) -> None:
+    """Chromium itself leaves it as it lies."""
+    path = tmp_path / f"turned-{orientation}.webp"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(PACKAGE / "examples" / "grey.png") as picture:
+        picture.convert("RGB").save(path, lossless=True, exif=exif.tobytes())
+    choose(page, path)
+    expected = ulvm.load()(ulvm.read_image(path)).mask
+    found = read_mask(download(page, "#save-mask")) > 0
+    assert found.shape == expected.shape
+    assert dice(found, expected) >= 0.995
+
+
 def test_a_picture_that_fits_no_canvas_is_refused_not_read_as_blank(
     page: Any, tmp_path: Path
 ) -> None:
