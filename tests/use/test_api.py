@@ -333,6 +333,7 @@ def test_the_document_is_openapi_and_names_what_is_answered(api: Api) -> None:
     )
     assert "<script" not in page.text
     assert "POST /segment" in page.text
+    assert "curl --form picture=@photo.jpg http://localhost/segment" in page.text
     assert home.headers["location"] == "docs"
     assert health.json()["busy"] == 0
     schemas = document.json()["components"]["schemas"]

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,59 @@ def test_corrections_stay_with_their_picture_and_go_into_the_zip(page: Any) -> N
     rows = list(csv.DictReader(io.StringIO(archive.read("areas.csv").decode())))
     assert [row["corrected"] for row in rows] == ["yes", "no"]
     assert float(rows[0]["area_percent"]) == pytest.approx(100 * corrected.mean(), abs=1e-3)
+
+
+# Its answers come late, as from a worker that still has large pictures before it.
+SLOW_REVIEW = """async () => {
+  const { model } = await import("./model.js");
+  const review = model.review.bind(model);
+  model.review = async (...given) => {
+    await new Promise((resolve) => setTimeout(resolve, 400));
+    return review(...given);
+  };
+}"""
+# A network that finds a large square and a small one with a faint rim, a speck above .6.
+FIND_TWO = """async () => {
+  const { model } = await import("./model.js");
+  const outline = model.outline.bind(model);
+  model.outline = async (...given) => {
+    const result = await outline(...given);
+    const put = (from, side, value) => {
+      for (let y = from; y < from + side; y++) {
+        result.probability.fill(value, 256 * y + from, 256 * y + from + side);
+      }
+    };
+    result.probability.fill(0);
+    put(40, 50, 0.95), put(150, 30, 0.6), put(160, 10, 0.95);
+    return result;
+  };
+}"""
+
+
+@pytest.fixture
+def slow(open_page: Any, address: str) -> Iterator[Any]:
+    page = open_page(address)
+    page.evaluate(FIND_TWO)
+    page.set_viewport_size({"width": 1280, "height": 1000})
+    choose(page, EXAMPLES / "frame-and-bubbles.jpg")  # 640 × 640
+    page.evaluate(SLOW_REVIEW)
+    yield page
+    page.context.close()
+
+
+def test_a_stroke_outlives_a_threshold_that_is_still_worked_on(slow: Any) -> None:
+    slow.click("#correct")
+    slow.fill("#threshold", "0.55")
+    drag(slow, (0.8, 0.1))
+    expect(slow.get_by_role("img")).to_have_attribute("aria-label", re.compile("by hand"))
+    slow.wait_for_timeout(600)
+    assert mask_of(slow)[64, 512]
+
+
+def test_what_is_saved_at_once_is_by_the_newest_threshold(slow: Any) -> None:
+    assert mask_of(slow)[412, 412]
+    slow.fill("#threshold", "0.9")
+    assert not mask_of(slow)[412, 412]
 
 
 def test_ruler_and_brush_take_turns(page: Any) -> None:

@@ -67,6 +67,35 @@ def test_mask_is_that_of_python_for_extreme_shapes(
     assert dice(read_mask(download(page, "#save-mask")) > 0, expected) >= 0.995
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_webp_is_turned_as_its_exif_says(page: Any, tmp_path: Path, orientation: int) -> None:
+    """Chromium itself leaves it as it lies."""
+    path = tmp_path / f"turned-{orientation}.webp"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(PACKAGE / "examples" / "grey.png") as picture:
+        picture.convert("RGB").save(path, lossless=True, exif=exif.tobytes())
+    choose(page, path)
+    expected = ulvm.load()(ulvm.read_image(path)).mask
+    found = read_mask(download(page, "#save-mask")) > 0
+    assert found.shape == expected.shape
+    assert dice(found, expected) >= 0.995
+
+
+def test_a_picture_that_fits_no_canvas_is_refused_not_read_as_blank(
+    page: Any, tmp_path: Path
+) -> None:
+    """Chromium draws into canvases of up to 65,535 pixels a side, and into others nothing."""
+    for size_hw, button in [((4, 70_000), None), ((70_000, 40), "#save-mask")]:
+        path = tmp_path / f"{size_hw[0]}.png"
+        Image.new("RGB", size_hw[::-1], (200, 150, 140)).save(path)
+        page.set_input_files("#files", path)
+        if button:
+            page.click(button)
+        expect(page.get_by_role("alert")).to_contain_text("too large for this browser. Scale it")
+    choose(page, EXAMPLES[0])
+
+
 GIVE = """async (kind) => {
   const blob = await (await fetch("/example.jpg")).blob();
   const given = new DataTransfer();
@@ -328,7 +357,7 @@ OUTLINE_EACH_WAY = """async (base64) => {
   const { traceOutline } = await import("./outline.js");
   const file = new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
   const result = await model.outline(file, ({ bitmap }) => bitmap.close());
-  await model.review(result, 0.5);
+  Object.assign(result, await model.review(result, 0.5));
   const curves = [traceOutline(result.probability, 256, 0.5)];
   const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   for (const frame of [new VideoFrame(bitmap, { timestamp: 0 }), bitmap]) {

@@ -2,8 +2,8 @@
 // shrinking, takes half-pixel centres, and computes pictures in whole numbers, columns first, then
 // rows.
 // Source: Pillow, src/libImaging/Resample.c.
-// Differs: where width grows and height shrinks, some versions of Pillow do the rows first; a value
-// may then differ by 1. Probabilities are summed in float32, not in float64.
+// Differs: some versions of Pillow do the rows of some tall pictures first; a value may then differ
+// by 1. Probabilities are summed in float32, not in float64.
 
 #include <stdlib.h>
 #include <string.h>

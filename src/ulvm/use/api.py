@@ -95,7 +95,10 @@ class Api:
                 Route("/segment", self.segment, methods=["POST"]),
                 Route("/health", self.health),
                 Route("/openapi.json", lambda request: JSONResponse(self.document)),
-                Route("/docs", lambda request: HTMLResponse(write_page(self.document))),
+                Route(
+                    "/docs",
+                    lambda request: HTMLResponse(write_page(self.document, request.base_url)),
+                ),
             ],
             middleware=[Middleware(_ThisMachine)] if local else [],
             exception_handlers={HTTPException: _refuse, Exception: _fail},

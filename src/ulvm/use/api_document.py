@@ -25,9 +25,10 @@ def describe(*, bytes_at_most: int, pixels_at_most: int, seconds_at_most: float)
     return document
 
 
-def write_page(document: dict[str, Any]) -> str:
-    """The document as plain HTML, with the lines to try it."""
+def write_page(document: dict[str, Any], address: object) -> str:
+    """The document as plain HTML, with the lines to try it at the server's address."""
     parts = []
+    segment = html.escape(f"{address}segment")
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {path}</code></h2>")
@@ -50,9 +51,9 @@ def write_page(document: dict[str, Any]) -> str:
         '<meta name="color-scheme" content="light dark">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'"></head><body>'
         f"<h1>ulvm {html.escape(info['version'])}, the API</h1>{_paragraph(info['description'])}"
-        "<pre>curl --data-binary @photo.jpg http://127.0.0.1:8765/segment\n"
-        "curl --data-binary @photo.jpg http://127.0.0.1:8765/segment?format=png -o mask.png\n"
-        "curl --form picture=@photo.jpg http://127.0.0.1:8765/segment</pre>"
+        f"<pre>curl --data-binary @photo.jpg {segment}\n"
+        f"curl --data-binary @photo.jpg {segment}?format=png -o mask.png\n"
+        f"curl --form picture=@photo.jpg {segment}</pre>"
         + "".join(parts)
         + '<p><a href="openapi.json">openapi.json</a></p></body></html>\n'
     )

@@ -13,6 +13,7 @@ async function outline(link) {
   const response = await fetch(image.src);
   if (!response.ok) throw new Error(`${image.getAttribute("src")} was not found`);
   const result = await model.outline(await response.blob(), ({ bitmap }) => bitmap.close());
+  Object.assign(result, await model.review(result, THRESHOLD));
   const canvas = document.createElement("canvas");
   canvas.ariaHidden = "true";
   const scale = LONGER_SIDE / Math.max(result.width, result.height);

@@ -39,14 +39,16 @@ class Model {
   }
 
   /**
-   * What a threshold makes of a result, kept there: `probability` becomes that without specks and
-   * holes, `raw` is the network's own; `quality` and `warnings` as of quality.js.
+   * What a threshold makes of a result. `raw` of the result is the network's own probability from then on.
+   *
+   * @returns {Promise<object>} To be put into the result: `probability` without specks and holes,
+   *   `quality` and `warnings` as of quality.js.
    */
   async review(result, threshold) {
     result.raw ??= result.probability;
     const { picture, raw: probability } = result;
     const { cleaned, ...rest } = await this.#ask("review", { picture, probability, threshold });
-    Object.assign(result, { probability: cleaned, ...rest });
+    return { probability: cleaned, ...rest };
   }
 
   /**

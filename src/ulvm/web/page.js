@@ -223,7 +223,10 @@ const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 async function measure(item) {
   if (!isCounted(item)) {
     const [{ threshold }, { version }] = [look(), item];
-    if (!item.earlier?.length) await model.review(item.result, threshold); // not what a hand has corrected
+    if (!item.earlier.length) {
+      const review = await model.review(item.result, threshold);
+      if (item.version === version) Object.assign(item.result, review); // else a hand has corrected it meanwhile
+    }
     item.counted = { threshold, version, fraction: await model.measure(item.result, threshold) };
   }
   return item.counted.fraction;
@@ -287,7 +290,7 @@ async function showFigures() {
   }
   if (!shown?.counted || camera.isOn) return;
   if (reviewed) return draw(); // the outline too is by this threshold
-  sayDoubts(shown.earlier?.length ? [] : shown.result.warnings);
+  sayDoubts(shown.earlier.length ? [] : shown.result.warnings);
   const { fraction } = shown.counted;
   showArea(fraction, squareMillimetres(shown, fraction));
   const corrected = shown.earlier.length ? ", corrected by hand," : "";
@@ -463,11 +466,21 @@ async function download(make) {
   try {
     await make();
   } catch (error) {
-    showErrors(`The file could not be made: ${error.message}.`);
+    showErrors(`The file could not be made: ${error.message.replace(/\.*$/, ".")}`);
   }
 }
 
 const stem = (name) => name.replace(/\.[^.]*$/, "");
+
+// An item's files, as the controls say.
+const makeMask = ({ result }, { threshold }) => model.maskFile(result, threshold);
+const makeOverlay = ({ file, result }, wanted) => model.overlayFile(file, result, wanted);
+
+async function saveShown(make, ending) {
+  const [item, wanted] = [shown, look()];
+  await measure(item); // the newest threshold's specks are gone then
+  save(await make(item, wanted), `${stem(item.name)}${ending}`);
+}
 
 async function saveAll() {
   const done = items.filter((item) => item.result);
@@ -479,14 +492,15 @@ async function saveAll() {
     let name = stem(item.name);
     for (let n = 2; taken.has(name.toLowerCase()); n++) name = `${stem(item.name)}-${n}`;
     taken.add(name.toLowerCase());
-    files.push({ name: `${name}_mask.png`, content: await model.maskFile(item.result, look().threshold) });
-    files.push({ name: `${name}_overlay.png`, content: await model.overlayFile(item.file, item.result, look()) });
+    const wanted = look();
     const fraction = await measure(item);
+    const [mask, overlay] = await Promise.all([makeMask(item, wanted), makeOverlay(item, wanted)]);
+    files.push({ name: `${name}_mask.png`, content: mask }, { name: `${name}_overlay.png`, content: overlay });
     const mm2 = squareMillimetres(item, fraction)?.toFixed(2) ?? "";
     const quoted = `"${item.name.replaceAll('"', '""')}"`;
     const { height, width } = item.result;
     const corrected = item.earlier.length ? "yes" : "no";
-    rows.push([quoted, width, height, look().threshold, corrected, (100 * fraction).toFixed(3), mm2].join());
+    rows.push([quoted, width, height, wanted.threshold, corrected, (100 * fraction).toFixed(3), mm2].join());
   }
   files.push({ name: "areas.csv", content: new Blob([rows.join("\n") + "\n"]) });
   save(await zip(files), "ulvm.zip");
@@ -522,12 +536,8 @@ for (const id of ["add", "erase"]) at(id).addEventListener("click", () => choose
 at("undo").addEventListener("click", undo);
 at("brush-size").addEventListener("input", () => (brush.radius = at("brush-size").value / 100));
 for (const end of ["pointerup", "keyup"]) at("frame").addEventListener(end, () => brush.isOn && measureAll());
-at("save-mask").addEventListener("click", () =>
-  download(async () => save(await model.maskFile(shown.result, look().threshold), `${stem(shown.name)}_mask.png`)),
-);
-at("save-overlay").addEventListener("click", () =>
-  download(async () => save(await model.overlayFile(shown.file, shown.result, look()), `${stem(shown.name)}_overlay.png`)),
-);
+at("save-mask").addEventListener("click", () => download(() => saveShown(makeMask, "_mask.png")));
+at("save-overlay").addEventListener("click", () => download(() => saveShown(makeOverlay, "_overlay.png")));
 at("save-all").addEventListener("click", () => download(saveAll));
 
 // Held down, the button or the picture itself shows the picture without the outline.

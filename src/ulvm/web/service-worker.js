@@ -5,7 +5,7 @@ const CACHE = `ulvm ${FOLDER.pathname}`; // a host's other copies of the page ke
 const ENGINE = new URL(self.location).searchParams.get("engine"); // the build that this browser takes
 const FILES = [
   "./", "style.css", "icon.svg", "page.js", "model.js", "worker.js", "engine.js", "outline.js", "drawing.js",
-  "camera.js", "ruler.js", "brush.js", "png16.js", "zip.js", "quality.js", "quality.json", ENGINE, "model.safetensors", "about.html",
+  "camera.js", "ruler.js", "brush.js", "png16.js", "webp.js", "zip.js", "quality.js", "quality.json", ENGINE, "model.safetensors", "about.html",
   "about.js", "MODEL_CARD.md", "manifest.webmanifest", "linked.js", "gallery.html", "gallery.css", "gallery.js",
 ];
 // Examples and the icons for phones are kept once they were asked for.

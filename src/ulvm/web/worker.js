@@ -6,6 +6,7 @@ import { SIZE, clean, infer, load as loadEngine, pictureTaken, resizeToMask, tak
 import { traceOutline } from "./outline.js";
 import { readDeepPng } from "./png16.js";
 import { assess, isOneColour, loadConstants } from "./quality.js";
+import { orientationLeft, turning } from "./webp.js";
 
 const SHOWN_PIXELS = 1600; // most for the longer side of the picture on the screen
 const MASK_ROWS = 256; // of a mask, written at once
@@ -138,9 +139,21 @@ async function overlayFile({ file, result, threshold, opacity }) {
   return context.canvas.convertToBlob({ type: "image/png" });
 }
 
+/** As Python does: upright, and the colours as they are in the file. */
 async function decode(file) {
+  const bitmap = await read(file);
+  const orientation = await orientationLeft(file);
+  if (orientation === 1) return bitmap;
+  const { height, width } = bitmap;
+  const context = orientation > 4 ? contextOf(width, height) : contextOf(height, width);
+  context.setTransform(...turning(orientation, width, height));
+  context.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  return context.canvas.transferToImageBitmap();
+}
+
+async function read(file) {
   try {
-    // As Python does: upright, and the colours as they are in the file.
     const deep = await readDeepPng(file);
     return await createImageBitmap(deep ?? file, {
       imageOrientation: "from-image",
@@ -176,6 +189,11 @@ function rowReader(source) {
 
 function contextOf(height, width, options) {
   const context = new OffscreenCanvas(width, height).getContext("2d", options);
-  if (!context) throw new Error(`a picture of ${width} × ${height} pixels is too large for this browser`);
+  // Of a canvas that is too large for them some browsers give a context that draws nothing.
+  context?.fillRect(0, 0, 1, 1);
+  if (!context?.getImageData(0, 0, 1, 1).data[3]) {
+    throw new Error(`needs a canvas of ${width} × ${height} pixels, too large for this browser. Scale it down`);
+  }
+  context.clearRect(0, 0, 1, 1);
   return context;
 }
