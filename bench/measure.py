@@ -22,7 +22,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from ulvm import synthetic
 from ulvm.files import write_atomically
-from ulvm.nn.graph import record
 from ulvm.nn.run_folder import machine
 from ulvm.provenance import git_commit, versions
 
@@ -201,7 +200,7 @@ def sum_kernels(events: list[tuple[str, float]], runs: int) -> list[dict[str, An
 def summarise_kernels(rows: list[dict[str, Any]], shown: int = 40) -> dict[str, Any]:
     """Totals of a profile and its longest kernels."""
     if not rows:
-        print("the profiler saw no kernel; counts and floors of launches are void", file=sys.stderr)
+        print("the profiler saw no kernel; its counts are void", file=sys.stderr)
     return {
         "kernels": round(sum(row["count"] for row in rows)),
         "busy_us": round(sum(row["us"] for row in rows), 1),
@@ -214,35 +213,6 @@ def cpu_seconds(process: int) -> float:
     """Processor time that a running process has used, on Linux."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def measure_bandwidth() -> float:
-    """Bytes a second, read plus written, of copying 1 GiB within the GPU's memory."""
-    source = torch.rand(2**28, device="cuda")
-    target = torch.empty_like(source)
-    milliseconds = time_back_to_back(lambda: target.copy_(source))
-    return 2 * source.nbytes / milliseconds * 1e3
-
-
-def measure_empty_kernel(kernels: int = 1000) -> float:
-    """Microseconds of a kernel that does next to nothing, one of many in a row in a graph."""
-    one = torch.zeros(1, device="cuda")
-
-    def work() -> None:
-        for _ in range(kernels):
-            one.add_(1)
-
-    return time_back_to_back(record(work, [one])) * 1e3 / kernels
-
-
-def kernel_table(summary: dict[str, Any], shown: int = 25) -> str:
-    """A profile as Markdown."""
-    lines = ["| kernel | count | µs |", "|---|---|---|"]
-    lines += [
-        f"| `{row['name']}` | {row['count']:g} | {row['us']:.1f} |"
-        for row in summary["per_kernel"][:shown]
-    ]
-    return "\n".join([*lines, f"| all | {summary['kernels']} | {summary['busy_us']:.1f} |"])
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

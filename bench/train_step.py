@@ -2,8 +2,8 @@
 
 A step is forward, BCE + Dice, backward and AdamW of the recipe ``paper`` in float32, on a batch of
 drawn pictures that is already on the GPU, recorded as a CUDA graph. Writes
-``results/speed/train_step.json``: times, memory, kernels, the two floors that no such step can go
-below, and whether the same seed gives the same bits twice.
+``results/speed/train_step.json``: times, memory, kernels, and whether the same seed gives the same
+bits twice.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ from ulvm.nn.kernels.device import enable
 from ulvm.nn.model import normalise
 from ulvm.nn.step import Learner
 from ulvm.presets import find_preset
-from ulvm.spec import ModelSpec
 
 RATE = 1e-3
 SEED = 0
 REPEATED = 20  # steps after which two runs of one seed must have the same bits
-FLOAT = 4  # bytes
 
 
 class Step:
@@ -86,42 +84,8 @@ def gives_same_bits(images: Tensor, masks: Tensor) -> bool:
     return all(torch.equal(*pair) for pair in zip(*ends, strict=True))
 
 
-def least_bytes(spec: ModelSpec, batch: int, size: int = SIZE) -> int:
-    """Bytes that a training step in float32 must move, with everything inside a stage on chip.
-
-    Forward, every picture and mask is read, every output of a stage (encoder, bridge, decoder,
-    logits) written and read once. Backward reads pictures, masks and outputs again, and writes
-    and reads a gradient for each output. Weights are read twice, written once, their gradients
-    written and read, AdamW's two moments read and written; they are few and left out.
-    """
-    skips = [width * (size >> depth) ** 2 for depth, width in enumerate(spec.widths[:-1], 1)]
-    bottom = spec.widths[-1] * (size // 32) ** 2
-    # A decoder stage has the width and size of the skip that it is added to.
-    outputs = 3 * sum(skips) + bottom + spec.classes * size**2
-    inputs = (spec.in_channels + 1) * size**2
-    return FLOAT * batch * (2 * inputs + 5 * outputs)
-
-
-def floors(
-    moved_bytes: int, bandwidth: float, kernels: int, empty_kernel_us: float
-) -> dict[str, Any]:
-    """The least time by memory traffic and by launches alone.
-
-    Args:
-        moved_bytes: As ``least_bytes`` gives them.
-        bandwidth: Bytes a second.
-        kernels: Launches in a step.
-        empty_kernel_us: Of one that does nothing.
-    """
-    return {
-        "least_mb": round(moved_bytes / 1e6, 1),
-        "bytes_ms": round(moved_bytes / bandwidth * 1e3, 4),
-        "launches_ms": round(kernels * empty_kernel_us / 1e3, 4),
-    }
-
-
 def measure_step(step: Step, durations: list[float]) -> dict[str, Any]:
-    """All figures of one step but its floors."""
+    """All figures of one step."""
     last_loss = float(step.loss)
     assert math.isfinite(last_loss), f"the loss became {last_loss}"
     return {
@@ -144,7 +108,6 @@ def main() -> None:
     device = measure.require_gpu()
     measure.use_float32()
 
-    bandwidth, empty_kernel_us = measure.measure_bandwidth(), measure.measure_empty_kernel()
     batches: dict[str, Any] = {}
     for batch in options.batches:
         print(f"batch {batch}", file=sys.stderr)
@@ -158,9 +121,6 @@ def main() -> None:
         replays = {name: step.replay for name, step in steps.items()}
         times = measure.time_interleaved(replays, options.rounds, options.repeats)
         row = {name: measure_step(step, times[name]) for name, step in steps.items()}
-        least = least_bytes(steps["ours"].learner.model.spec, batch)
-        kernels = row["ours"]["kernels"]
-        row["floors"] = floors(least, bandwidth, kernels, empty_kernel_us)
         row["same_bits"] = same_bits
         batches[str(batch)] = row
     result = {
@@ -171,16 +131,15 @@ def main() -> None:
         "and activations, without the batch; same_bits: our weights after "
         f"{REPEATED} steps from one seed, twice",
         **measure.provenance(options.commit, device="cuda"),
-        "bandwidth_tb_s": round(bandwidth / 1e12, 3),
-        "empty_kernel_us": round(empty_kernel_us, 3),
         "batches": batches,
     }
     measure.write_result(options.out, result)
     for batch, row in batches.items():
-        print(f"\nbatch {batch}; same bits twice: {row['same_bits']}; floors: {row['floors']}")
+        print(f"\nbatch {batch}; same bits twice: {row['same_bits']}")
         shown = {name: row[name] for name in steps}
         measure.show(shown, "median_ms", "q1_ms", "q3_ms", "back_to_back_ms", "peak_mib", "kernels")
-        print(measure.kernel_table(row["ours"]))
+        for kernel in row["ours"]["per_kernel"]:
+            print(f"{kernel['us']:8.1f} µs {kernel['count']:4g} × {kernel['name']}")
 
 
 if __name__ == "__main__":
