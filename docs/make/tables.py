@@ -40,7 +40,7 @@ def experiment(name: str, folder: Path = RUNS) -> str:
     verdict, rows, *said = render(name, folder).split("\n\n")
     details = "\n\n".join(said)
     return (
-        f"{verdict}\n\n{rows}\n\n<details><summary>Runs, intervals, sentences</summary>\n\n"
+        f"{verdict}\n\n{rows}\n\n<details><summary>Runs, intervals</summary>\n\n"
         f"{details}\n\n</details>"
     )
 

@@ -1,4 +1,4 @@
-"""The result files of ``ulvm reproduce`` as Markdown tables, and what they say in sentences."""
+"""The result files of ``ulvm reproduce`` as Markdown tables, each with a verdict."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PAPER_SPLITS = ("official", "paper-permutation", "sorted")
 
 
 def render(table_name: str, results_dir: Path) -> str:
-    """A verdict, a table as Markdown, how its figures were made, and what they say of each claim.
+    """A verdict, a table as Markdown, and how its figures were made.
 
     Args:
         table_name: A key of ``EXPERIMENTS``.
@@ -49,7 +49,7 @@ def render(table_name: str, results_dir: Path) -> str:
             times; without them none are shown.
 
     Returns:
-        Rows and sentences without a run say "not run", and how many seeds there are.
+        Rows without a run say "not run", and how many seeds there are.
 
     Raises:
         InputError: No such table, or a result file does not fit its name.
@@ -67,7 +67,7 @@ def render(table_name: str, results_dir: Path) -> str:
 def _render_main(all_runs: Sequence[Runs]) -> str:
     head = "trained on, split, scored on, n, seeds, DSC, SE, SP, ACC, IoU, DSC per image"
     head += ", published DSC / SE / SP / ACC, published is … our interval"
-    rows, said, beside = [], [], []
+    rows, beside = [], []
     for runs in all_runs:
         row = runs.row
         for scored_on in (row.dataset, "ph2"):
@@ -75,7 +75,7 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
             where = [TITLES[row.dataset], f"`{row.split}`", TITLES[scored_on], str(images)]
             published = published_scores(row.preset, row.dataset, scored_on)
             printed = " / ".join(f"{figure:.4f}" for figure in published.values()) or NOTHING
-            scores, verdict, sentence = ["not run"] + [NOTHING] * 5, NOTHING, "not run"
+            scores, verdict = ["not run"] + [NOTHING] * 5, NOTHING
             if scored_on in runs.counts:
                 found = estimate(runs.counts[scored_on])
                 names = [f"pooled.{name}" for name in ("dsc", "se", "sp", "acc", "iou")]
@@ -84,16 +84,12 @@ def _render_main(all_runs: Sequence[Runs]) -> str:
                 verdict = " / ".join(places.values()) or NOTHING
                 if published:
                     beside.append((found["pooled.dsc"].mean < published["dsc"], places["dsc"]))
-                    sentence = _conclude_main(found["pooled.dsc"], published["dsc"], places)
             rows.append([*where, runs.seeds, *scores, printed, verdict])
-            if published:
-                trained = f"{TITLES[row.dataset]} `{row.split}`, seeds: {runs.seeds}"
-                said.append(f"Trained on {trained}; scored on {TITLES[scored_on]}: {sentence}.")
     caption = (
         f"{_caption(all_runs)} Published: arXiv 2403.20035; its ISIC 2018 row contradicts itself"
         " (its SE, SP and ACC imply a DSC of .888)."
     )
-    return _join_parts(_verdict_main(beside), markdown(head, rows), caption, _bullets(said))
+    return _join_parts(_verdict_main(beside), markdown(head, rows), caption)
 
 
 def _verdict_main(beside: Sequence[tuple[bool, str]]) -> str:
@@ -107,18 +103,6 @@ def _verdict_main(beside: Sequence[tuple[bool, str]]) -> str:
     word = "not reproduced: ours lower" if beyond else "ours lower, within our intervals"
     times = f"in {lower} of {_number(len(beside), 'score')}"
     return f"Verdict: **{word}** {times}, beyond our interval in {beyond}."
-
-
-def _conclude_main(ours: Estimate, published: float, places: Mapping[str, str]) -> str:
-    """How far the published Dice is, how many seeds reach it, where the other scores lie."""
-    side = "below" if ours.mean < published else "above"
-    others = [f"{name.upper()} is {where}" for name, where in places.items() if name != "dsc"]
-    return (
-        f"our DSC {ours.mean:.4f} is {abs(ours.mean - published):.4f} {side} the published"
-        f" {published:.4f}, which lies {places['dsc']} our interval [{ours.interval.low:.4f},"
-        f" {ours.interval.high:.4f}]; seeds that reach it: {ours.reached(published)}, the best has"
-        f" {max(ours.seeds):.4f}. Of the other published scores {', '.join(others)} our interval"
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,10 +182,7 @@ def _render_ablation(table_name: str, all_runs: Sequence[Runs], measured: Path) 
             f" {timing['machine']['processor']}, ONNX Runtime"
             f" {timing['versions']['onnxruntime']}, {timing['date']}."
         )
-    said = [_conclude_published(ablations), _conclude_order(ablations)]
-    said.append(_conclude_differences(ablations, base))
-    verdict = _verdict(ablations, base)
-    return _join_parts(verdict, markdown(head, rows), caption, _bullets(said))
+    return _join_parts(_verdict(ablations, base), markdown(head, rows), caption)
 
 
 def _time(row: Mapping[str, float]) -> str:
@@ -245,72 +226,6 @@ def _compare_order(ablations: Sequence[_Ablation]) -> str:
     return "the published order, but not beyond noise"
 
 
-def _conclude_published(ablations: Sequence[_Ablation]) -> str:
-    """Each published Dice beside ours; empty if fewer than two are published."""
-    parts = []
-    for row in ablations:
-        if row.published is not None:
-            where = "not run"
-            if row.scores:
-                ours = row.scores["pooled.dsc"]
-                side = place(row.published, ours.interval)
-                where = f"{side} our interval around {ours.mean:.4f}"
-            parts.append(f"{row.name} {row.published:.4f}, {where}")
-    return f"Published DSC: {'; '.join(parts)}." if len(parts) > 1 else ""
-
-
-def _conclude_order(ablations: Sequence[_Ablation]) -> str:
-    """Whether the published order of at least two rows is ours; else empty."""
-    printed = [(row.published, row) for row in ablations if row.published is not None]
-    if len(printed) < 2:
-        return ""
-    published = [row.name for _, row in sorted(printed, key=lambda pair: pair[0])]
-    start = f"The published order {' < '.join(published)}"
-    missing = [row.name for _, row in printed if not row.scores]
-    if missing:
-        return f"{start}: not run ({', '.join(missing)})."
-    means = [(row.scores["pooled.dsc"].mean, row) for _, row in printed if row.scores]
-    ours = [row.name for _, row in sorted(means, key=lambda pair: pair[0])]
-    found = [(row.name, row.difference) for _, row in printed if row.difference]
-    real = [name for name, difference in found if difference.is_real]
-    reference = f"`{ablations[0].reference.row.preset}`"
-    told = f"real differences to {reference}: {', '.join(real) or 'none'}"
-    one_seed = ", by one seed" * any(difference.seeds == 1 for _, difference in found)
-    if ours != published:
-        return f"{start} does not reproduce{one_seed}: ours is {' < '.join(ours)}; {told}."
-    reproduces = "reproduces" if len(real) == len(found) else "is ours too, but not all of it real"
-    return f"{start} {reproduces}{one_seed}: {told}."
-
-
-def _conclude_differences(ablations: Sequence[_Ablation], base: str) -> str:
-    """Which rows differ from their reference beyond noise, by how much, which do not."""
-    groups: dict[str, list[str]] = {"Higher": [], "Lower": [], "Within noise": [], "Not run": []}
-    rows = [row for row in ablations if row.runs is not row.reference]
-    found = [row.difference for row in rows if row.difference]
-    real = sum(difference.is_real for difference in found)
-    for row in rows:
-        difference = row.difference
-        if difference is None:
-            groups["Not run"].append(row.name)
-            continue
-        p_value = f"p = {difference.p_value:.3f}"
-        if difference.is_real and len(found) > 1:
-            corrected = min(1.0, difference.p_value * len(found))
-            p_value += f", {corrected:.3f} corrected for {len(found)} rows"
-        times = row.parameters / find_preset(row.reference.row.preset).parameters
-        group = "Higher" if difference.difference > 0 else "Lower"
-        groups[group if difference.is_real else "Within noise"].append(
-            f"{row.name} {difference}, {p_value}, {times:.3g} × the parameters"
-        )
-    if not found:
-        return f"DSC against {base}: not run."
-    text = f"DSC against {base}: {real or 'none'} of {_number(len(found), 'difference')} real"
-    if any(difference.seeds == 1 for difference in found):
-        text += ", from one seed, which it may be due to"
-    named = (f"{group}: {'; '.join(members)}" for group, members in groups.items() if members)
-    return ". ".join([text, *named]) + "."
-
-
 def _cells(found: Comparison | None) -> list[str]:
     """Cells for the difference, p and the verdict."""
     return [str(found), f"{found.p_value:.3f}", found.verdict] if found else [NOTHING] * 3
@@ -333,7 +248,7 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
     shared_head += ", share seen"
 
     scored_on = control.row.dataset
-    scores, said, told_of = [], [], {}
+    scores, told_of = [], {}
     for runs in (leaked, control):
         for name, chosen in _subsets(leaked.row, control.row).items():
             cells, difference = ["not run", NOTHING], None
@@ -342,11 +257,6 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
                 cells = [str(found["pooled.dsc"]), str(found["per_image.dsc"])]
             if runs is leaked:
                 difference = told_of[name] = compare_runs(runs, control, scored_on, chosen)
-                told = difference.in_words if difference else "not run"
-                said.append(
-                    f"{TITLES[leaked.row.dataset]}'s runs against {TITLES[scored_on]}'s, pictures"
-                    f" {name} ({len(chosen)}): DSC {told}."
-                )
             trained_on = f"{TITLES[runs.row.dataset]} `{runs.row.split}`"
             number = str(len(chosen))
             scores.append([trained_on, runs.seeds, name, number, *cells, *_cells(difference)])
@@ -361,7 +271,6 @@ def _render_leaks(leaked: Runs, control: Runs) -> str:
         f"{_caption([leaked, control])} Seen: the id is in training or validation of the ISIC 2018"
         " runs; those of ISIC 2017 have seen none, so what they too score higher on the seen"
         f" pictures is no leak. {PAIRED}",
-        _bullets(said),
     )
 
 
@@ -409,11 +318,6 @@ def markdown(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _join_parts(*parts: str) -> str:
     return "\n\n".join(parts)
-
-
-def _bullets(sentences: Iterable[str]) -> str:
-    """A list; empty sentences are left out."""
-    return "\n".join(f"- {sentence}" for sentence in sentences if sentence)
 
 
 def _number(count: int, thing: str) -> str:
