@@ -12,7 +12,7 @@ import sklearn.metrics
 
 from ulvm import metrics
 from ulvm.errors import InputError
-from ulvm.metrics import Confusion, confusion, paired_difference, pooled, scores
+from ulvm.metrics import Confusion, confusion, pooled, scores
 
 # One image, 2×2 pixels. Predicted: the top row. True: the left column.
 MASK = np.array([[True, True], [False, False]])
@@ -295,53 +295,6 @@ def test_resamples_without_a_value_are_left_out() -> None:
     assert interval == metrics.Interval(low=0.75, high=0.75)
     lesionless = metrics.bootstrap_interval(counts_of((0, 0, 0, 4)), pooled(metrics.sensitivity))
     assert np.isnan([lesionless.low, lesionless.high]).all()
-
-
-def test_paired_difference_agrees_with_scipys_permutation_test() -> None:
-    mask_b, truth = drawn_masks(images=25, seed=6)
-    generator = np.random.default_rng(7)
-    mask_a = np.where(generator.random(truth.shape) < 0.04, truth, mask_b)
-    mask_a ^= generator.random(truth.shape) < 0.02
-    counts_a, counts_b = confusion(mask_a, truth), confusion(mask_b, truth)
-    statistic = metrics.per_image_mean(metrics.dice)
-    found = paired_difference(counts_a, counts_b, statistic, resamples=8000)
-    oracle = scipy.stats.permutation_test(
-        (metrics.dice(counts_a), metrics.dice(counts_b)),
-        lambda a, b, axis: (a - b).mean(axis=axis),
-        permutation_type="samples",
-        n_resamples=8000,
-        rng=np.random.default_rng(8),
-    )
-    assert found.difference == pytest.approx(oracle.statistic)
-    assert 0.01 < oracle.pvalue < 0.9, "the example no longer tests anything"
-    assert found.p_value == pytest.approx(oracle.pvalue, abs=0.03)
-    assert found.interval.low < found.difference < found.interval.high
-    mirrored = paired_difference(counts_b, counts_a, statistic, resamples=8000)
-    assert mirrored.difference == pytest.approx(-found.difference)
-    assert mirrored.p_value == pytest.approx(found.p_value)
-
-
-def test_paired_difference_at_its_extremes() -> None:
-    mask, truth = drawn_masks(images=20, seed=8)
-    model, perfect = confusion(mask, truth), confusion(truth, truth)
-    same = paired_difference(model, model, pooled(metrics.dice), resamples=200)
-    assert (same.difference, same.p_value) == (0, 1)
-    better = paired_difference(perfect, model, pooled(metrics.dice), resamples=999)
-    assert better.difference == pytest.approx(1 - float(pooled(metrics.dice)(model)))
-    assert better.p_value == pytest.approx(0.001)
-    assert better.interval.low > 0
-    none = confusion(np.zeros((3, 4, 4), bool), np.zeros((3, 4, 4), bool))  # no lesion to find
-    missing = paired_difference(none, none, pooled(metrics.sensitivity), resamples=50)
-    assert np.isnan([missing.difference, missing.interval.low, missing.p_value]).all()
-
-
-def test_paired_difference_refuses_other_images() -> None:
-    mask, truth = drawn_masks(images=20, seed=8)
-    counts = confusion(mask, truth)
-    with pytest.raises(InputError, match="different true masks"):
-        paired_difference(counts, counts.select(np.arange(20)[::-1]), pooled(metrics.dice))
-    with pytest.raises(InputError, match="different true masks"):
-        paired_difference(counts, counts.select(np.arange(5)), pooled(metrics.dice))
 
 
 @pytest.mark.parametrize("block", [1, 7, 2**18])

@@ -372,11 +372,6 @@ def image_weights(
 def _draws(images: int, resamples: int, seed: Seed) -> Iterator[IntArray]:
     """Positions drawn with replacement, (rows, images) a block, `resamples` rows in all."""
     _require_images(images)
-    for rows, generator in _blocks(images, resamples, seed):
-        yield generator.integers(images, size=(rows, images))
-
-
-def _blocks(images: int, resamples: int, seed: Seed) -> Iterator[tuple[int, np.random.Generator]]:
     if resamples < 1:
         raise InputError(
             f"resamples is {resamples}",
@@ -386,7 +381,7 @@ def _blocks(images: int, resamples: int, seed: Seed) -> Iterator[tuple[int, np.r
     generator = np.random.default_rng(seed)
     block = max(1, _DRAWS_PER_BLOCK // images)
     for start in range(0, resamples, block):
-        yield min(block, resamples - start), generator
+        yield generator.integers(images, size=(min(block, resamples - start), images))
 
 
 def percentile_interval(estimates: FloatArray, level: float) -> Interval:
@@ -407,80 +402,3 @@ def percentile_interval(estimates: FloatArray, level: float) -> Interval:
 def _require_images(images: int) -> None:
     if images == 0:
         raise InputError("no images were counted", "a score needs at least one", "check the ids")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """The difference a - b of one statistic between two models on the same images.
-
-    Args:
-        difference: On the images themselves.
-        interval: Percentile bootstrap interval over images.
-        p_value: Two-sided, from swapping the two models' results image by image.
-    """
-
-    difference: float
-    interval: Interval
-    p_value: float
-
-
-def paired_difference(
-    counts_a: Confusion,
-    counts_b: Confusion,
-    statistic: Statistic,
-    *,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = BOOTSTRAP_SEED,
-) -> PairedDifference:
-    """Difference of two models on the same images, with its interval and permutation p-value.
-
-    Args:
-        counts_a: Counts (images,) of the first model.
-        counts_b: Counts (images,) of the second model on the same images in the same order.
-        statistic: What to compare, such as `pooled(dice)` or `per_image_mean(iou)`.
-        resamples: Number of bootstrap resamples, and of random swaps.
-        level: Confidence of the interval, between 0 and 1.
-        seed: Of the draws and swaps.
-
-    Returns:
-        a - b; positive where the first model scores higher. All nan where either score is.
-
-    Raises:
-        InputError: The two do not have the same true masks, so they are not pairs.
-    """
-    same_truth = (
-        counts_a.images == counts_b.images
-        and np.array_equal(counts_a.tp + counts_a.fn, counts_b.tp + counts_b.fn)
-        and np.array_equal(counts_a.tn + counts_a.fp, counts_b.tn + counts_b.fp)
-    )
-    if not same_truth:
-        raise InputError(
-            "the two models were counted against different true masks",
-            "pairs are the same images at the same size in the same order",
-            "evaluate both on one id list",
-        )
-
-    def difference(a: Confusion, b: Confusion) -> FloatArray:
-        return statistic(a) - statistic(b)
-
-    images, both = counts_a.images, counts_a + counts_b
-    drawn, swapped = [], []
-    for draw in _draws(images, resamples, seed):
-        drawn.append(difference(counts_a.select(draw), counts_b.select(draw)))
-    for rows, generator in _blocks(images, resamples, seed):
-        model = generator.integers(2, size=(rows, images))  # 0: as observed, 1: swapped
-        position = np.arange(images) + images * model
-        swapped.append(
-            difference(both.select(position), both.select((position + images) % (2 * images)))
-        )
-    observed = float(difference(counts_a, counts_b))
-    by_chance = np.concatenate(swapped)
-    by_chance = by_chance[~np.isnan(by_chance)]
-    # A swap that changes nothing must count as equal in spite of rounding, hence the margin.
-    as_large = np.count_nonzero(np.abs(by_chance) >= abs(observed) - 1e-12)
-    return PairedDifference(
-        difference=observed,
-        interval=percentile_interval(np.concatenate(drawn), level),
-        p_value=float("nan") if np.isnan(observed) else (int(as_large) + 1) / (len(by_chance) + 1),
-    )

@@ -196,6 +196,7 @@ def _verdict(ablations: Sequence[_Ablation], base: str) -> str:
         return "Verdict: **not run**."
     real = [
         f"{name} {'higher' if each.difference > 0 else 'lower'}"
+        f" (p = {min(1, each.p_value * len(found)):.3f} corrected for {len(found)} rows)"
         for name, each in found
         if each.is_real
     ]
