@@ -12,9 +12,10 @@ import pytest
 
 from made_up_results import AREA, write_run
 from ulvm.errors import InputError
+from ulvm.metrics import Interval
 from ulvm.reproduce.experiments import EXPERIMENTS, PERMUTATION
 from ulvm.reproduce.report import render
-from ulvm.reproduce.results import read_runs
+from ulvm.reproduce.results import Comparison, read_runs
 from ulvm.splits import load_split
 
 
@@ -174,6 +175,18 @@ def test_the_verdict_of_an_ablation_follows_its_numbers(folder: Path) -> None:
         "**not reproduced: the published order is not ours; no difference to `paper` is real; not"
         " run: `branches-8`**"
     )
+
+
+def test_the_verdict_says_what_chance_gives_among_several_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for row in EXPERIMENTS["branches"].rows[:3]:
+        write_run(folder, row, 0, 2000)
+    for p_value, said in ((0.01, ""), (0.02, " (one of 3 rows: p = 0.060 corrected)")):
+        interval = Interval(low=0.001, high=0.008)
+        found = Comparison(difference=0.004, interval=interval, p_value=p_value, seeds=3)
+        monkeypatch.setattr("ulvm.reproduce.report.compare_runs", lambda *_, found=found: found)
+        assert f"`branches-1` higher{said}, `branches-2` higher" in verdict_of("branches", folder)
 
 
 def test_the_verdict_says_that_there_is_one_seed(folder: Path) -> None:

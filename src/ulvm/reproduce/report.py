@@ -194,12 +194,13 @@ def _verdict(ablations: Sequence[_Ablation], base: str) -> str:
     found = [(row.name, row.difference) for row in ablations if row.difference]
     if not found:
         return "Verdict: **not run**."
-    real = [
-        f"{name} {'higher' if each.difference > 0 else 'lower'}"
-        f" (p = {min(1, each.p_value * len(found)):.3f} corrected for {len(found)} rows)"
-        for name, each in found
-        if each.is_real
-    ]
+    real = []
+    for name, each in found:
+        if each.is_real:
+            corrected = min(1, each.p_value * len(found))  # Bonferroni
+            by_chance = f" (one of {len(found)} rows: p = {corrected:.3f} corrected)"
+            side = "higher" if each.difference > 0 else "lower"
+            real.append(f"{name} {side}{by_chance * (corrected > 1 - LEVEL)}")
     words = f"no difference to {base} is real"
     if real:
         words = f"against {base} {', '.join(real)}; no other difference is real"
