@@ -40,9 +40,12 @@ def test_only_exif_turns_a_picture_as_in_browsers() -> None:
     for content in (jpeg[:2] + xmp + jpeg[2:], without_density):
         np.testing.assert_array_equal(read_image(content), read_image(jpeg))
     text, whole = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP), encode(SMOOTH, "PNG")
+    exif[0x0112] = 6
+    profile = f"Raw profile type exif\0\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n"
     for content in (
         whole[:33] + text + whole[33:],
         whole[:-12] + text + whole[-12:],
+        whole[:33] + chunk(b"tEXt", profile.encode()) + whole[33:],
         encode(SMOOTH, "WEBP", lossless=True, xmp=XMP),
         encode(SMOOTH, "TIFF", tiffinfo={700: XMP}),
     ):
@@ -72,7 +75,9 @@ def test_damage_in_exif_beside_the_turn_leaves_it(tag: tuple[int, ...], order: s
         np.testing.assert_array_equal(read_image(webp), np.rot90(SMOOTH, -1))
 
 
-@pytest.mark.parametrize("kind", [b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"fcTL", b"tEXt"])
+@pytest.mark.parametrize(
+    "kind", [b"eXIf", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"fcTL", b"tEXt"]
+)
 def test_damage_beside_the_pixels_of_a_png_is_passed_over(kind: bytes) -> None:
     whole = encode(SMOOTH, "PNG", transparency=(1, 2, 3))
     damaged = chunk(kind, b"\xff")[:-1] + b"\0"  # too short, and its check sum is wrong

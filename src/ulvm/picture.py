@@ -10,6 +10,7 @@ import struct
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -181,10 +182,10 @@ def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) ->
     is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
     if before:
         before(image.width * image.height)
-    _forget_xmp(image)
+    _forget_hearsay(image)
     turned = _orientation(image) if image.format == "TIFF" else 1
     image.load()  # which turns a TIFF, and reads the end of a PNG
-    _forget_xmp(image)
+    _forget_hearsay(image)
     if turned in UPRIGHT:
         image.info[TURNED] = turned
     exif = image.info.get("exif")
@@ -382,11 +383,17 @@ def _showing_chunks(file: IO[bytes]) -> tuple[bytes, int]:
     kept, passed_over = [_PNG_START], 0
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        data = b""
         if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):
-            kept += [head, file.read(length + 4)]
+            data = file.read(length + 4)
+        else:
+            file.seek(length + 4, os.SEEK_CUR)
+        if kind[:1].isupper() or (
+            data and zlib.crc32(kind + data[:-4]) == int.from_bytes(data[-4:])
+        ):
+            kept += [head, data]
         else:
             passed_over += length + 12
-            file.seek(length + 4, os.SEEK_CUR)
     return b"".join(kept), passed_over
 
 
@@ -499,12 +506,12 @@ def _read_orientation(exif: bytes) -> int:
     return 1
 
 
-def _forget_xmp(image: Image.Image) -> None:
-    """Let EXIF alone turn a picture, as in browsers: where that is silent, Pillow asks XMP.
+def _forget_hearsay(image: Image.Image) -> None:
+    """Let EXIF alone turn a picture, as in browsers; where it is silent, Pillow asks XMP and text.
 
     What stays there is often of the picture before it was turned by hand.
     """
-    for key in ("xmp", "XML:com.adobe.xmp"):
+    for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
         if image.info.pop(key, None) is not None:
             image._exif = None  # it may have been asked already
 
