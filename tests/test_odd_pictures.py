@@ -1,4 +1,4 @@
-"""Pictures as phones, converters, microscopes and screens write them: read as viewers show them."""
+"""Pictures as phones, converters and microscopes write them: read as browsers show them."""
 
 import io
 import struct
@@ -99,15 +99,6 @@ def test_damage_beside_the_pixels_of_a_jpeg_is_passed_over() -> None:
         ):
             content = whole[:2] + segment(marker, note) + whole[2:]
             np.testing.assert_array_equal(read_image(content), read_image(whole))
-
-
-def test_a_screens_copy_whose_fourth_bytes_are_0_is_opaque() -> None:
-    samples = np.dstack([RGB[::-1, :, ::-1], np.zeros_like(GREY)]).tobytes()
-    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    header = struct.pack("<IiiHHIIiiII", 124, 9, 6, 1, 32, 3, len(samples), 0, 0, 0, 0)
-    header = (header + masks).ljust(124, b"\0")
-    content = b"BM" + struct.pack("<IHHI", 138 + len(samples), 0, 0, 138) + header + samples
-    np.testing.assert_array_equal(read_image(content), RGB)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

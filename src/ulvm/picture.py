@@ -125,8 +125,6 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if isinstance(key, tuple) and max(key) > 255:
         # Pillow keeps a 16-bit colour key but 8-bit samples, so it would match wrong pixels.
         del image.info["transparency"]
-    if image.format == "BMP" and image.mode == "RGBA" and not image.getbbox():
-        return image.convert("RGB")  # a screen's copy: its fourth bytes are 0 and mean nothing
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
