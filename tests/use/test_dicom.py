@@ -244,6 +244,24 @@ def test_palette(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(save(made, tmp_path / "a.dcm")), table[indices])
 
 
+@pytest.mark.parametrize("segments", [1, 2, 10**4])
+def test_a_palette_in_segments(segments: int, tmp_path: Path) -> None:
+    """Ten thousand of six bytes each stood for gigabytes."""
+    indices = LESION.image_rgb[..., 1].copy()
+    made = describe(indices, "PALETTE COLOR", uid.VLPhotographicImageStorage)
+    ramp = np.array([0, 1, 0] + [1, 255, 255 * 257] * segments, "<u2").tobytes()  # black to white
+    for each in ("Red", "Green", "Blue"):
+        setattr(made, f"{each}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(made, f"Segmented{each}PaletteColorLookupTableData", ramp)
+    path = save(made, tmp_path / "a.dcm")
+    if segments > 1:
+        with pytest.raises(InputError, match="damaged"):
+            read_image(path)
+    else:
+        found = read_image(path)
+        np.testing.assert_array_equal(found, np.repeat(indices[..., None], 3, axis=2))
+
+
 def test_eight_bits_that_are_said_to_be_sixteen_are_not_black(tmp_path: Path) -> None:
     colour = describe(LESION.image_rgb.astype(np.uint16), "RGB", uid.VLPhotographicImageStorage)
     indices = LESION.image_rgb[..., 1].copy()
