@@ -72,8 +72,9 @@ SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
 
 # Between the samples of a JPEG's pass there are no others but those that begin it anew.
-_JPEG_MARKER = re.compile(rb"\xff+([^\0\xd0-\xd7\xff])")
+_JPEG_MARKER = re.compile(rb"\xff([^\0\xd0-\xd7\xff])")
 _JPEG_PASS, _JPEG_END = 0xDA, 0xD9
+_JPEG_SEGMENTS = 100_000  # more than any has, of 64 kB each
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -332,10 +333,13 @@ def walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
     What phones put behind it, such as a film, isn't looked at.
     """
     end = 2
-    while found := _JPEG_MARKER.search(content, end):
-        start = found.end() - 2
+    for _ in range(_JPEG_SEGMENTS):
+        found = _JPEG_MARKER.search(content, end)
+        if not found:
+            return
+        start = found.start()
         if found[1][0] == _JPEG_END:
-            yield _JPEG_END, content[start : start + 2]
+            yield _JPEG_END, found[0]
             return
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
         yield found[1][0], content[start:end]
@@ -354,14 +358,15 @@ def _without_notes(file: IO[bytes], name: str) -> IO[bytes] | None:
         kept, passed_over = _showing_chunks(file)
     elif head.startswith(b"\xff\xd8\xff"):
         content = head + limits.read_at_most(file, limits.STREAM_BYTES, name)
-        kept = content[:2]
+        parts = [content[:2]]
         for marker, segment in walk_jpeg(content):
             is_note = 0xE0 <= marker <= 0xEF or marker == 0xFE
             if segment[4:10] == _EXIF:
-                kept += b"\xff\xe1\0\x22" + _EXIF + _TURN + bytes((_read_orientation(segment[4:]),))
-                kept += bytes(6)
+                turn = bytes((_read_orientation(segment[4:]),))
+                parts += [b"\xff\xe1\0\x22", _EXIF, _TURN, turn, bytes(6)]
             elif not is_note or (segment[4:9] == b"Adobe" and len(segment) >= 16):
-                kept += segment
+                parts.append(segment)
+        kept = b"".join(parts)
         passed_over = len(content) - len(kept)
     else:
         return None
