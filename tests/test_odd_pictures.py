@@ -115,10 +115,14 @@ def test_tiff_files_that_pillow_misreads_are_refused() -> None:
     for sample_format, bits in ((is_float, 32), (is_signed, 32), (is_signed, 16)):
         tags = [(339, short, sample_format)]
         turned = tiff(grey, bits=bits, photometric=1, order=">", deflate=True, more_tags=tags)
+        plain = tiff(grey, bits=bits, photometric=1, order="<", deflate=True, more_tags=tags)
+        if "NS" in str(Image.open(io.BytesIO(turned)).tile):  # Pillow 10 forgets fewer
+            np.testing.assert_array_equal(read_image(turned), read_image(plain))
+            continue
         refused(turned, "largest byte first", "without compression")
-        read_image(tiff(grey, bits=bits, photometric=1, order="<", deflate=True, more_tags=tags))
+    floats = tiff(grey, bits=32, photometric=1, order=">", deflate=True, more_tags=[(339, 3, [3])])
     with pytest.raises(InputError, match="largest byte first"):
-        turn_upright(Image.open(io.BytesIO(turned)))
+        turn_upright(Image.open(io.BytesIO(floats)))
     signed = tiff(grey, bits=8, photometric=1, more_tags=[(339, short, is_signed)])
     refused(signed, "signed 8-bit samples")
 
