@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -103,6 +104,14 @@ def test_jpeg_of_many_passes() -> None:
     last = content.rindex(b"\xff\xda")
     pass_, end = content[last:-2], content[-2:]
     refused(content[:last] + pass_ * 200 + end, "passes", "Up to 100")
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\xe0\0\2", b"\xff\xda"])
+def test_a_long_jpeg_of_nothing_is_soon_refused(filling: bytes) -> None:
+    content = encode("JPEG", progressive=True)
+    start = time.thread_time()
+    refused(content[: len(content) // 2] + filling * 300_000)
+    assert time.thread_time() - start < 5
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])

@@ -1,4 +1,4 @@
-"""Pictures as phones, converters, microscopes and screens write them: read as viewers show them."""
+"""Pictures as phones, converters and microscopes write them: read as browsers show them."""
 
 import io
 import struct
@@ -40,9 +40,12 @@ def test_only_exif_turns_a_picture_as_in_browsers() -> None:
     for content in (jpeg[:2] + xmp + jpeg[2:], without_density):
         np.testing.assert_array_equal(read_image(content), read_image(jpeg))
     text, whole = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP), encode(SMOOTH, "PNG")
+    exif[0x0112] = 6
+    profile = f"Raw profile type exif\0\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n"
     for content in (
         whole[:33] + text + whole[33:],
         whole[:-12] + text + whole[-12:],
+        whole[:33] + chunk(b"tEXt", profile.encode()) + whole[33:],
         encode(SMOOTH, "WEBP", lossless=True, xmp=XMP),
         encode(SMOOTH, "TIFF", tiffinfo={700: XMP}),
     ):
@@ -72,7 +75,9 @@ def test_damage_in_exif_beside_the_turn_leaves_it(tag: tuple[int, ...], order: s
         np.testing.assert_array_equal(read_image(webp), np.rot90(SMOOTH, -1))
 
 
-@pytest.mark.parametrize("kind", [b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"fcTL", b"tEXt"])
+@pytest.mark.parametrize(
+    "kind", [b"eXIf", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"fcTL", b"tEXt"]
+)
 def test_damage_beside_the_pixels_of_a_png_is_passed_over(kind: bytes) -> None:
     whole = encode(SMOOTH, "PNG", transparency=(1, 2, 3))
     damaged = chunk(kind, b"\xff")[:-1] + b"\0"  # too short, and its check sum is wrong
@@ -96,15 +101,6 @@ def test_damage_beside_the_pixels_of_a_jpeg_is_passed_over() -> None:
             np.testing.assert_array_equal(read_image(content), read_image(whole))
 
 
-def test_a_screens_copy_whose_fourth_bytes_are_0_is_opaque() -> None:
-    samples = np.dstack([RGB[::-1, :, ::-1], np.zeros_like(GREY)]).tobytes()
-    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    header = struct.pack("<IiiHHIIiiII", 124, 9, 6, 1, 32, 3, len(samples), 0, 0, 0, 0)
-    header = (header + masks).ljust(124, b"\0")
-    content = b"BM" + struct.pack("<IHHI", 138 + len(samples), 0, 0, 138) + header + samples
-    np.testing.assert_array_equal(read_image(content), RGB)
-
-
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_a_turned_picture_says_what_it_was_turned_from(kind: str) -> None:
     """A mask beside it may not be turned, which data sets are checked for."""
@@ -119,10 +115,14 @@ def test_tiff_files_that_pillow_misreads_are_refused() -> None:
     for sample_format, bits in ((is_float, 32), (is_signed, 32), (is_signed, 16)):
         tags = [(339, short, sample_format)]
         turned = tiff(grey, bits=bits, photometric=1, order=">", deflate=True, more_tags=tags)
+        plain = tiff(grey, bits=bits, photometric=1, order="<", deflate=True, more_tags=tags)
+        if "NS" in str(Image.open(io.BytesIO(turned)).tile):  # Pillow 10 forgets fewer
+            np.testing.assert_array_equal(read_image(turned), read_image(plain))
+            continue
         refused(turned, "largest byte first", "without compression")
-        read_image(tiff(grey, bits=bits, photometric=1, order="<", deflate=True, more_tags=tags))
+    floats = tiff(grey, bits=32, photometric=1, order=">", deflate=True, more_tags=[(339, 3, [3])])
     with pytest.raises(InputError, match="largest byte first"):
-        turn_upright(Image.open(io.BytesIO(turned)))
+        turn_upright(Image.open(io.BytesIO(floats)))
     signed = tiff(grey, bits=8, photometric=1, more_tags=[(339, short, is_signed)])
     refused(signed, "signed 8-bit samples")
 

@@ -10,6 +10,7 @@ import struct
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -71,8 +72,9 @@ SIGNATURE = ("Software", "ulvm")
 _SIGNED_BY = b"tEXt" + "\0".join(SIGNATURE).encode()
 
 # Between the samples of a JPEG's pass there are no others but those that begin it anew.
-_JPEG_MARKER = re.compile(rb"\xff+([^\0\xd0-\xd7\xff])")
+_JPEG_MARKER = re.compile(rb"\xff([^\0\xd0-\xd7\xff])")
 _JPEG_PASS, _JPEG_END = 0xDA, 0xD9
+_JPEG_SEGMENTS = 100_000  # more than any has, of 64 kB each
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -124,8 +126,6 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if isinstance(key, tuple) and max(key) > 255:
         # Pillow keeps a 16-bit colour key but 8-bit samples, so it would match wrong pixels.
         del image.info["transparency"]
-    if image.format == "BMP" and image.mode == "RGBA" and not image.getbbox():
-        return image.convert("RGB")  # a screen's copy: its fourth bytes are 0 and mean nothing
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
@@ -181,10 +181,10 @@ def _decode(file: IO[bytes], name: str, before: Callable[[int], None] | None) ->
     is_deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
     if before:
         before(image.width * image.height)
-    _forget_xmp(image)
+    _forget_hearsay(image)
     turned = _orientation(image) if image.format == "TIFF" else 1
     image.load()  # which turns a TIFF, and reads the end of a PNG
-    _forget_xmp(image)
+    _forget_hearsay(image)
     if turned in UPRIGHT:
         image.info[TURNED] = turned
     exif = image.info.get("exif")
@@ -333,10 +333,13 @@ def walk_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
     What phones put behind it, such as a film, isn't looked at.
     """
     end = 2
-    while found := _JPEG_MARKER.search(content, end):
-        start = found.end() - 2
+    for _ in range(_JPEG_SEGMENTS):
+        found = _JPEG_MARKER.search(content, end)
+        if not found:
+            return
+        start = found.start()
         if found[1][0] == _JPEG_END:
-            yield _JPEG_END, content[start : start + 2]
+            yield _JPEG_END, found[0]
             return
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
         yield found[1][0], content[start:end]
@@ -355,14 +358,15 @@ def _without_notes(file: IO[bytes], name: str) -> IO[bytes] | None:
         kept, passed_over = _showing_chunks(file)
     elif head.startswith(b"\xff\xd8\xff"):
         content = head + limits.read_at_most(file, limits.STREAM_BYTES, name)
-        kept = content[:2]
+        parts = [content[:2]]
         for marker, segment in walk_jpeg(content):
             is_note = 0xE0 <= marker <= 0xEF or marker == 0xFE
             if segment[4:10] == _EXIF:
-                kept += b"\xff\xe1\0\x22" + _EXIF + _TURN + bytes((_read_orientation(segment[4:]),))
-                kept += bytes(6)
+                turn = bytes((_read_orientation(segment[4:]),))
+                parts += [b"\xff\xe1\0\x22", _EXIF, _TURN, turn, bytes(6)]
             elif not is_note or (segment[4:9] == b"Adobe" and len(segment) >= 16):
-                kept += segment
+                parts.append(segment)
+        kept = b"".join(parts)
         passed_over = len(content) - len(kept)
     else:
         return None
@@ -382,11 +386,17 @@ def _showing_chunks(file: IO[bytes]) -> tuple[bytes, int]:
     kept, passed_over = [_PNG_START], 0
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        data = b""
         if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):
-            kept += [head, file.read(length + 4)]
+            data = file.read(length + 4)
+        else:
+            file.seek(length + 4, os.SEEK_CUR)
+        if kind[:1].isupper() or (
+            data and zlib.crc32(kind + data[:-4]) == int.from_bytes(data[-4:])
+        ):
+            kept += [head, data]
         else:
             passed_over += length + 12
-            file.seek(length + 4, os.SEEK_CUR)
     return b"".join(kept), passed_over
 
 
@@ -499,12 +509,12 @@ def _read_orientation(exif: bytes) -> int:
     return 1
 
 
-def _forget_xmp(image: Image.Image) -> None:
-    """Let EXIF alone turn a picture, as in browsers: where that is silent, Pillow asks XMP.
+def _forget_hearsay(image: Image.Image) -> None:
+    """Let EXIF alone turn a picture, as in browsers; where it is silent, Pillow asks XMP and text.
 
     What stays there is often of the picture before it was turned by hand.
     """
-    for key in ("xmp", "XML:com.adobe.xmp"):
+    for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
         if image.info.pop(key, None) is not None:
             image._exif = None  # it may have been asked already
 

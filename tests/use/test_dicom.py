@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,109 +19,29 @@ from ulvm.errors import InputError, PictureWarning
 from ulvm.image import draw_overlay, read_image
 from ulvm.picture import SPACING_MM, read_picture
 from ulvm.predict import find_images
-from ulvm.synthetic import draw_lesion
 from ulvm.use import NOTICE
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra [dicom]")
 pytest.importorskip("highdicom", reason="needs the extra [dicom]")
 
 import highdicom  # noqa: E402
+from made_up_dicom import (  # noqa: E402
+    LESION,
+    SIZE,
+    SPACING,
+    compress,
+    dermoscopy,
+    encode,
+    frames,
+    library_notices,  # noqa: F401 - a fixture
+    photograph,
+    save,
+)
 from pydicom import uid  # noqa: E402
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.pixels import convert_color_space  # noqa: E402
 
 PATIENT = ("Nobody", "Nemo", "KEEP-4711", "19031231", "Dr.Who")
-SPACING = (0.02, 0.025)
-SIZE = (200, 300)
-LESION = draw_lesion(3, SIZE, frame=False)
-
-
-@pytest.fixture(autouse=True)
-def library_notices() -> Iterator[None]:
-    """What these packages deprecate in one another is not ours to fail on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", PictureWarning)
-        yield
-
-
-def describe(picture: np.ndarray, photometric: str, sop_class: str) -> Dataset:
-    """A file of one frame of a made-up patient, as a camera writes it, uncompressed."""
-    made = Dataset()
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = sop_class
-    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = uid.generate_uid()
-    made.StudyInstanceUID, made.SeriesInstanceUID = uid.generate_uid(), uid.generate_uid()
-    made.SpecificCharacterSet = "ISO_IR 100"
-    made.PatientName, made.PatientID = "Nobody^Nemo", "KEEP-4711"
-    made.PatientBirthDate, made.PatientSex = "19031231", "O"
-    made.StudyDate, made.StudyTime, made.StudyID = "20200229", "101112", "7"
-    made.AccessionNumber, made.ReferringPhysicianName = "9", "Dr.Who"
-    made.Modality, made.SeriesNumber, made.InstanceNumber = "XC", 1, 1
-    made.Laterality = None
-    made.Manufacturer, made.ManufacturerModelName = "drawn", "drawn"
-    made.DeviceSerialNumber, made.SoftwareVersions = "1", "1"
-    made.ImageType, made.PatientOrientation = ["ORIGINAL", "PRIMARY"], None
-    made.ContentDate, made.ContentTime = "20200229", "101112"
-    made.Rows, made.Columns = picture.shape[:2]
-    made.SamplesPerPixel = 1 if picture.ndim == 2 else 3
-    if picture.ndim == 3:
-        made.PlanarConfiguration = 0
-    made.PhotometricInterpretation = photometric
-    made.BitsAllocated = made.BitsStored = 8 * picture.itemsize
-    made.HighBit, made.PixelRepresentation = made.BitsStored - 1, 0
-    made.PixelSpacing, made.LossyImageCompression = list(SPACING), "00"
-    made.AcquisitionContextSequence = []
-    made.PixelData = picture.tobytes()
-    return made
-
-
-def photograph(picture: np.ndarray = LESION.image_rgb, photometric: str = "RGB") -> Dataset:
-    return describe(picture, photometric, uid.VLPhotographicImageStorage)
-
-
-def dermoscopy() -> Dataset:
-    made = describe(LESION.image_rgb, "RGB", uid.DermoscopicPhotographyImageStorage)
-    made.Modality, made.RecognizableVisualFeatures = "DMS", "NO"
-    made.FrameOfReferenceUID, made.PositionReferenceIndicator = uid.generate_uid(), None
-    made.LightSourcePolarization = made.EmitterColorTemperature = None
-    made.ContactMethod = made.OpticalMagnificationFactor = None
-    return made
-
-
-def frames(count: int) -> tuple[Dataset, list[np.ndarray]]:
-    """A secondary capture of several frames, each another lesion."""
-    pictures = [draw_lesion(seed, SIZE, frame=False).image_rgb for seed in range(3, 3 + count)]
-    made = describe(pictures[0], "RGB", uid.MultiFrameTrueColorSecondaryCaptureImageStorage)
-    made.Modality, made.NumberOfFrames, made.BurnedInAnnotation = "OT", count, "NO"
-    made.FrameTimeVector = [0.0] + [40.0] * (count - 1)
-    made.FrameIncrementPointer = made.data_element("FrameTimeVector").tag
-    made.ConversionType, made.PixelData = "DI", np.stack(pictures).tobytes()
-    return made, pictures
-
-
-def save(dataset: Dataset, path: Path) -> Path:
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def encode(picture: np.ndarray, kind: str, **options: Any) -> bytes:
-    import io
-
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, kind, **options)
-    return content.getvalue()
-
-
-def compress(made: Dataset, syntax: str, *coded: bytes) -> Dataset:
-    made.PixelData = encapsulate(list(coded))
-    made["PixelData"].VR = "OB"
-    made.file_meta.TransferSyntaxUID = syntax
-    return made
 
 
 def predict(*words: Any) -> Any:
@@ -200,39 +119,6 @@ def test_jpeg_2000(photometric: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(save(made, tmp_path / "a.dcm")), LESION.image_rgb)
 
 
-def test_a_box_without_a_length_does_not_hang(tmp_path: Path) -> None:
-    """pydicom 3.0 looks for the end of such a picture for ever."""
-    coded = encode(LESION.image_rgb, "JPEG2000")
-    assert coded[16:20] == b"ftyp"
-    broken = coded[:12] + bytes(4) + coded[16:]
-    made = compress(photograph(photometric="YBR_RCT"), uid.JPEG2000Lossless, broken)
-    with pytest.raises(InputError, match="damaged"):
-        read_image(save(made, tmp_path / "a.dcm"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "syntax"), [("JPEG", uid.JPEGBaseline8Bit), ("JPEG2000", uid.JPEG2000Lossless)]
-)
-def test_sides_that_the_header_has_the_other_way_round(
-    kind: str, syntax: str, tmp_path: Path
-) -> None:
-    """The rows were cut anew, into stripes."""
-    made = compress(photograph(), syntax, encode(LESION.image_rgb, kind))
-    made.Rows, made.Columns = made.Columns, made.Rows
-    with pytest.raises(InputError, match="300×200 pixels, whose compressed picture has 200×300"):
-        read_image(save(made, tmp_path / "a.dcm"))
-
-
-def test_a_coded_picture_of_huge_sides_is_not_tried(tmp_path: Path) -> None:
-    """A package tried what Pillow had refused; four kilobytes took all memory."""
-    coded = encode(LESION.image_rgb, "JPEG")
-    at = coded.index(b"\xff\xc0") + 5
-    huge = coded[:at] + b"\xff\xff\xff\xff" + coded[at + 4 :]
-    made = compress(photograph(photometric="YBR_FULL_422"), uid.JPEGBaseline8Bit, huge)
-    with pytest.raises(InputError, match="whose compressed picture has 65535×65535"):
-        read_image(save(made, tmp_path / "a.dcm"))
-
-
 def test_palette(tmp_path: Path) -> None:
     indices = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
     table = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
@@ -242,27 +128,6 @@ def test_palette(tmp_path: Path) -> None:
         values = (table[:, channel].astype(np.uint16) * 257).tobytes()
         setattr(made, f"{name}PaletteColorLookupTableData", values)
     np.testing.assert_array_equal(read_image(save(made, tmp_path / "a.dcm")), table[indices])
-
-
-def test_eight_bits_that_are_said_to_be_sixteen_are_not_black(tmp_path: Path) -> None:
-    colour = describe(LESION.image_rgb.astype(np.uint16), "RGB", uid.VLPhotographicImageStorage)
-    indices = LESION.image_rgb[..., 1].copy()
-    palette = describe(indices, "PALETTE COLOR", uid.VLPhotographicImageStorage)
-    for each in ("Red", "Green", "Blue"):
-        setattr(palette, f"{each}PaletteColorLookupTableDescriptor", [256, 0, 16])
-        table = np.arange(256, dtype="<u2").tobytes()
-        setattr(palette, f"{each}PaletteColorLookupTableData", table)
-    for made, shown in ((colour, LESION.image_rgb), (palette, indices[..., None])):
-        with pytest.warns(PictureWarning, match="8-bit samples: they are scaled by 255"):
-            found = read_image(save(made, tmp_path / "a.dcm"))
-        np.testing.assert_array_equal(found, np.broadcast_to(shown, found.shape))
-
-
-def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
-    made = photograph()
-    made.SamplesPerPixel = 1  # of which a grey picture of a third of its pixels could be read
-    with pytest.raises(InputError, match="RGB pixels of 1 samples each"):
-        read_image(save(made, tmp_path / "a.dcm"))
 
 
 def test_grey_and_its_negative(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def read_frame(file: Any, header: pydicom.Dataset, index: int, name: str) -> npt
         stored = decode_frame(file, index=index)
         photometric = header.PhotometricInterpretation
         if photometric == _PALETTE:
+            _check_palette(header, syntax)
             colours = apply_color_lut(stored, header)
             return _eight_bits(colours, np.iinfo(colours.dtype).bits, name)
         if photometric in _COLOURS:
@@ -234,6 +235,23 @@ def _check_coded_frame(file: Any, header: pydicom.Dataset, index: int, name: str
             "",
             "export its picture as PNG with your DICOM viewer",
         )
+
+
+def _check_palette(header: pydicom.Dataset, syntax: UID) -> None:
+    """Refuse segments that stand for more colours than the palette has: few bytes would fill all
+    memory. And segments that refer to others, of which photographs have none."""
+    count, _, bits = header.RedPaletteColorLookupTableDescriptor
+    entry = np.dtype("u1" if bits == 8 else "<u2" if syntax.is_little_endian else ">u2")
+    for colour in ("Red", "Green", "Blue", "Alpha"):
+        data = header.get(f"Segmented{colour}PaletteColorLookupTableData") or b""
+        entries = np.frombuffer(data, entry, len(data) // entry.itemsize).tolist()
+        at = colours = 0
+        while at + 1 < len(entries):
+            kind, length = entries[at : at + 2]
+            at += 3 if kind == 1 else 2 + length
+            colours += length
+            if kind > 1 or colours > (count or 2**16):
+                raise ValueError("segments of a palette")
 
 
 def find_spacing_mm(header: pydicom.Dataset) -> tuple[float, float] | None:
