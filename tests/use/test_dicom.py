@@ -25,6 +25,10 @@ pydicom = pytest.importorskip("pydicom", reason="needs the extra [dicom]")
 pytest.importorskip("highdicom", reason="needs the extra [dicom]")
 
 import highdicom  # noqa: E402
+from pydicom import uid  # noqa: E402
+from pydicom.dataset import Dataset  # noqa: E402
+from pydicom.pixels import convert_color_space  # noqa: E402
+
 from made_up_dicom import (  # noqa: E402
     LESION,
     SIZE,
@@ -37,9 +41,6 @@ from made_up_dicom import (  # noqa: E402
     photograph,
     save,
 )
-from pydicom import uid  # noqa: E402
-from pydicom.dataset import Dataset  # noqa: E402
-from pydicom.pixels import convert_color_space  # noqa: E402
 
 PATIENT = ("Nobody", "Nemo", "KEEP-4711", "19031231", "Dr.Who")
 

@@ -11,6 +11,8 @@ from ulvm.image import read_image
 pytest.importorskip("pydicom", reason="needs the extra [dicom]")
 pytest.importorskip("highdicom", reason="needs the extra [dicom]")
 
+from pydicom import uid
+
 from made_up_dicom import (
     LESION,
     compress,
@@ -20,7 +22,6 @@ from made_up_dicom import (
     photograph,
     save,
 )
-from pydicom import uid
 
 
 def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
