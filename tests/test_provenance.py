@@ -11,7 +11,15 @@ import pytest
 
 from ulvm import provenance
 from ulvm.errors import InputError
-from ulvm.provenance import Seen, choose_unseen, find_own_split, git_commit, read_seen
+from ulvm.presets import find_preset
+from ulvm.provenance import (
+    Seen,
+    choose_unseen,
+    find_copies,
+    find_own_split,
+    git_commit,
+    read_seen,
+)
 from ulvm.spec import RunSpec
 from ulvm.splits import HasPart, Split, load_split
 
@@ -27,6 +35,9 @@ class Looks:
     @property
     def ids(self) -> list[str]:
         return list(self._looks)
+
+    def looks(self, ids: Iterable[str]) -> list[str]:
+        return [self._looks[id_] for id_ in ids]
 
     def fingerprints(self, ids: Iterable[str], size: int = 0) -> list[str]:
         return [fingerprint(self._looks[id_], size) for id_ in ids]
@@ -104,7 +115,13 @@ def test_what_was_seen_is_stored_with_the_ids_of_a_split_of_ones_own() -> None:
     changed = dataclasses.replace(committed, parts={**committed.parts, "test": ()})
     assert "parts" in Seen(changed).to_dict()
     for seen in (own, known, Seen(changed, known.pictures)):
-        assert Seen.from_dict(json.loads(json.dumps(seen.to_dict()))) == seen
+        found = Seen.from_dict(json.loads(json.dumps(seen.to_dict())))
+        assert dataclasses.replace(found, looks=()) == seen
+    copied = dataclasses.replace(own, looks=tuple(each * 30 for each in "abc"))
+    assert Seen.from_dict(copied.to_dict()) == copied
+    shipped = Seen.from_dict(known.to_dict())
+    assert len(shipped.looks) == 1400
+    assert shipped.to_dict()["looks"] == ""
 
 
 @pytest.mark.parametrize(
@@ -141,6 +158,15 @@ def test_an_older_model_goes_by_its_split_file_while_that_is_the_same(tmp_path: 
     dataclasses.replace(split, parts={**split.parts, "test": ("d", "e")}).save(path)
     with pytest.raises(InputError, match=r"own\.json has changed since the model was trained"):
         read_seen(run, {"split_hash": split.hash})
+
+
+@pytest.mark.parametrize("preset", ["skin", "paper"])  # as `skin` and `isic2017` were trained
+def test_pictures_of_the_shipped_models_are_known_under_other_names(preset: str) -> None:
+    """Their files are older than looks, which lie beside them."""
+    for seen in read_seen(find_preset(preset).run, {}):
+        assert len(seen.looks) == len(seen.ids) > 300
+        renamed = Looks("folder", {"1": seen.looks[7], "2": "0f" * 15})
+        assert find_copies(["1", "2"], [seen], renamed) == ["1"]
 
 
 def test_what_the_parents_saw_is_seen_too() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import platform
 import re
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ulvm.datasets.cache import DecodedDataset
 
 _PACKAGE = Path(__file__).parent
+SHIPPED_LOOKS = _PACKAGE / "weights" / "looks.json"
+SHIPPED_SPLIT = "skin"  # whose pictures all shipped models have seen, or fewer
 _NAMELESS = {"folder"}  # data sets in which an id is a file's name, and no picture's own
 
 
@@ -78,8 +82,8 @@ class Seen:
             then of the validation part; none of a model that is older than them.
         masks: Fingerprint of all masks of both parts, for a run to be resumed with the same.
         size: Height and width that the fingerprints were taken at; 0 for the model's own.
-        looks: What each picture looks like (`looks.look_of`), in the order of `pictures`; none of
-            a model that is older.
+        looks: What each picture looks like (`looks.look_of`), in the order of `ids`; none of most
+            models that are older.
     """
 
     split: splits.Split
@@ -94,14 +98,15 @@ class Seen:
         return (*self.split.parts["train"], *self.split.parts["validation"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: the ids only of a split that ulvm doesn't come with."""
+        """Plain values for JSON: ids and looks only where ulvm doesn't come with them."""
         stored = self.split.to_dict() | {"hash": self.split.hash}
         name, dataset = self.split.name, self.split.dataset
         known = name in splits.available_splits(dataset)
         if known and splits.load_split(dataset, name).hash == self.split.hash:
             del stored["parts"]
-        pictures = {"pictures": "".join(self.pictures), "size": self.size}
-        return stored | pictures | {"looks": "".join(self.looks), "masks": self.masks}
+        looks = "" if self.looks == _looks_of(self.split) else "".join(self.looks)
+        pictures = {"pictures": "".join(self.pictures), "size": self.size, "looks": looks}
+        return stored | pictures | {"masks": self.masks}
 
     @classmethod
     def from_dict(cls, stored: Any) -> Self:
@@ -117,7 +122,8 @@ class Seen:
             else:
                 split = splits.load_split(dataset, name)
             pictures = tuple(re.findall("[0-9a-f]{16}", stored["pictures"]))
-            looks = tuple(re.findall(f"[0-9a-f]{{{DIGITS}}}", stored.get("looks", "")))
+            found = re.findall(f"[0-9a-f]{{{DIGITS}}}", stored.get("looks", ""))
+            looks = tuple(found) or _looks_of(split)
             size = int(stored.get("size", 0))
             seen = cls(split, pictures, str(stored["masks"]), size, looks)
             whole = {len(pictures), len(looks)} <= {0, len(seen.ids)} and 0 <= size <= LARGEST_SIZE
@@ -184,8 +190,30 @@ def _read_own(run: RunSpec, provenance: Mapping[str, Any]) -> list[Seen]:
                 "without the split of then, pictures that it was trained with may be scored",
                 "put the old file back",
             )
-        found.append(Seen(split))
+        found.append(Seen(split, looks=_looks_of(split)))
     return found
+
+
+def ids_of_shipped(dataset: str) -> list[str]:
+    """The pictures of a data set that the shipped models have seen, as `SHIPPED_LOOKS` has them."""
+    if SHIPPED_SPLIT not in splits.available_splits(dataset):
+        return []
+    parts = splits.load_split(dataset, SHIPPED_SPLIT).parts
+    return sorted([*parts["train"], *parts["validation"]])
+
+
+@functools.cache
+def _shipped_looks(dataset: str) -> dict[str, str]:
+    """What each picture of a data set looks like that the shipped models have seen, by its id."""
+    stored = json.loads(SHIPPED_LOOKS.read_bytes()).get(dataset, "")
+    looks = re.findall(f".{{{DIGITS}}}", stored)
+    return dict(zip(ids_of_shipped(dataset), looks, strict=True))
+
+
+def _looks_of(split: splits.Split) -> tuple[str, ...]:
+    """What the pictures of a split look like, as far as ulvm comes with it: of all, or none."""
+    known, ids = _shipped_looks(split.dataset), Seen(split).ids
+    return tuple(known[id_] for id_ in ids) if known.keys() >= set(ids) else ()
 
 
 def _damaged() -> InputError:

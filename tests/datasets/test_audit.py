@@ -74,6 +74,15 @@ def test_check_finds_shared_ids_areas_and_other_files(tmp_path: Path):
     assert check("isic2017", tmp_path, against=["ph2"]).shared == {"ph2": []}
 
 
+def test_check_doubts_inverted_masks(tmp_path: Path):
+    write_folder(tmp_path, ["a", "b", "c"])
+    for count, name in enumerate("abc"):
+        assert any("four corners" in n for n in check("folder", tmp_path).notes) is (count > 1)
+        path = tmp_path / "masks" / f"{name}.png"
+        Image.open(path).point(lambda value: 255 - value).save(path)
+    assert any(note.startswith("3 masks hold") for note in check("folder", tmp_path).notes)
+
+
 def test_check_names_patients_in_two_parts(tmp_path: Path):
     write_isic2017(tmp_path, ISIC_IDS)
     table = tmp_path / "groups.csv"

@@ -121,6 +121,7 @@ class _Seen:
     image_hw: tuple[int, int] | None = None
     mask_hw: tuple[int, int] | None = None
     area: float | None = None
+    has_corners: bool = False  # all four in the mask
 
 
 def check(
@@ -200,7 +201,8 @@ def _look_at(pair: Pair, rules: MaskRules) -> _Seen:
             look = look_of(image_rgb)
         image_hw, mask_hw = (None if each is None else each.shape[:2] for each in (image_rgb, mask))
         area = None if mask is None else float((mask > 0).mean())
-        return _Seen(pair, read.problems, digest, look, image_hw, mask_hw, area)
+        has_corners = mask is not None and bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].all())
+        return _Seen(pair, read.problems, digest, look, image_hw, mask_hw, area, has_corners)
 
 
 def _find_duplicates(seen: Sequence[_Seen]) -> list[Duplicate]:
@@ -251,6 +253,12 @@ def _write_notes(
     for what, area in [("empty", 0.0), ("all lesion", 1.0)]:
         if ids := [one.pair.id for one in seen if one.area == area]:
             yield f"{len(ids)} masks are {what}: {name_some(ids)}."
+    inverted = sum(one.has_corners for one in seen)
+    if 2 * inverted > sum(one.area is not None for one in seen):
+        yield (
+            f"{inverted} masks hold all four corners of the frame: if what is black in them is the "
+            "lesion, invert them."
+        )
     ignored = [path.name for found in found_parts for path in found.ignored]
     if ignored:
         yield f"{len(ignored)} other files were ignored: {name_some(ignored, 3)}."
