@@ -55,9 +55,10 @@ def in_short(folder: Path = SCORES, bare_path: Path = BARE) -> str:
             scores = read(folder / f"{name}.json")
             dice = f"{scores['per_image']['dsc']['mean']:.3f}"
             rows.append([f"`{model}`", pictures, f"{scores['images']:,}", dice, failed(scores)])
-    marked = [row["marked"] for name, row in read(bare_path).items() if "beside" in name]
+    kinds = read(bare_path).items()
+    marked = [row["marked"] for name, row in kinds if name.startswith(("dermoscopy", "phone"))]
     shares = f"{min(marked):.0%} to {max(marked):.0%}"
-    said = f"`skin` also marks something in {shares} of photos of bare skin."
+    said = f"`skin` also marks something in {shares} of pictures of bare skin, by their source."
     return table(["model", "pictures", "n", "mean Dice", "below .5"], rows, said)
 
 
