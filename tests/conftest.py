@@ -20,3 +20,18 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
         (out_dir / "curves.png").write_bytes(b"")
 
     monkeypatch.setattr("ulvm.nn.train.draw_curves", write_nothing)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded data sets go into a folder of the test's own."""
+    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    """Nine drawn pictures with their masks."""
+    from ulvm import synthetic
+
+    synthetic.write_dataset(tmp_path / "drawn", 9, seed=5, size_hw=(96, 96))
+    return tmp_path / "drawn"

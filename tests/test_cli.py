@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
+from command_line import run
 from ulvm import __version__, synthetic
 from ulvm.cli import main
 from ulvm.image import read_mask
@@ -36,20 +36,7 @@ COMMANDS = [
 ]
 COMMANDS += ["data prepare", "data split", "data draw", "serve"]
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def drawn(tmp_path: Path) -> Path:
-    synthetic.write_dataset(tmp_path / "drawn", 9, seed=5, size_hw=(96, 96))
-    return tmp_path / "drawn"
-
-
-def run(*words: object, **kwargs: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words], **kwargs)  # type: ignore[arg-type]
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_version() -> None:

@@ -10,20 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
 import ulvm
+from command_line import run
 from ulvm import synthetic
-from ulvm.cli import main
 from ulvm.errors import InputError, install_extra
 from ulvm.models import RUN_WEIGHTS
 
 PACKAGE = Path(ulvm.__file__).parent
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 @pytest.fixture

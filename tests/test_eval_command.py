@@ -8,28 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
+from command_line import run
 from ulvm import synthetic
-from ulvm.cli import main
 from ulvm.image import read_mask
 from ulvm.models import find_weights
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def drawn(tmp_path: Path) -> Path:
-    synthetic.write_dataset(tmp_path / "drawn", 9, seed=5, size_hw=(96, 96))
-    return tmp_path / "drawn"
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

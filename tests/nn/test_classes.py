@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
 
-from ulvm.cli import main
+from command_line import run
 from ulvm.nn.augment import Part, augment, draw
 from ulvm.nn.checkpoint import save_weights
 from ulvm.nn.loss import targets_of
@@ -17,18 +16,9 @@ from ulvm.nn.model import UltraLightVMUNet
 from ulvm.spec import RunSpec
 
 SIZE = 64
-pytestmark = pytest.mark.usefixtures("no_curves")
+pytestmark = pytest.mark.usefixtures("no_curves", "cache")
 NAMES = ("skin", "naevus", "crust")
 COLOURS = np.array([[220, 180, 160], [120, 50, 30], [230, 220, 60]], np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ULVM_CACHE", str(tmp_path / "cache"))
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def draw_folder(folder: Path) -> None:
