@@ -271,10 +271,15 @@ def paint_caption(image: Image.Image, text: str) -> None:
         draw.text(place, line, fill=(255, 255, 255), font=font)
 
 
-def _require_picture(array: Any, *, or_mask: bool = False) -> None:
+def is_rgb(array: npt.NDArray[Any]) -> bool:
+    """Whether it is a picture as all here take them: uint8 (height, width, 3), not empty."""
     is_colour = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
-    is_mask = or_mask and array.dtype in (np.uint8, np.bool_) and array.ndim == 2
-    if not (is_colour or is_mask) or not array.size:
+    return bool(is_colour and array.size)
+
+
+def _require_picture(array: Any, *, or_mask: bool = False) -> None:
+    is_mask = or_mask and array.dtype in (np.uint8, np.bool_) and array.ndim == 2 and array.size
+    if not (is_rgb(array) or is_mask):
         raise InputError(
             f"the picture is {array.dtype} {array.shape}",
             "it must be uint8 (height, width, 3), range 0..255"

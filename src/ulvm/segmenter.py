@@ -31,6 +31,7 @@ from ulvm.image import (
     Uint8Array,
     bounding_box_xyxy,
     draw_overlay,
+    is_rgb,
     resize,
     write_png,
 )
@@ -498,7 +499,7 @@ def _require_array(image_rgb: Any) -> None:
         raise InputError(
             "the picture is an array with masked pixels", accepted, "fill them with image.filled(0)"
         )
-    if image_rgb.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and image_rgb.size:
+    if is_rgb(image_rgb):
         return
     last = shape[2] if len(shape) == 3 else 0
     rounded = ".round()" if np.issubdtype(image_rgb.dtype, np.floating) else ""

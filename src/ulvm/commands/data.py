@@ -76,10 +76,11 @@ def data_split(
 ) -> None:
     """Write split files of one's own, for cross-validation."""
     from ulvm import datasets, splits
-    from ulvm.groups import find_table, find_table_file, read_groups
+    from ulvm.groups import find_table_file, read_groups, read_table
 
-    if groups is None and any("group" in row for row in find_table(data_dir, dataset).values()):
-        groups = find_table_file(data_dir, dataset)
+    beside = find_table_file(data_dir, dataset) if groups is None else None
+    if beside and any("group" in row for row in read_table(beside).values()):
+        groups = beside
         click.echo(f"groups: {groups}")
     ids = [pair.id for pair in datasets.find_pairs(dataset, data_dir)]
     areas = None

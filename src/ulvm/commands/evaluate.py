@@ -104,7 +104,7 @@ def evaluate(
             part=part + (" (unseen)" if exclude_seen else ""),
             by=[name.strip() for name in by.split(",")] if by else (),
             columns=read_table(groups) if groups else find_table(data_dir, dataset),
-            copies=find_copies(ids, seen, decoded) if part == "test" else (),
+            copies=find_copies(ids, seen, decoded) if part == "test" and not exclude_seen else (),
             progress=progress,
         )
     click.echo(evaluation.table())

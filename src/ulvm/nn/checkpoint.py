@@ -28,7 +28,7 @@ from ulvm.splits import name_some
 
 WEIGHTS = RUN_WEIGHTS
 COUNTER = "num_batches_tracked"
-# The released code keeps losses as numpy numbers beside the weights; numpy 2 renamed their module.
+# Where training checkpoints keep the state dict.
 _WRAPPERS = (
     "model_state_dict",
     "state_dict",
@@ -39,6 +39,7 @@ _WRAPPERS = (
     "params",
     "ema",
 )
+# The released code keeps losses as numpy numbers beside the weights; numpy 2 renamed their module.
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),

@@ -29,13 +29,13 @@ from ulvm.image import draw_overlay, encode_png
 from ulvm.outline import flatten, polygons
 from ulvm.picture import read_picture
 from ulvm.segmenter import Segmenter
-from ulvm.serve import is_this_machine
+from ulvm.serve import NAMES, is_this_machine
 from ulvm.use import NOTICE
 from ulvm.use.api_document import describe, write_page
 from ulvm.use.coco import TOLERANCE
 from ulvm.version import __version__
 
-LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
+LOCAL = (*NAMES, "::1")  # what it may be asked to listen at, for this machine alone
 OPTIONS = ("format", "threshold")
 FORMATS = ("json", "png", "overlay")
 _PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}

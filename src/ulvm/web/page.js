@@ -35,10 +35,10 @@ const times = []; // of the network, ms
 
 // ---- states
 
-const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
+const element = (tag, properties) => Object.assign(document.createElement(tag), properties);
 
 /** An item's name within a sentence, which keeps its order whatever way the name is written. */
-const named = ({ name }) => make("bdi", { textContent: name });
+const named = ({ name }) => element("bdi", { textContent: name });
 
 function say(state, ...words) {
   document.documentElement.dataset.state = state;
@@ -52,7 +52,7 @@ function showErrors(sentence = "") {
   at("error").hidden = !sentences.length;
   at("error").replaceChildren(
     ...sentences.map((words) => {
-      const paragraph = make("p");
+      const paragraph = element("p");
       paragraph.append(...words);
       return paragraph;
     }),
@@ -176,15 +176,15 @@ function listItems() {
   if (items.length < 2) return at("items").replaceChildren();
   at("items").replaceChildren(
     ...items.map((item) => {
-      item.button = make("button", { title: item.name });
-      item.thumbnail = make("canvas", { width: THUMBNAIL[0], height: THUMBNAIL[1] });
-      item.figure = make("span");
-      item.button.append(item.thumbnail, make("span", { className: "name", dir: "auto", textContent: item.name }), item.figure);
+      item.button = element("button", { title: item.name });
+      item.thumbnail = element("canvas", { width: THUMBNAIL[0], height: THUMBNAIL[1] });
+      item.figure = element("span");
+      item.button.append(item.thumbnail, element("span", { className: "name", dir: "auto", textContent: item.name }), item.figure);
       item.button.addEventListener("click", () => {
         follows = false;
         select(item);
       });
-      const entry = make("li");
+      const entry = element("li");
       entry.append(item.button);
       return entry;
     }),
@@ -203,7 +203,7 @@ function updateList() {
 
 /** Scrolls the list, never the page. */
 function reveal({ button }) {
-  const [list, entry] = [at("items"), button].map((element) => element.getBoundingClientRect());
+  const [list, entry] = [at("items"), button].map((each) => each.getBoundingClientRect());
   at("items").scrollLeft += Math.min(0, entry.left - list.left) + Math.max(0, entry.right - list.right);
 }
 
@@ -455,7 +455,7 @@ function stopCamera() {
 // ---- downloads
 
 function save(content, name) {
-  const link = make("a", { href: URL.createObjectURL(content), download: name });
+  const link = element("a", { href: URL.createObjectURL(content), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
